@@ -1,0 +1,40 @@
+# make mini    set up, then the whole loop on this machine: train, fit, propose, report
+# make test    set up, then every check: lint, format, types, layers, tests, doctests
+# make check   the checks alone, without the tests that train or start Ray
+# make bench   the benchmarks, each a table
+
+PYTHON ?= python3
+BIN := .venv/bin
+# The pins are for Linux and Python 3.11; elsewhere pip resolves the bounds of pyproject.toml.
+PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.platform == "linux" and sys.version_info[:2] == (3, 11)))')
+
+.PHONY: mini test check lint bench clean
+
+mini: .venv/installed
+	$(BIN)/isoflop mini --project projects/mini
+
+test: lint
+	$(BIN)/pytest
+
+check: lint
+	$(BIN)/pytest -m "not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/installed
+	$(BIN)/pip install --quiet $(PINS) -e '.[dev,bench]'
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.mini
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isoflop needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PINS) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""Numbers in, knowledge out: observations, laws, fits, forecasts, designs, figures."""

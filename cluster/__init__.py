@@ -1,0 +1,1 @@
+"""Machines, and what fits on them. Knows trials; knows nothing of sweeps."""

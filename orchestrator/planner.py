@@ -1,0 +1,202 @@
+"""SweepSpec -> plan: which trials, at which budget, in which role."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from analysis.design import log_spaced
+from analysis.errors import InputError
+from analysis.laws import FlopsPerToken
+from analysis.observations import ObservationId
+from orchestrator.spec import Budget, SweepSpec
+from trainers.corpus import HuggingFace, declared_hash, describe, heldout_windows, load
+from trainers.corpus import vocabulary as corpus_vocabulary
+from trainers.corpus import windows_per_pass
+from trainers.flops import flops_per_token, params, trial_flops
+from trainers.recipe import identity, named
+from trainers.registry import trainer_version
+from trainers.trial import CorpusId, Shape, Trial
+
+Role = Literal["grid", "replicate"]
+
+PF_DAY = 1e15 * 86400
+"""FLOPs of a petaFLOP/s-day (Kaplan et al. 2020)."""
+
+SIMULATED_VOCABULARY = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One observation that a sweep asks for."""
+
+    trial: Trial
+    budget: float
+    """Nominal FLOPs."""
+    role: Role
+
+    @property
+    def id(self) -> ObservationId:
+        """Its name in the ledger."""
+        return self.trial.key, self.trial.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a sweep asks for, in the order of its spec."""
+
+    name: str
+    spec: SweepSpec
+    planned: tuple[Planned, ...]
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Its distinct trials."""
+        return list({p.trial.key: p.trial for p in self.planned}.values())
+
+    @property
+    def flops(self) -> float:
+        """Exact training FLOPs of all trials."""
+        return sum(trial_flops(trial) for trial in self.trials)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` is the inverse."""
+        return {
+            "name": self.name,
+            "spec": self.spec.model_dump(mode="json"),
+            "trials": [trial.to_dict() for trial in self.trials],
+            "planned": [
+                {"trial": p.trial.key, "tokens": p.trial.tokens, "budget": p.budget, "role": p.role}
+                for p in self.planned
+            ],
+        }
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Plan:
+        """Build a plan from what `to_dict` gave."""
+        trials = {trial.key: trial for trial in map(Trial.from_dict, data["trials"])}
+        return Plan(
+            name=data["name"],
+            spec=SweepSpec.model_validate(data["spec"], strict=False),
+            planned=tuple(
+                Planned(trial=trials[p["trial"]], budget=p["budget"], role=p["role"])
+                for p in data["planned"]
+            ),
+        )
+
+
+def make_plan(spec: SweepSpec) -> Plan:
+    """Resolve a spec into trials.
+
+    Raises
+    ------
+    InputError
+        If a budget is too small for a shape, too few shapes can be built, the corpus is missing or
+        too small, or a horizon is longer than the corpus allows.
+    """
+    corpus = _corpus_id(spec)
+    symbols = vocabulary(spec)
+    planned = []
+    for budget in spec.budgets:
+        for shape in _sizes(spec, budget, symbols):
+            for seed in spec.seeds:
+                trial = _trial(spec, budget, shape, corpus, seed)
+                role: Role = "grid" if seed == spec.seeds[0] else "replicate"
+                planned.append(Planned(trial=trial, budget=budget.flops, role=role))
+    _check_epochs(spec, planned)
+    return Plan(name=spec.name, spec=spec, planned=tuple(planned))
+
+
+def vocabulary(spec: SweepSpec) -> int:
+    """Symbols of the models of a sweep."""
+    return SIMULATED_VOCABULARY if spec.trainer == "simulated" else corpus_vocabulary(spec.corpus)
+
+
+def cost(shapes: list[Shape]) -> FlopsPerToken:
+    """Training FLOPs a token of a family of shapes as a function of N, non-embedding."""
+    return FlopsPerToken(
+        np.array([params(shape).non_embedding for shape in shapes], dtype=np.float64),
+        np.array([flops_per_token(shape) for shape in shapes]),
+    )
+
+
+def _corpus_id(spec: SweepSpec) -> CorpusId:
+    if spec.trainer == "simulated":
+        return CorpusId(name="none", hash="", heldout_hash="", train_tokens=0, source=None)
+    source = spec.corpus
+    if isinstance(source, HuggingFace):  # planned without downloading it
+        declared = declared_hash(source)
+        return CorpusId(
+            name=describe(source),
+            hash=declared,
+            heldout_hash=declared,
+            train_tokens=source.tokens,
+            source=source,
+        )
+    corpus = load(source)
+    heldout_windows(corpus, spec.shapes.context)
+    return CorpusId(
+        name=corpus.name,
+        hash=corpus.hashes[0],
+        heldout_hash=corpus.hashes[1],
+        train_tokens=len(corpus.train),
+        source=source,
+    )
+
+
+def _sizes(spec: SweepSpec, budget: Budget, symbols: int) -> list[Shape]:
+    """The shapes of one budget: as given, or log-spaced around the prior optimum."""
+    if budget.widths:
+        return [spec.shapes.shape(width, symbols) for width in budget.widths]
+    family = spec.shapes.family(symbols)
+    n = np.array([params(shape).non_embedding for shape in family], dtype=np.float64)
+    tokens = budget.flops / np.array([flops_per_token(shape) for shape in family])
+    # D/N falls with N, so ln N of the prior optimum is where it crosses tokens_per_param.
+    log_ratio = np.log(tokens / n / spec.tokens_per_param)
+    centre = float(np.exp(np.interp(0.0, -log_ratio, np.log(n))))
+    try:
+        chosen = log_spaced(n, centre=centre, span=spec.span, count=spec.sizes)
+    except InputError as error:
+        raise InputError(f"budget {budget.flops:g}: {error}") from error
+    return [family[i] for i in chosen]
+
+
+def _trial(spec: SweepSpec, budget: Budget, shape: Shape, corpus: CorpusId, seed: int) -> Trial:
+    recipe = named(spec.recipe)
+    tokens = budget.flops / flops_per_token(shape)
+    least = recipe.min_steps * shape.context
+    if tokens < least:
+        raise InputError(
+            f"budget {budget.flops:g} FLOPs buys width {shape.width} only {tokens:,.0f} tokens, and "
+            f"the {recipe.min_steps} steps of {shape.context} tokens that a training takes at least "
+            f"are {least:,}: give the budget {flops_per_token(shape) * least:.2g} FLOPs or more, "
+            "or smaller widths"
+        )
+    settings = asdict(spec.simulated) if spec.trainer == "simulated" else {}
+    return Trial(
+        trainer=spec.trainer,
+        trainer_version=trainer_version(spec.trainer),
+        shape=shape,
+        hyperparameters=recipe.resolve(shape, tokens),
+        corpus=corpus,
+        recipe=identity(spec.recipe),
+        seed=seed,
+        settings=tuple(sorted(settings.items())),
+    )
+
+
+def _check_epochs(spec: SweepSpec, planned: list[Planned]) -> None:
+    longest = max(planned, key=lambda p: p.trial.tokens)
+    trial = longest.trial
+    if trial.corpus.source is None:
+        return
+    one_pass = windows_per_pass(trial.corpus.train_tokens, trial.shape.context) * trial.shape.context
+    epochs = trial.tokens / one_pass
+    if epochs > spec.epochs:
+        raise InputError(
+            f"budget {longest.budget:g} trains width {trial.shape.width} on {trial.tokens:,} tokens, "
+            f"{epochs:.2f} epochs of corpus {trial.corpus.name} ({one_pass:,} tokens): give more "
+            f"text, or set epochs = {np.ceil(epochs):.0f} to allow repetition"
+        )

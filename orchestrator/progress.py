@@ -1,0 +1,206 @@
+"""What a person sees while a sweep runs: a board of trial states, live or as plain lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from analysis.observations import ObservationId
+from cluster.capacity import estimated_seconds
+from orchestrator.planner import Plan, Planned
+from trainers.flops import trial_flops
+
+State = Literal["waiting", "running", "complete", "diverged", "failed"]
+
+STYLES: dict[State, str] = {
+    "waiting": "dim",
+    "running": "yellow",
+    "complete": "green",
+    "diverged": "red",
+    "failed": "bold red",
+}
+
+
+@dataclass
+class Cell:
+    """One trial on the board."""
+
+    planned: Planned
+    state: State = "waiting"
+    loss: float | None = None
+    """Latest training loss while running, held-out loss at the end; nats/token."""
+    fraction: float = 0.0
+    """Of its FLOPs done."""
+    seconds: float | None = None
+    """Wall time, if trained in this run."""
+
+
+@dataclass
+class Board:
+    """States of all trials of a plan, by key. Plain data; `Progress` shows it."""
+
+    plan: Plan
+    slots: int
+    cells: dict[str, Cell] = field(init=False)
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.cells = {p.trial.key: Cell(p) for p in self.plan.planned}
+
+    @property
+    def done(self) -> int:
+        """Trials that have ended."""
+        return sum(c.state in ("complete", "diverged", "failed") for c in self.cells.values())
+
+    @property
+    def flops_fraction(self) -> float:
+        """Of the plan's FLOPs that have been trained."""
+        cells = self.cells.values()
+        return sum(c.fraction * trial_flops(c.planned.trial) for c in cells) / self.plan.flops
+
+    def seconds_left(self) -> float | None:
+        """Estimate from the trials ended so far; None before the first."""
+        timed = [c for c in self.cells.values() if c.seconds is not None]
+        expected = sum(estimated_seconds(c.planned.trial) for c in timed)
+        if not timed or expected <= 0:
+            return None
+        pace = sum(c.seconds or 0.0 for c in timed) / expected
+        left = [
+            pace * estimated_seconds(c.planned.trial) * (1 - c.fraction)
+            for c in self.cells.values()
+            if c.state in ("waiting", "running")
+        ]
+        return max(sum(left) / self.slots, max(left, default=0.0))
+
+    def best(self) -> set[str]:
+        """Keys of the lowest loss of each budget."""
+        best: dict[float, Cell] = {}
+        for cell in self.cells.values():
+            budget = cell.planned.budget
+            if cell.state != "complete" or cell.loss is None:
+                continue
+            if budget not in best or cell.loss < (best[budget].loss or 0.0):
+                best[budget] = cell
+        return {cell.planned.trial.key for cell in best.values()}
+
+
+class Progress:
+    """Shows a board: live in a terminal, else a line a trial. Use as a context manager."""
+
+    def __init__(self, board: Board, console: Console) -> None:
+        self.board = board
+        self.console = console
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self._live.start()
+        else:
+            plan = self.board.plan
+            left = len(self.board.cells) - self.board.done
+            self.console.print(
+                f"{plan.name}: {len(plan.planned)} trials, {plan.flops:.3g} FLOPs; "
+                f"{left} to train, {self.board.slots} at once"
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def known(self, outcomes: Mapping[ObservationId, str], losses: Mapping[str, float]) -> None:
+        """Enter what the ledger holds already."""
+        for cell in self.board.cells.values():
+            state = outcomes[cell.planned.id]
+            if state in ("complete", "diverged"):
+                cell.state = "complete" if state == "complete" else "diverged"
+                cell.loss, cell.fraction = losses.get(cell.planned.trial.key), 1.0
+
+    def running(self, key: str, fraction: float = 0.0, loss: float | None = None) -> None:
+        """A trial has started, or has come so far."""
+        cell = self.board.cells[key]
+        cell.state, cell.fraction, cell.loss = "running", fraction, loss
+
+    def ended(self, key: str, state: State, loss: float | None, seconds: float | None) -> None:
+        """A trial has ended."""
+        cell = self.board.cells[key]
+        cell.state, cell.loss, cell.seconds, cell.fraction = state, loss, seconds, 1.0
+        if not self.console.is_terminal:
+            p = cell.planned
+            value = f"loss {loss:.4f}" if loss is not None else state
+            took = f", {seconds:.1f} s" if seconds is not None else ""
+            count = f"{self.board.done}/{len(self.board.cells)}"
+            self.console.print(
+                f"{count:>9}  {p.budget:.3g} FLOPs  width {p.trial.shape.width:<5} {value}{took}"
+                f"{_left(self.board)}"
+            )
+
+    def _render(self) -> Group:
+        board = self.board
+        total = len(board.cells)
+        head = Text.assemble(
+            (board.plan.name, "bold"),
+            f"  {board.done} of {total} trials  "
+            f"{board.flops_fraction:.0%} of {board.plan.flops:.3g} FLOPs  "
+            f"{_clock(time.monotonic() - board.started)} elapsed{_left(board)}",
+        )
+        bar = ProgressBar(total=1.0, completed=board.flops_fraction, width=78)
+        return Group(head, bar, _matrix(board))
+
+
+def _matrix(board: Board) -> Table:
+    """A row a budget, a column a size: width above, loss below."""
+    rows: dict[float, dict[int, list[Cell]]] = {}
+    for cell in board.cells.values():
+        by_width = rows.setdefault(cell.planned.budget, {})
+        by_width.setdefault(cell.planned.trial.shape.width, []).append(cell)
+    columns = max(len(row) for row in rows.values())
+    table = Table(box=None, padding=(0, 1), show_header=False)
+    table.add_column(justify="right", style="bold")
+    for _ in range(columns):
+        table.add_column(justify="center", min_width=7)
+    best = board.best()
+    for budget in sorted(rows):
+        cells = [_cell(rows[budget][width], best) for width in sorted(rows[budget])]
+        table.add_row(f"{budget:.3g}", *cells)
+    return table
+
+
+def _cell(cells: list[Cell], best: set[str]) -> Text:
+    """Width and state of a size; with replicates, the state of the least advanced."""
+    width = cells[0].planned.trial.shape.width
+    order: list[State] = ["failed", "diverged", "running", "waiting", "complete"]
+    shown = min(cells, key=lambda c: order.index(c.state))
+    style = STYLES[shown.state]
+    if any(c.planned.trial.key in best for c in cells):
+        style = "bold black on green"
+    losses = [c.loss for c in cells if c.loss is not None]
+    below = {"diverged": "diverged", "failed": "failed", "waiting": "·"}.get(shown.state, "")
+    if not below:
+        below = f"{sum(losses) / len(losses):.3f}" if losses else "starts"
+        below += f" {shown.fraction:.0%}" if shown.state == "running" and losses else ""
+    return Text.assemble((f"d={width}", "dim"), "\n", (below, style))
+
+
+def _left(board: Board) -> str:
+    left = board.seconds_left()
+    return "" if left is None or board.done == len(board.cells) else f"  about {_clock(left)} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

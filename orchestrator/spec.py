@@ -1,0 +1,224 @@
+"""sweep.toml -> SweepSpec: what a person writes, checked, with errors for that person."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from analysis.errors import InputError
+from trainers.corpus import CorpusSource, Files, Stdlib
+from trainers.simulated import SimulatedSettings
+from trainers.trial import Shape
+
+MAX_WIDTH = 65_536
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Shapes(_Strict):
+    """The family of models: everything about a shape but its width."""
+
+    depth: Annotated[int, Field(ge=1)] | None = None
+    """Blocks, at every width; or give `aspect`."""
+    aspect: Annotated[float, Field(gt=0)] | None = None
+    """Width over depth: depth grows with width."""
+    heads: Annotated[int, Field(ge=1)] | None = None
+    """Attention heads, at every width; or give `head_width`."""
+    head_width: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
+    """Units a head: heads grow with width."""
+    context: Annotated[int, Field(ge=1)] = 64
+    """Context length, tokens."""
+    width_multiple: Annotated[int, Field(ge=1)] = 4
+    """Widths chosen by isoflop are multiples of this."""
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Shapes:
+        if (self.depth is None) == (self.aspect is None):
+            raise ValueError("give either depth or aspect")
+        if (self.heads is None) == (self.head_width is None):
+            raise ValueError("give either heads or head_width")
+        return self
+
+    def shape(self, width: int, vocabulary: int) -> Shape:
+        """The member of the family of that width."""
+        depth = self.depth or max(1, round(width / (self.aspect or 1)))
+        heads = self.heads or max(1, width // (self.head_width or 1))
+        return Shape(
+            width=width, depth=depth, heads=heads, vocabulary=vocabulary, context=self.context
+        )
+
+    def family(self, vocabulary: int) -> list[Shape]:
+        """Every buildable shape, narrowest first."""
+        step = self.width_multiple
+        pair = self.head_width or 2 * (self.heads or 1)
+        return [
+            self.shape(width, vocabulary)
+            for width in range(step, MAX_WIDTH + 1, step)
+            if width % pair == 0
+        ]
+
+
+class Budget(_Strict):
+    """One IsoFLOP budget: its FLOPs and the sizes to train at it."""
+
+    flops: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Training FLOPs of each trial, exact."""
+    widths: Annotated[list[int], Field(min_length=3)] | None = None
+    """The sizes, given; else `sizes` of them are chosen over `span` around the prior optimum."""
+
+
+def _budget(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"is the string {value!r}: write the number without quotes")
+    return {"flops": value} if isinstance(value, int | float) else value
+
+
+class SweepSpec(_Strict):
+    """What a sweep asks for. Every key of sweep.toml, with its default."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)]
+    """Names the plan and its MLflow run; letters, digits, and . _ + -"""
+    trainer: Literal["pretrain", "simulated"] = "pretrain"
+    """What makes a trial's loss."""
+    recipe: Literal["mini", "mini-adamw", "ladder-adamw"] = "mini"
+    """Rules from (shape, D) to batch, learning rates and schedule."""
+    corpus: Annotated[CorpusSource, Field(discriminator="kind")] = Stdlib()
+    """Where tokens come from; not used by `simulated`."""
+    simulated: SimulatedSettings = SimulatedSettings()
+    """The law that `simulated` samples."""
+    shapes: Shapes = Shapes(depth=2, heads=2)
+    """The family of models."""
+    budgets: Annotated[list[Annotated[Budget, BeforeValidator(_budget)]], Field(min_length=1)]
+    """FLOP budgets: numbers, or tables with `flops` and `widths`."""
+    sizes: Annotated[int, Field(ge=3)] = 7
+    """Model sizes a budget, where `widths` are not given."""
+    span: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 16.0
+    """Largest over smallest N of a budget."""
+    tokens_per_param: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 20.0
+    """D/N (N non-embedding) of the prior optimum, the middle of each budget's sizes."""
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    """The first trains the grid, the others replicate it."""
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Passes over the corpus that a trial may make."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> SweepSpec:
+        for name, values in (
+            ("budgets", [b.flops for b in self.budgets]),
+            ("seeds", self.seeds),
+            *((f"widths at {b.flops:g} FLOPs", b.widths or []) for b in self.budgets),
+        ):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} has the same value twice")
+        return self
+
+
+def read_spec(path: Path) -> SweepSpec:
+    """Read and check a sweep file; its corpus glob becomes absolute.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, is no TOML, or holds an unknown key or an impossible value.
+    """
+    try:
+        data = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
+    return parse_spec(data, source=path)
+
+
+def parse_spec(data: Mapping[str, Any], *, source: Path) -> SweepSpec:
+    """Check what a sweep file holds. `source` names it in errors and roots its corpus glob."""
+    try:
+        spec = SweepSpec.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        raise InputError(f"{source.name}: {_sentence(error)}") from error
+    if isinstance(spec.corpus, Files):
+        rooted = Files(glob=str(source.parent.resolve() / spec.corpus.glob))
+        spec = spec.model_copy(update={"corpus": rooted})
+    return spec
+
+
+def to_toml(spec: SweepSpec, comment: str) -> str:
+    """The spec as a sweep file that `read_spec` reads back, headed by `comment`.
+
+    Keys at their default are left out.
+    """
+    data = spec.model_dump(exclude_defaults=True, exclude={"budgets", "corpus", "simulated"})
+    tables = {name: data.pop(name) for name in ("shapes",) if name in data}
+    if spec.trainer == "simulated":
+        tables["simulated"] = asdict(spec.simulated)
+    else:
+        tables["corpus"] = {k: v for k, v in asdict(spec.corpus).items() if v is not None}
+    lines = [f"# {line}".rstrip() for line in comment.splitlines()] + [""]
+    lines += [f"{key} = {_toml(value)}" for key, value in data.items()]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]"] + [f"{key} = {_toml(value)}" for key, value in table.items()]
+    for budget in spec.budgets:
+        lines += ["", "[[budgets]]", f"flops = {_toml(budget.flops)}"]
+        lines += [f"widths = {budget.widths}"] if budget.widths else []
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """A TOML value: JSON's strings, numbers and flat arrays are TOML's too."""
+    if isinstance(value, float) and value >= 1e6:
+        return np.format_float_scientific(value, trim="-", exp_digits=1).replace("e+", "e")
+    return json.dumps(value)
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first error as one sentence that names the key, the value and what to do."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if path[:1] == ["corpus"] and len(path) > 1:
+        del path[1]  # the kind, which pydantic puts between table and key
+    where = ".".join(path)
+    given = first["input"]
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown key {where!r}{_nearest(path)}"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"the key {where!r} is missing"
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return f"{where}.kind must be one of {first['ctx'].get('expected_tags', _KINDS)}"
+    if first["type"] == "value_error":
+        return f"{where} {str(first['msg']).removeprefix('Value error, ')}".strip()
+    if isinstance(given, str) and first["type"] in ("float_type", "int_type"):
+        return f"{where} is the string {given!r}: write the number without quotes"
+    shown = "" if isinstance(given, dict) else f" is {given!r}"
+    _, wanted = str(first["msg"]).split(" ", 1)  # "Input", "List" or "String"
+    return f"{where}{shown}, but it {wanted}"
+
+
+_KINDS = "'stdlib', 'files', 'markov', 'hugging_face'"
+
+
+def _nearest(path: list[str]) -> str:
+    tables: dict[str, list[str]] = {
+        "": list(SweepSpec.model_fields),
+        "shapes": list(Shapes.model_fields),
+        "budgets": list(Budget.model_fields),
+        "simulated": list(SimulatedSettings.__dataclass_fields__),
+        "corpus": sorted(
+            {name for source in CorpusSource.__args__ for name in source.__dataclass_fields__}
+        ),
+    }
+    known = tables.get(path[0] if len(path) > 1 else "", [])
+    close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+    if close:
+        return f": did you mean {close[0]!r}?"
+    return f": the keys are {', '.join(known)}"
+

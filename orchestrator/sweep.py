@@ -1,0 +1,194 @@
+"""Plan -> Ray Tune -> ledger. Ray Tune is a disposable engine: correctness rests on the ledger."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
+from ray.tune.search import ConcurrencyLimiter, Searcher
+
+from cluster.placement import resources
+from cluster.queue import ordered
+from orchestrator.ledger import Ledger
+from orchestrator.planner import Plan
+from orchestrator.progress import Progress
+from orchestrator.project import Project, missing
+from trainers.trial import Measurement, Trial
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints boxes even when silent
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "1e9",
+}
+"""Read by Ray when it starts, and inherited by its workers."""
+RETRIES = 1
+"""Further attempts of a trial that raised or whose worker died."""
+REPORT_EVERY_SECONDS = 1.0
+"""Between reports of a running trial: each waits for the driver."""
+QUEUE_AHEAD = 4
+"""Trials that Tune holds beyond those that can run, so that none waits to be asked for."""
+OBJECT_STORE_BYTES = 80_000_000
+"""Nothing large goes through Ray's object store; this is near its least."""
+
+Finished = Callable[[str], None]
+"""Told a trial's key once its row is in the ledger."""
+
+
+def train(project: Project, plan: Plan, progress: Progress, finished: Finished) -> None:
+    """Train whatever `plan` asks for and the ledger lacks, longest first.
+
+    Returns when every trial has ended or the user interrupted; the ledger knows which.
+    """
+    trials = ordered({p.trial.key: p.trial for p in missing(project, plan)}.values())
+    if not trials:
+        return
+    with ray_cluster(), tempfile.TemporaryDirectory(prefix="isoflop-tune-") as scratch:
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+        slots = int(gpus or ray.cluster_resources()["CPU"])
+        searcher = ConcurrencyLimiter(
+            _Grid(trials, project.path, gpus=gpus), max_concurrent=slots + QUEUE_AHEAD
+        )
+        tuner = Tuner(
+            tune.with_resources(_observe, _placement),
+            tune_config=TuneConfig(
+                search_alg=searcher,
+                num_samples=len(trials),
+                reuse_actors=True,
+                trial_name_creator=lambda trial: str(trial.trial_id),
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=RunConfig(
+                name=plan.name,
+                storage_path=scratch,
+                verbose=0,
+                failure_config=FailureConfig(max_failures=RETRIES),
+                callbacks=[_Watch(progress, finished)],
+            ),
+        )
+        tuner.fit()
+
+
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """The Ray that is connected already, or one of this machine for the time being, in silence."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.update(ENVIRONMENT)
+    for name in ("ray", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    ray.init(
+        address="local",
+        num_cpus=cpu_slots(),
+        include_dashboard=False,
+        logging_level=logging.CRITICAL,
+        log_to_driver=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        configure_logging=True,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cpu_slots() -> int:
+    """Trials that this machine trains at once: the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Grid(Searcher):
+    """Hands out the trials of a plan in their order."""
+
+    def __init__(self, trials: list[Trial], project: Path, *, gpus: float) -> None:
+        super().__init__(metric="loss", mode="min")
+        self._configs = [
+            {
+                "key": trial.key,
+                "trial": json.dumps(trial.to_dict()),
+                "project": str(project),
+                "resources": resources(trial, gpus=gpus),
+            }
+            for trial in reversed(trials)
+        ]
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's config, or FINISHED."""
+        return self._configs.pop() if self._configs else Searcher.FINISHED
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing to learn: the grid is fixed."""
+
+
+def _placement(config: dict[str, Any]) -> PlacementGroupFactory:
+    return PlacementGroupFactory([config["resources"]])
+
+
+def _observe(config: dict[str, Any]) -> None:
+    """Train one trial in a Ray worker. Its row is in the ledger before anybody is told."""
+    from trainers.registry import trainer
+
+    trial = Trial.from_dict(json.loads(config["trial"]))
+    ledger = Ledger(Path(config["project"]))
+    last = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(prefix="isoflop-trial-") as workspace:
+            for event in trainer(trial.trainer).train(trial, Path(workspace)):
+                if isinstance(event, Measurement):
+                    ledger.write(trial, event)
+                    tune.report(
+                        {"status": event.status, "loss": event.loss, "seconds": event.seconds}
+                    )
+                elif time.monotonic() - last > REPORT_EVERY_SECONDS:
+                    last = time.monotonic()
+                    fraction = event.tokens / trial.tokens
+                    tune.report({"fraction": fraction, "train_loss": event.train_loss})
+    except Exception as error:
+        ledger.record_failure(trial, f"{type(error).__name__}: {error}", traceback.format_exc())
+        raise
+
+
+class _Watch(Callback):
+    """Passes Tune's events on to the progress view and the tracker, in the driver."""
+
+    def __init__(self, progress: Progress, finished: Finished) -> None:
+        self._progress = progress
+        self._finished = finished
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks; consoles and threads cannot be
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial got its actor."""
+        self._progress.running(trial.config["key"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial reported progress or its measurement."""
+        key = trial.config["key"]
+        if "fraction" in result:
+            self._progress.running(key, result["fraction"], result["train_loss"])
+        elif "status" in result:
+            self._progress.ended(key, result["status"], result["loss"], result["seconds"])
+            self._finished(key)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed for the last time."""
+        self._progress.ended(trial.config["key"], "failed", None, None)

@@ -1,0 +1,233 @@
+"""MLflow as a view of the ledger: a parent run a sweep, a child run an observation.
+
+Written by the driver alone and reconciled from the ledger, so that it can be rebuilt from nothing.
+Uses the client directly: no global state, no active runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from datetime import datetime
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pyarrow as pa
+from analysis.observations import ObservationId
+from orchestrator.planner import Plan, Planned
+from orchestrator.project import Project
+
+PARAMS = (
+    "width",
+    "depth",
+    "heads",
+    "vocabulary",
+    "context",
+    "batch_tokens",
+    "learning_rate",
+    "schedule",
+    "recipe",
+    "trainer",
+    "corpus",
+    "corpus_hash",
+    "seed",
+    "device",
+)
+METRICS = (
+    "loss",
+    "loss_stderr",
+    "bits_per_byte",
+    "params_non_embedding",
+    "params_matmul",
+    "params_total",
+    "tokens",
+    "flops_exact",
+    "flops_6nd",
+    "seconds",
+    "mfu",
+)
+PLAN_TAG, TRIAL_TAG, TOKENS_TAG = "isoflop.plan", "isoflop.trial", "isoflop.tokens"
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own
+
+
+def store_uri(project: Project) -> str:
+    """The MLflow store of a local project."""
+    return f"sqlite:///{project.path / 'mlflow.db'}"
+
+
+def artifacts_uri(project: Project) -> str:
+    """Where a local project's artifacts are."""
+    return (project.path / "mlartifacts").as_uri()
+
+
+class Tracker:
+    """One plan's runs in its project's store. Every method may be repeated: nothing doubles."""
+
+    def __init__(self, project: Project, plan: Plan) -> None:
+        _quieten()
+        from mlflow import MlflowClient
+
+        self._project, self._plan = project, plan
+        self._client = MlflowClient(tracking_uri=store_uri(project))
+        self._experiment = self._find_or_create_experiment()
+        self._runs = self._existing()
+        self._parent = self._find_or_create_parent()
+
+    def record(self, table: pa.Table) -> None:
+        """Write those rows of the ledger that this plan asks for and MLflow lacks."""
+        planned = {p.id: p for p in self._plan.planned}
+        for row in table.to_pylist():
+            name = (row["trial"], row["tokens"])
+            if name in planned and name not in self._runs:
+                self._runs[name] = self._write(row, planned[name])
+
+    def conclude(self, metrics: dict[str, float], artifacts: list[Path], *, ended: bool) -> None:
+        """Attach the sweep's results to its run, and close it if the sweep has `ended`."""
+        from mlflow.entities import Metric
+
+        now = _milliseconds(datetime.now().astimezone())
+        self._client.log_batch(
+            self._parent, metrics=[Metric(k, v, now, 0) for k, v in metrics.items()]
+        )
+        for path in artifacts:
+            self._client.log_artifact(
+                self._parent, str(path), "figures" if path.suffix == ".png" else None
+            )
+        if ended:
+            self._client.set_terminated(self._parent, "FINISHED")
+
+    def _find_or_create_experiment(self) -> str:
+        name = self._project.path.name
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = artifacts_uri(self._project)
+        return str(self._client.create_experiment(name, artifact_location=location))
+
+    def _existing(self) -> dict[ObservationId, str]:
+        runs: dict[ObservationId, str] = {}
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment],
+                filter_string=f"tags.`{TRIAL_TAG}` != ''",
+                max_results=1000,
+                page_token=token,
+            )
+            for run in page:
+                name = run.data.tags[TRIAL_TAG], int(run.data.tags[TOKENS_TAG])
+                if run.info.end_time is None:  # the driver died while it was writing this one
+                    self._client.delete_run(run.info.run_id)
+                else:
+                    runs[name] = run.info.run_id
+            token = page.token
+            if not token:
+                return runs
+
+    def _find_or_create_parent(self) -> str:
+        mine = f"tags.`{PLAN_TAG}` = '{self._plan.name}'"
+        for run in self._client.search_runs([self._experiment], filter_string=mine, max_results=10):
+            if TRIAL_TAG not in run.data.tags:
+                return str(run.info.run_id)
+        spec = self._plan.spec
+        run = self._client.create_run(
+            self._experiment, tags={PLAN_TAG: self._plan.name}, run_name=self._plan.name
+        )
+        for name, value in (
+            ("trials", len(self._plan.planned)),
+            ("flops", f"{self._plan.flops:.4g}"),
+            ("budgets", " ".join(f"{b.flops:g}" for b in spec.budgets)),
+            ("trainer", spec.trainer),
+            ("recipe", spec.recipe),
+        ):
+            self._client.log_param(run.info.run_id, name, value)
+        return str(run.info.run_id)
+
+    def _write(self, row: dict[str, Any], planned: Planned) -> str:
+        from mlflow.entities import Metric, Param
+
+        end = _milliseconds(row["finished_at"])
+        start = end - int(1000 * row["seconds"])
+        run = self._client.create_run(
+            self._experiment,
+            start_time=start,
+            run_name=f"{planned.budget:.3g} FLOPs, width {row['width']}, seed {row['seed']}",
+            tags={
+                PARENT_TAG: self._parent,
+                PLAN_TAG: self._plan.name,
+                TRIAL_TAG: row["trial"],
+                TOKENS_TAG: str(row["tokens"]),
+                "isoflop.status": row["status"],
+                **({"isoflop.reason": row["reason"]} if row["reason"] else {}),
+            },
+        )
+        run_id = str(run.info.run_id)
+        last = row["curve"][-1]["step"] if row["curve"] else 0
+        points = [(k, row[k], last, end) for k in METRICS]
+        for point in row["curve"]:
+            # Deterministic times, so that writing the same point again changes nothing.
+            at = start + int((end - start) * point["step"] / max(last, 1))
+            points += [(k, point[k], point["step"], at) for k in ("train_loss", "heldout_loss")]
+        params = {"budget": f"{planned.budget:g}", "role": planned.role} | {
+            name: row[name] for name in PARAMS
+        }
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(k, v, at, step) for k, v, step, at in points if v is not None],
+            params=[Param(name, str(value)) for name, value in params.items()],
+        )
+        status = "FINISHED" if row["status"] == "complete" else "FAILED"
+        self._client.set_terminated(run_id, status, end_time=end)
+        return run_id
+
+
+class BackgroundTracker:
+    """Writes MLflow beside the training, off its path.
+
+    A failure is kept, not raised: the ledger is complete without MLflow, and the next run of the
+    sweep writes what is missing.
+    """
+
+    def __init__(self, project: Project, plan: Plan) -> None:
+        self._project, self._plan = project, plan
+        self._keys: SimpleQueue[str | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self.tracker: Tracker | None = None
+        self.error: Exception | None = None
+
+    def __enter__(self) -> BackgroundTracker:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._keys.put(None)
+        self._thread.join()
+
+    def finished(self, key: str) -> None:
+        """A trial's row is in the ledger."""
+        self._keys.put(key)
+
+    def _work(self) -> None:
+        ledger = self._project.ledger
+        horizons = {p.trial.key: p.id for p in self._plan.planned}
+        try:
+            self.tracker = Tracker(self._project, self._plan)
+            self.tracker.record(ledger.read(set(horizons.values())))
+            while (key := self._keys.get()) is not None:
+                self.tracker.record(ledger.read({horizons[key]}))
+        except Exception as error:  # reported by the caller once the sweep has ended
+            self.error = error
+
+
+def _milliseconds(time: datetime) -> int:
+    return int(time.timestamp() * 1000)
+
+
+def _quieten() -> None:
+    """No telemetry, no notices of migrations on the console."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,73 @@
+"""What tests of several rooms share: ready-made trials and specs of tiny sweeps."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trainers.corpus import CorpusSource, Markov, Stdlib, load
+from trainers.flops import flops_per_token
+from trainers.recipe import identity, named
+from trainers.registry import trainer_version
+from trainers.trial import CorpusId, Shape, Trial
+
+MakeTrial = Callable[..., Trial]
+
+
+@pytest.fixture(scope="session")
+def make_trial() -> MakeTrial:
+    """A pretraining trial of a width at a budget, by default of the mini recipe on the stdlib."""
+
+    def make(
+        width: int,
+        budget: float,
+        *,
+        recipe: str = "mini",
+        source: CorpusSource = Stdlib(),
+        seed: int = 0,
+    ) -> Trial:
+        corpus = load(source)
+        shape = Shape(width=width, depth=2, heads=2, vocabulary=corpus.vocabulary, context=64)
+        return Trial(
+            trainer="pretrain",
+            trainer_version=trainer_version("pretrain"),
+            shape=shape,
+            hyperparameters=named(recipe).resolve(shape, budget / flops_per_token(shape)),
+            corpus=CorpusId(
+                name=corpus.name,
+                hash=corpus.hashes[0],
+                heldout_hash=corpus.hashes[1],
+                train_tokens=len(corpus.train),
+                source=source,
+            ),
+            recipe=identity(recipe),
+            seed=seed,
+        )
+
+    return make
+
+
+SMALL_MARKOV = Markov(tokens=1_000_000, symbols=16, order=1)
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a sweep file of the simulated trainer, with the given lines replacing its defaults."""
+
+    def write(extra: str = "", *, budgets: str = "[1e16, 1e17, 1e18]", simulated: str = "") -> Path:
+        path = tmp_path / "sweep.toml"
+        path.write_text(
+            'name = "test"\ntrainer = "simulated"\nrecipe = "ladder-adamw"\n'
+            f"budgets = {budgets}\nsizes = 5\n{extra}\n"
+            "[shapes]\naspect = 64\nhead_width = 64\ncontext = 1024\nwidth_multiple = 64\n"
+            f"[simulated]\n{simulated}\n"
+        )
+        return path
+
+    return write

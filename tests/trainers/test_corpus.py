@@ -1,0 +1,140 @@
+"""Corpora: disjoint, pure, and with the entropy that they claim."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.errors import InputError
+from trainers.corpus import (
+    SEGMENT,
+    Batches,
+    Corpus,
+    Files,
+    HuggingFace,
+    Markov,
+    Stdlib,
+    heldout_windows,
+    load,
+    windows_per_pass,
+)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """20 segments of text of which every 8 bytes are unique."""
+    directory = tmp_path_factory.mktemp("text")
+    for part in range(2):
+        lines = [f"{i:07}\n" for i in range(part * SEGMENT * 10 // 8, (part + 1) * SEGMENT * 10 // 8)]
+        (directory / f"{part}.txt").write_text("".join(lines))
+    return directory
+
+
+def _eights(tokens: np.ndarray) -> set[bytes]:
+    data = tokens.tobytes()
+    return {line for line in data.split(b"\n") if len(line) == 7}
+
+
+def test_heldout_text_is_not_trained_on(text: Path) -> None:
+    corpus = load(Files(glob=str(text / "*.txt")))
+    assert len(corpus.heldout) == SEGMENT
+    assert len(_eights(corpus.heldout)) > 2000
+    assert not _eights(corpus.heldout) & _eights(corpus.train)
+
+
+def test_stdlib_is_real_text_of_megabytes() -> None:
+    corpus = load(Stdlib())
+    assert len(corpus.train) > 5_000_000
+    assert 0.05 < len(corpus.heldout) / len(corpus.train) < 0.08
+    assert b"def __init__(self" in corpus.train.tobytes()
+    assert 2.5 < corpus.unigram_entropy < np.log(256)
+
+
+def test_a_pass_reads_every_window_once() -> None:
+    tokens = np.arange(64 * 21, dtype=np.int64).astype(np.uint8)
+    position = np.arange(len(tokens))
+    corpus = Corpus("positions", 256, tokens, tokens)
+    windows = windows_per_pass(len(tokens), 8)
+    batches = Batches(corpus, context=8, sequences=3, seed=5)
+    steps = -(-windows // 3)
+    rows = np.concatenate([batches.batch(s) for s in range(steps)])[:windows]
+    # A window is known by its first byte and its offset; windows of one pass share a phase.
+    starts = {tuple(row) for row in rows[:, :9]}
+    phases = {
+        p
+        for p in range(8)
+        if {tuple(tokens[p + 8 * i : p + 8 * i + 9].astype(np.int64)) for i in range(windows)} == starts
+    }
+    assert len(phases) >= 1
+    assert len(position) - 16 <= windows * 8 <= len(position)
+
+
+def test_batches_are_a_pure_function_of_the_step() -> None:
+    corpus = load(Stdlib())
+    one = Batches(corpus, context=64, sequences=5, seed=3)
+    forward = [one.batch(step) for step in range(6)]
+    two = Batches(corpus, context=64, sequences=5, seed=3)
+    for step in (4, 0, 5, 2):
+        np.testing.assert_array_equal(two.batch(step), forward[step])
+    other = Batches(corpus, context=64, sequences=5, seed=4)
+    assert not np.array_equal(other.batch(0), forward[0])
+
+
+def test_passes_differ_in_order_and_batches_may_straddle_them() -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 256, 8 * 10 + 8).astype(np.uint8)
+    batches = Batches(Corpus("tiny", 256, tokens, tokens), context=8, sequences=4, seed=0)
+    rows = np.concatenate([batches.batch(step) for step in range(5)])
+    first, second = rows[:10], rows[10:]
+    assert len({tuple(r) for r in first}) == len({tuple(r) for r in second}) == 10
+    assert not np.array_equal(first, second)
+
+
+def test_markov_entropy_is_that_of_its_tokens() -> None:
+    """Empirical conditional entropy converges to the exact rate, from below by (states k)/2n."""
+    corpus = load(Markov(tokens=2_000_000, symbols=8, order=2, seed=1))
+    tokens = np.concatenate([corpus.train, corpus.heldout]).astype(np.int64)
+    state = tokens[:-2] * 8 + tokens[1:-1]
+    counts = np.zeros((64, 8))
+    np.add.at(counts, (state, tokens[2:]), 1)
+    conditional = counts / counts.sum(1, keepdims=True)
+    used = counts > 0
+    empirical = -(counts[used] * np.log(conditional[used])).sum() / counts.sum()
+    assert corpus.entropy_rate == pytest.approx(empirical, abs=0.003)
+
+
+def test_heldout_windows_are_fixed_spread_and_numbered_by_segment() -> None:
+    corpus = load(Stdlib())
+    held = heldout_windows(corpus, 64, 256)
+    assert held.windows.shape == (256, 65)
+    assert len(np.unique(held.segment)) == len(corpus.heldout) // SEGMENT
+    np.testing.assert_array_equal(held.windows, heldout_windows(corpus, 64, 256).windows)
+
+
+def test_hugging_face_text_is_read_as_bytes(tmp_path: Path) -> None:
+    documents = [f"document {i} " * 2000 for i in range(20)]
+    lines = "\n".join(json.dumps({"body": d}) for d in documents)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text(lines)
+    source = HuggingFace(dataset=str(tmp_path / "data"), column="body", tokens=300_000)
+    corpus = load(source)
+    assert corpus.train[: SEGMENT * 8].tobytes() == "\n".join(documents).encode()[: SEGMENT * 8]
+    with pytest.raises(InputError, match="fewer than the tokens"):
+        load(HuggingFace(dataset=str(tmp_path / "data"), column="body", tokens=10**9))
+
+
+def test_a_glob_that_matches_nothing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no file matches .*nothing\.txt"):
+        load(Files(glob=str(tmp_path / "nothing.txt")))
+
+
+def test_a_corpus_smaller_than_its_heldout_part_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "small.txt").write_text("few words")
+    with pytest.raises(InputError, match=r"has 9 bytes, fewer than the 147,456"):
+        load(Files(glob=str(tmp_path / "small.txt")))
+
+
+def test_a_context_longer_than_the_heldout_part_is_refused(text: Path) -> None:
+    with pytest.raises(InputError, match="longer than the held-out part"):
+        heldout_windows(load(Files(glob=str(text / "*.txt"))), 20_000)

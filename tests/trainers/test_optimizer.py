@@ -1,0 +1,121 @@
+"""The flat optimiser against torch's own AdamW and Muon, parameter by parameter."""
+
+import pytest
+import torch
+
+from trainers.optimizer import MOMENTUM, Optimizer, orthogonalised
+from trainers.recipe import named
+from trainers.transformer import Transformer
+from trainers.trial import Shape
+
+SHAPE = Shape(width=32, depth=2, heads=2, vocabulary=64, context=16)
+SCHEDULE = (0.3, 1.0, 0.7)
+
+
+def _windows() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 64, (8, 17), generator=generator) for _ in SCHEDULE]
+
+
+def _trained(recipe: str) -> tuple[Transformer, object]:
+    hyperparameters = named(recipe).resolve(SHAPE, 1e5)
+    model = Transformer(SHAPE, seed=0)
+    optimizer = Optimizer(model, hyperparameters)
+    for factor, windows in zip(SCHEDULE, _windows(), strict=True):
+        model.loss(windows).backward()
+        optimizer.step(factor)
+    return model, hyperparameters
+
+
+def _reference(hyperparameters, *, muon: bool) -> Transformer:
+    h = hyperparameters
+    model = Transformer(SHAPE, seed=0)
+    matrices = list(model.blocks.parameters())
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [model.embedding], "lr": h.embedding_rate},
+            {"params": [model.head], "lr": h.head_rate},
+            *([] if muon else [{"params": matrices, "lr": h.matrix_rate}]),
+        ],
+        betas=(h.beta1, h.beta2),
+        eps=h.epsilon,
+        weight_decay=h.weight_decay,
+    )
+    split = []
+    if muon:  # torch's Muon takes whole matrices: q, k and v apart
+        for block in model.blocks:
+            split += [*block.qkv.data.split(SHAPE.width), block.attention_out.data]
+            split += [block.up.data, block.down.data]
+    leaves = [torch.nn.Parameter(m) for m in split]
+    optimizers = [adamw]
+    if muon:
+        optimizers.append(
+            torch.optim.Muon(
+                leaves, lr=h.matrix_rate, weight_decay=0.0, momentum=MOMENTUM, nesterov=True,
+                adjust_lr_fn="original",
+            )  # fmt: skip
+        )
+    for factor, windows in zip(SCHEDULE, _windows(), strict=True):
+        model.zero_grad()
+        model.loss(windows).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), h.clip)
+        if muon:
+            grads = []
+            for block in model.blocks:
+                grads += [*block.qkv.grad.split(SHAPE.width), block.attention_out.grad]
+                grads += [block.up.grad, block.down.grad]
+            for leaf, gradient in zip(leaves, grads, strict=True):
+                leaf.grad = gradient.clone()
+        for optimizer in optimizers:
+            peaks = [group["lr"] for group in optimizer.param_groups]
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            optimizer.step()
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak
+    return model
+
+
+def test_adamw_alone_is_torch_adamw_with_clipping() -> None:
+    model, h = _trained("mini-adamw")
+    for ours, theirs in zip(
+        model.parameters(), _reference(h, muon=False).parameters(), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_muon_is_torch_muon_one_matrix_at_a_time() -> None:
+    """Torch orthogonalises in bfloat16: its updates are 4% noise, so direction and size count."""
+    model, h = _trained("mini")
+    start = Transformer(SHAPE, seed=0)
+    reference = _reference(h, muon=True)
+    for name, p in model.named_parameters():
+        moved = (p - start.get_parameter(name)).detach()
+        expected = (reference.get_parameter(name) - start.get_parameter(name)).detach()
+        cosine = (moved * expected).sum() / (moved.norm() * expected.norm())
+        assert cosine > 0.998, name
+        assert moved.norm() == pytest.approx(expected.norm().item(), rel=0.01), name
+
+
+@pytest.mark.parametrize("rows", [32, 128])
+def test_orthogonalised_matrices_keep_their_singular_vectors_and_level_their_values(
+    rows: int,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, _ = torch.linalg.qr(torch.randn(6, rows, 32, generator=generator))
+    v, _ = torch.linalg.qr(torch.randn(6, 32, 32, generator=generator))
+    values = torch.logspace(-2, 0, 32)
+    rotated = u.mT @ orthogonalised(u @ torch.diag(values) @ v.mT) @ v
+    levelled = torch.diagonal(rotated, dim1=1, dim2=2)
+    torch.testing.assert_close(rotated, torch.diag_embed(levelled), atol=1e-4, rtol=0)
+    assert 0.6 < levelled.min()
+    assert levelled.max() < 1.25
+
+
+def test_parameters_share_the_flat_buffer() -> None:
+    model = Transformer(SHAPE, seed=0)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = Optimizer(model, named("mini").resolve(SHAPE, 1e5))
+    for p, old in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p, old)
+        assert p.untyped_storage().data_ptr() == optimizer.weights.untyped_storage().data_ptr()

@@ -1,0 +1,74 @@
+"""The model: causal, exactly differentiated, and ignorant at the start."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from trainers.transformer import Transformer
+from trainers.trial import Shape
+
+SHAPE = Shape(width=16, depth=2, heads=2, vocabulary=32, context=12)
+
+
+@pytest.fixture
+def model() -> Transformer:
+    """A model with no zero weights, so that every path matters."""
+    made = Transformer(SHAPE, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.2)
+    return made
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    return torch.randint(0, 32, (5, 13), generator=torch.Generator().manual_seed(2))
+
+
+def test_no_position_sees_the_future(model: Transformer, windows: torch.Tensor) -> None:
+    inputs = windows[:, :-1]
+    changed = inputs.clone()
+    changed[:, 7:] = (changed[:, 7:] + 1) % 32
+    before, after = model(inputs), model(changed)
+    torch.testing.assert_close(before[:, :7], after[:, :7])
+    assert not torch.allclose(before[:, 7], after[:, 7])
+
+
+def test_position_matters(model: Transformer) -> None:
+    """Rotary embeddings: with two distinct symbols before it, order changes what a token sees."""
+    a = model(torch.tensor([[1, 2, 3]]))[0, -1]
+    b = model(torch.tensor([[2, 1, 3]]))[0, -1]
+    assert not torch.allclose(a, b, atol=1e-4)
+
+
+def test_an_untrained_model_knows_nothing(windows: torch.Tensor) -> None:
+    loss = Transformer(SHAPE, seed=3).loss(windows)
+    assert loss.item() == pytest.approx(math.log(32), rel=1e-6)
+
+
+def test_the_training_loss_and_its_gradients_are_those_of_cross_entropy(
+    model: Transformer, windows: torch.Tensor
+) -> None:
+    ours = model.loss(windows)
+    ours.backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    logits = model(windows[:, :-1])
+    reference = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    reference.backward()
+    torch.testing.assert_close(ours, reference)
+    for ours_, p in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(ours_, p.grad)
+
+
+def test_evaluation_and_training_agree(model: Transformer, windows: torch.Tensor) -> None:
+    torch.testing.assert_close(model.token_losses(windows).mean(), model.loss(windows))
+
+
+def test_the_seed_decides_the_weights() -> None:
+    one, same, other = (Transformer(SHAPE, seed=s) for s in (0, 0, 1))
+    assert torch.equal(one.embedding, same.embedding)
+    assert not torch.equal(one.embedding, other.embedding)

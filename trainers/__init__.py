@@ -1,0 +1,1 @@
+"""One trial in, measurements out. Knows nothing of Ray, MLflow or sweeps."""

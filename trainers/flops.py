@@ -1,0 +1,61 @@
+"""Parameters and FLOPs of a shape, under each published convention.
+
+The optimiser's own FLOPs are not counted in C, by any convention: Newton-Schulz adds about
+600 width^3 a step at depth 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainers.trial import Shape, Trial
+
+MLP_RATIO = 4
+"""Hidden units of the feed-forward layer over the width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """Parameters of one shape, counted three ways."""
+
+    non_embedding: int
+    """Block matrices only: 12 depth width^2 (Kaplan et al. 2020, Table 1)."""
+    matmul: int
+    """With the output head: every parameter that multiplies an activation."""
+    total: int
+    """With the embedding too; Hoffmann et al. (2022) report totals."""
+
+
+def params(shape: Shape) -> Params:
+    """Count the parameters of the model of `shape` (no biases, no norm gains, untied head).
+
+    >>> params(Shape(width=24, depth=2, heads=2, vocabulary=256, context=64))
+    Params(non_embedding=13824, matmul=19968, total=26112)
+    """
+    blocks = (4 + 2 * MLP_RATIO) * shape.depth * shape.width**2
+    table = shape.vocabulary * shape.width
+    return Params(non_embedding=blocks, matmul=blocks + table, total=blocks + 2 * table)
+
+
+def flops_per_token(shape: Shape) -> float:
+    """Exact training FLOPs a token: 3 x forward, causal attention, embedding look-ups free.
+
+    Forward is 2 N_matmul + 4 depth width (context + 1) / 2: a token attends to half of the context
+    on average. Kaplan et al. (2020), section 2.1, without the mask: 2 N + 2 depth context width.
+    """
+    attention = 4 * shape.depth * shape.width * (shape.context + 1) / 2
+    return 3 * (2 * params(shape).matmul + attention)
+
+
+def unmasked_forward_flops(shape: Shape) -> int:
+    """Forward FLOPs of one sequence of `context` tokens when attention is computed unmasked.
+
+    This is what `torch.utils.flop_counter` sees under the MATH attention kernel.
+    """
+    attention = 4 * shape.depth * shape.width * shape.context
+    return shape.context * (2 * params(shape).matmul + attention)
+
+
+def trial_flops(trial: Trial) -> float:
+    """Exact training FLOPs of `trial` up to its horizon."""
+    return flops_per_token(trial.shape) * trial.tokens

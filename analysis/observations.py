@@ -242,7 +242,7 @@ def observations(
         raise InputError("the ledger is empty: run the sweep first")
 
     def column(name: str) -> FloatArray:
-        return complete[name].to_numpy().astype(np.float64)
+        return np.asarray(complete[name].to_numpy(), dtype=np.float64)
 
     n, d = column(f"params_{params}"), column("tokens")
     names = zip(complete["trial"].to_pylist(), complete["tokens"].to_pylist(), strict=True)

@@ -7,14 +7,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from analysis.design import log_spaced
+from analysis.design import spread
 from analysis.errors import InputError
 from analysis.laws import FlopsPerToken
-from analysis.observations import ObservationId
+from analysis.observations import FloatArray, FlopsConvention, ObservationId, ParamsConvention
 from orchestrator.spec import Budget, SweepSpec
-from trainers.corpus import HuggingFace, declared_hash, describe, heldout_windows, load
+from trainers.corpus import (
+    HuggingFace,
+    declared_hash,
+    describe,
+    heldout_windows,
+    load,
+    windows_per_pass,
+)
 from trainers.corpus import vocabulary as corpus_vocabulary
-from trainers.corpus import windows_per_pass
 from trainers.flops import flops_per_token, params, trial_flops
 from trainers.recipe import identity, named
 from trainers.registry import trainer_version
@@ -61,6 +67,18 @@ class Plan:
         """Exact training FLOPs of all trials."""
         return sum(trial_flops(trial) for trial in self.trials)
 
+    def summary(self) -> dict[str, Any]:
+        """The contract of `isoflop plan --json`."""
+        by_key: dict[str, list[Planned]] = {}
+        for p in self.planned:
+            by_key.setdefault(p.trial.key, []).append(p)
+        return {
+            "name": self.name,
+            "trials": [_trial_summary(group) for group in by_key.values()],
+            "flops": self.flops,
+            "pf_days": self.flops / PF_DAY,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` is the inverse."""
         return {
@@ -87,6 +105,30 @@ class Plan:
         )
 
 
+def _trial_summary(group: list[Planned]) -> dict[str, Any]:
+    trial = group[0].trial
+    counted = params(trial.shape)
+    return {
+        "key": trial.key,
+        "params_non_embedding": counted.non_embedding,
+        "params_total": counted.total,
+        "width": trial.shape.width,
+        "depth": trial.shape.depth,
+        "batch_tokens": trial.hyperparameters.batch_tokens,
+        "learning_rate": trial.hyperparameters.matrix_rate,
+        "seed": trial.seed,
+        "horizons": [
+            {
+                "tokens": p.trial.tokens,
+                "budget": p.budget,
+                "flops_exact": trial_flops(p.trial),
+                "role": p.role,
+            }
+            for p in group
+        ],
+    }
+
+
 def make_plan(spec: SweepSpec) -> Plan:
     """Resolve a spec into trials.
 
@@ -97,10 +139,9 @@ def make_plan(spec: SweepSpec) -> Plan:
         too small, or a horizon is longer than the corpus allows.
     """
     corpus = _corpus_id(spec)
-    symbols = vocabulary(spec)
     planned = []
     for budget in spec.budgets:
-        for shape in _sizes(spec, budget, symbols):
+        for shape in _sizes(spec, budget):
             for seed in spec.seeds:
                 trial = _trial(spec, budget, shape, corpus, seed)
                 role: Role = "grid" if seed == spec.seeds[0] else "replicate"
@@ -114,12 +155,20 @@ def vocabulary(spec: SweepSpec) -> int:
     return SIMULATED_VOCABULARY if spec.trainer == "simulated" else corpus_vocabulary(spec.corpus)
 
 
-def cost(shapes: list[Shape]) -> FlopsPerToken:
-    """Training FLOPs a token of a family of shapes as a function of N, non-embedding."""
-    return FlopsPerToken(
-        np.array([params(shape).non_embedding for shape in shapes], dtype=np.float64),
-        np.array([flops_per_token(shape) for shape in shapes]),
-    )
+def family_params(spec: SweepSpec, convention: ParamsConvention) -> tuple[list[Shape], FloatArray]:
+    """Every buildable shape of a sweep, and its N, ascending."""
+    shapes = spec.shapes.family(vocabulary(spec))
+    return shapes, np.array([getattr(params(s), convention) for s in shapes], dtype=np.float64)
+
+
+def family_cost(
+    spec: SweepSpec, *, params: ParamsConvention, flops: FlopsConvention
+) -> FlopsPerToken:
+    """Training FLOPs a token of a sweep's family of shapes as a function of N."""
+    if flops == "6nd":
+        return FlopsPerToken.six_n()
+    shapes, n = family_params(spec, params)
+    return FlopsPerToken(n, np.array([flops_per_token(shape) for shape in shapes]))
 
 
 def _corpus_id(spec: SweepSpec) -> CorpusId:
@@ -146,20 +195,23 @@ def _corpus_id(spec: SweepSpec) -> CorpusId:
     )
 
 
-def _sizes(spec: SweepSpec, budget: Budget, symbols: int) -> list[Shape]:
+def _sizes(spec: SweepSpec, budget: Budget) -> list[Shape]:
     """The shapes of one budget: as given, or log-spaced around the prior optimum."""
     if budget.widths:
-        return [spec.shapes.shape(width, symbols) for width in budget.widths]
-    family = spec.shapes.family(symbols)
-    n = np.array([params(shape).non_embedding for shape in family], dtype=np.float64)
+        return [spec.shapes.shape(width, vocabulary(spec)) for width in budget.widths]
+    family, n = family_params(spec, "non_embedding")
     tokens = budget.flops / np.array([flops_per_token(shape) for shape in family])
     # D/N falls with N, so ln N of the prior optimum is where it crosses tokens_per_param.
     log_ratio = np.log(tokens / n / spec.tokens_per_param)
     centre = float(np.exp(np.interp(0.0, -log_ratio, np.log(n))))
-    try:
-        chosen = log_spaced(n, centre=centre, span=spec.span, count=spec.sizes)
-    except InputError as error:
-        raise InputError(f"budget {budget.flops:g}: {error}") from error
+    if not n[0] < centre < n[-1]:
+        raise InputError(
+            f"budget {budget.flops:g}: its prior optimum, {spec.tokens_per_param:g} tokens a "
+            f"parameter, lies outside the sizes that can be built ({n[0]:.3g} to {n[-1]:.3g} "
+            "parameters): change tokens_per_param, shapes or the budget"
+        )
+    half = spec.span**0.5
+    chosen = spread(n, max(centre / half, n[0]), min(centre * half, n[-1]), spec.sizes)
     return [family[i] for i in chosen]
 
 
@@ -169,9 +221,9 @@ def _trial(spec: SweepSpec, budget: Budget, shape: Shape, corpus: CorpusId, seed
     least = recipe.min_steps * shape.context
     if tokens < least:
         raise InputError(
-            f"budget {budget.flops:g} FLOPs buys width {shape.width} only {tokens:,.0f} tokens, and "
-            f"the {recipe.min_steps} steps of {shape.context} tokens that a training takes at least "
-            f"are {least:,}: give the budget {flops_per_token(shape) * least:.2g} FLOPs or more, "
+            f"budget {budget.flops:g} FLOPs buys width {shape.width} only {tokens:,.0f} tokens, "
+            f"and the {recipe.min_steps} steps of {shape.context} tokens that a training takes at "
+            f"least are {least:,}: give the budget {flops_per_token(shape) * least:.2g} FLOPs or more, "
             "or smaller widths"
         )
     settings = asdict(spec.simulated) if spec.trainer == "simulated" else {}
@@ -187,16 +239,36 @@ def _trial(spec: SweepSpec, budget: Budget, shape: Shape, corpus: CorpusId, seed
     )
 
 
+def trainable(spec: SweepSpec, flops: float) -> list[Shape]:
+    """Those shapes of a sweep's family whose horizon at `flops` is neither too short nor too long.
+
+    Too short is fewer than the recipe's least steps; too long, more epochs than the spec allows.
+    """
+    least = named(spec.recipe).min_steps * spec.shapes.context
+    most = _most_tokens(spec, _corpus_id(spec))
+    return [
+        shape
+        for shape in spec.shapes.family(vocabulary(spec))
+        if least <= flops / flops_per_token(shape) <= most
+    ]
+
+
+def _most_tokens(spec: SweepSpec, corpus: CorpusId) -> float:
+    if corpus.source is None:
+        return float("inf")
+    context = spec.shapes.context
+    return windows_per_pass(corpus.train_tokens, context) * context * spec.epochs
+
+
 def _check_epochs(spec: SweepSpec, planned: list[Planned]) -> None:
     longest = max(planned, key=lambda p: p.trial.tokens)
     trial = longest.trial
-    if trial.corpus.source is None:
-        return
-    one_pass = windows_per_pass(trial.corpus.train_tokens, trial.shape.context) * trial.shape.context
-    epochs = trial.tokens / one_pass
-    if epochs > spec.epochs:
+    most = _most_tokens(spec, trial.corpus)
+    if trial.tokens > most:
+        one_pass = most / spec.epochs
+        epochs = trial.tokens / one_pass
         raise InputError(
-            f"budget {longest.budget:g} trains width {trial.shape.width} on {trial.tokens:,} tokens, "
-            f"{epochs:.2f} epochs of corpus {trial.corpus.name} ({one_pass:,} tokens): give more "
-            f"text, or set epochs = {np.ceil(epochs):.0f} to allow repetition"
+            f"budget {longest.budget:g} trains width {trial.shape.width} on {trial.tokens:,} "
+            f"tokens, {epochs:.2f} epochs of corpus {trial.corpus.name} ({one_pass:,.0f} tokens): "
+            f"give more text, or set epochs = {np.ceil(epochs):.0f} to allow repetition"
         )

@@ -67,6 +67,14 @@ class Board:
         cells = self.cells.values()
         return sum(c.fraction * trial_flops(c.planned.trial) for c in cells) / self.plan.flops
 
+    def know(self, outcomes: Mapping[ObservationId, str], losses: Mapping[str, float]) -> None:
+        """Enter what the ledger holds already: states, and losses by key."""
+        for key, cell in self.cells.items():
+            state = outcomes[cell.planned.id]
+            if state in ("complete", "diverged"):
+                cell.state = "complete" if state == "complete" else "diverged"
+                cell.loss, cell.fraction = losses.get(key), 1.0
+
     def seconds_left(self) -> float | None:
         """Estimate from the trials ended so far; None before the first."""
         timed = [c for c in self.cells.values() if c.seconds is not None]
@@ -102,14 +110,14 @@ class Progress:
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
 
     def __enter__(self) -> Progress:
-        if self.console.is_terminal:
+        left = len(self.board.cells) - self.board.done
+        if self.console.is_terminal and left:
             self._live.start()
         else:
             plan = self.board.plan
-            left = len(self.board.cells) - self.board.done
             self.console.print(
                 f"{plan.name}: {len(plan.planned)} trials, {plan.flops:.3g} FLOPs; "
-                f"{left} to train, {self.board.slots} at once"
+                + (f"{left} to train, {self.board.slots} at once" if left else "all measured")
             )
         return self
 
@@ -120,14 +128,6 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         self._live.stop()
-
-    def known(self, outcomes: Mapping[ObservationId, str], losses: Mapping[str, float]) -> None:
-        """Enter what the ledger holds already."""
-        for cell in self.board.cells.values():
-            state = outcomes[cell.planned.id]
-            if state in ("complete", "diverged"):
-                cell.state = "complete" if state == "complete" else "diverged"
-                cell.loss, cell.fraction = losses.get(cell.planned.trial.key), 1.0
 
     def running(self, key: str, fraction: float = 0.0, loss: float | None = None) -> None:
         """A trial has started, or has come so far."""

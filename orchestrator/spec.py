@@ -113,11 +113,12 @@ class SweepSpec(_Strict):
 
     @model_validator(mode="after")
     def _distinct(self) -> SweepSpec:
-        for name, values in (
+        lists: list[tuple[str, list[float] | list[int]]] = [
             ("budgets", [b.flops for b in self.budgets]),
             ("seeds", self.seeds),
             *((f"widths at {b.flops:g} FLOPs", b.widths or []) for b in self.budgets),
-        ):
+        ]
+        for name, values in lists:
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} has the same value twice")
         return self
@@ -181,14 +182,15 @@ def _toml(value: Any) -> str:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first error as one sentence that names the key, the value and what to do."""
-    first = error.errors()[0]
+    """One error as one sentence that names the key, the value and what to do."""
+    # An unknown key first: it explains a missing one.
+    first = min(error.errors(), key=lambda e: e["type"] not in _UNKNOWN_KEY)
     path = [str(part) for part in first["loc"]]
     if path[:1] == ["corpus"] and len(path) > 1:
         del path[1]  # the kind, which pydantic puts between table and key
     where = ".".join(path)
     given = first["input"]
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in _UNKNOWN_KEY:
         return f"unknown key {where!r}{_nearest(path)}"
     if first["type"] in ("missing", "missing_argument"):
         return f"the key {where!r} is missing"
@@ -203,6 +205,7 @@ def _sentence(error: ValidationError) -> str:
     return f"{where}{shown}, but it {wanted}"
 
 
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 _KINDS = "'stdlib', 'files', 'markov', 'hugging_face'"
 
 
@@ -221,4 +224,3 @@ def _nearest(path: list[str]) -> str:
     if close:
         return f": did you mean {close[0]!r}?"
     return f": the keys are {', '.join(known)}"
-

@@ -57,8 +57,9 @@ def train(project: Project, plan: Plan, progress: Progress, finished: Finished) 
     if not trials:
         return
     with ray_cluster(), tempfile.TemporaryDirectory(prefix="isoflop-tune-") as scratch:
-        gpus = ray.cluster_resources().get("GPU", 0.0)
-        slots = int(gpus or ray.cluster_resources()["CPU"])
+        found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus = found.get("GPU", 0.0)
+        slots = int(gpus or found["CPU"])
         searcher = ConcurrencyLimiter(
             _Grid(trials, project.path, gpus=gpus), max_concurrent=slots + QUEUE_AHEAD
         )
@@ -76,7 +77,7 @@ def train(project: Project, plan: Plan, progress: Progress, finished: Finished) 
                 storage_path=scratch,
                 verbose=0,
                 failure_config=FailureConfig(max_failures=RETRIES),
-                callbacks=[_Watch(progress, finished)],
+                callbacks=[_Watch(project.ledger, progress, finished)],
             ),
         )
         tuner.fit()
@@ -115,7 +116,7 @@ class _Grid(Searcher):
     """Hands out the trials of a plan in their order."""
 
     def __init__(self, trials: list[Trial], project: Path, *, gpus: float) -> None:
-        super().__init__(metric="loss", mode="min")
+        super().__init__()
         self._configs = [
             {
                 "key": trial.key,
@@ -167,7 +168,8 @@ def _observe(config: dict[str, Any]) -> None:
 class _Watch(Callback):
     """Passes Tune's events on to the progress view and the tracker, in the driver."""
 
-    def __init__(self, progress: Progress, finished: Finished) -> None:
+    def __init__(self, ledger: Ledger, progress: Progress, finished: Finished) -> None:
+        self._ledger = ledger
         self._progress = progress
         self._finished = finished
 
@@ -191,4 +193,9 @@ class _Watch(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed for the last time."""
-        self._progress.ended(trial.config["key"], "failed", None, None)
+        key = trial.config["key"]
+        self._progress.ended(key, "failed", None, None)
+        if not any(record["trial"] == key for record in self._ledger.failures()):
+            # A worker that raised has left its record; one that was killed could not.
+            lost = Trial.from_dict(json.loads(trial.config["trial"]))
+            self._ledger.record_failure(lost, "the worker process died", str(trial.error_file))

@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import pyarrow as pa
+
 from analysis.observations import ObservationId
 from orchestrator.planner import Plan, Planned
 from orchestrator.project import Project
@@ -48,6 +49,7 @@ METRICS = (
     "seconds",
     "mfu",
 )
+SWEEP_TAG = "isoflop.sweep"  # on parents only
 PLAN_TAG, TRIAL_TAG, TOKENS_TAG = "isoflop.plan", "isoflop.trial", "isoflop.tokens"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own
 
@@ -127,13 +129,12 @@ class Tracker:
                 return runs
 
     def _find_or_create_parent(self) -> str:
-        mine = f"tags.`{PLAN_TAG}` = '{self._plan.name}'"
-        for run in self._client.search_runs([self._experiment], filter_string=mine, max_results=10):
-            if TRIAL_TAG not in run.data.tags:
-                return str(run.info.run_id)
+        mine = f"tags.`{SWEEP_TAG}` = '{self._plan.name}'"
+        for run in self._client.search_runs([self._experiment], filter_string=mine, max_results=1):
+            return str(run.info.run_id)
         spec = self._plan.spec
         run = self._client.create_run(
-            self._experiment, tags={PLAN_TAG: self._plan.name}, run_name=self._plan.name
+            self._experiment, tags={SWEEP_TAG: self._plan.name}, run_name=self._plan.name
         )
         for name, value in (
             ("trials", len(self._plan.planned)),
@@ -229,5 +230,6 @@ def _quieten() -> None:
     """No telemetry, no notices of migrations on the console."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from trainers.corpus import CorpusSource, Markov, Stdlib, load
+from trainers.corpus import CorpusSource, Stdlib, load
 from trainers.flops import flops_per_token
 from trainers.recipe import identity, named
 from trainers.registry import trainer_version
 from trainers.trial import CorpusId, Shape, Trial
 
 MakeTrial = Callable[..., Trial]
+
+
+STDLIB = Stdlib()
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +32,7 @@ def make_trial() -> MakeTrial:
         budget: float,
         *,
         recipe: str = "mini",
-        source: CorpusSource = Stdlib(),
+        source: CorpusSource = STDLIB,
         seed: int = 0,
     ) -> Trial:
         corpus = load(source)
@@ -51,9 +54,6 @@ def make_trial() -> MakeTrial:
         )
 
     return make
-
-
-SMALL_MARKOV = Markov(tokens=1_000_000, symbols=16, order=1)
 
 
 @pytest.fixture

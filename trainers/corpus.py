@@ -122,7 +122,9 @@ class Corpus:
     @cached_property
     def hashes(self) -> tuple[str, str]:
         """Hashes of the training and the held-out tokens."""
-        digests = (hashlib.sha256(part.tobytes()).hexdigest() for part in (self.train, self.heldout))
+        digests = (
+            hashlib.sha256(part.tobytes()).hexdigest() for part in (self.train, self.heldout)
+        )
         first, second = (digest[:16] for digest in digests)
         return first, second
 
@@ -157,7 +159,9 @@ def vocabulary(source: CorpusSource) -> int:
 
 def declared_hash(source: HuggingFace) -> str:
     """The hash by which a remote corpus is known before it is downloaded."""
-    return hashlib.sha256(repr(sorted(dataclasses.asdict(source).items())).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(sorted(dataclasses.asdict(source).items())).encode()).hexdigest()[
+        :16
+    ]
 
 
 @lru_cache(maxsize=2)
@@ -308,7 +312,7 @@ class Batches:
         self._pass: tuple[int, NDArray[np.int64]] | None = None
 
     def batch(self, step: int) -> NDArray[np.int64]:
-        """Batch of one step, shape (sequences, context + 1): inputs and, shifted by one, targets."""
+        """Batch of one step, shape (sequences, context + 1): inputs, and targets one further."""
         index = np.arange(step * self._sequences, (step + 1) * self._sequences)
         starts = np.concatenate(
             [

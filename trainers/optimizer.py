@@ -1,7 +1,7 @@
 """Muon for block matrices beside fused AdamW, over flat buffers.
 
-The model's parameters are re-pointed into one contiguous buffer, its gradients into another: then the
-global norm is one kernel, AdamW runs over whole groups, and all matrices of one shape are
+The model's parameters are re-pointed into one contiguous buffer, its gradients into another: then
+the global norm is one kernel, AdamW runs over whole groups, and all matrices of one shape are
 orthogonalised in one batched product, 1.2 to 2 times faster at these sizes than one by one.
 """
 
@@ -75,7 +75,9 @@ class Optimizer:
         d = self._width
         for part, rows, factor in ((self._square, d, 1.0), (self._tall, 4 * d, MLP_RATE)):
             matrices = update[part].view(-1, rows, d)
-            self.weights[part].view(-1, rows, d).add_(orthogonalised(matrices), alpha=-rate * factor)
+            self.weights[part].view(-1, rows, d).add_(
+                orthogonalised(matrices), alpha=-rate * factor
+            )
 
     def _view(self, start: int, end: int) -> nn.Parameter:
         parameter = nn.Parameter(self.weights[start:end])
@@ -93,7 +95,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
         norm end in about [0.7, 1.2]; smaller ones grow 480-fold.
     """
     linear, cubic, quintic = NEWTON_SCHULZ
-    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-12)
+    x: Tensor = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-12)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = torch.bmm(x.mT, x)
         gram = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)

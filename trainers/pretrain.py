@@ -184,8 +184,8 @@ def _load_verified(trial: Trial) -> Corpus:
         return corpus
     if corpus.hashes != (trial.corpus.hash, trial.corpus.heldout_hash):
         raise InputError(
-            f"corpus {corpus.name} here has hash {corpus.hashes[0]}, but the trial was planned with "
-            f"{trial.corpus.hash}: the text changed, or this machine has another Python"
+            f"corpus {corpus.name} here has hash {corpus.hashes[0]}, but the trial was planned "
+            f"with {trial.corpus.hash}: the text changed, or this machine has another Python"
         )
     return corpus
 

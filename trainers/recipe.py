@@ -21,7 +21,11 @@ class Recipe(Protocol):
     """A frozen dataclass: rules from a shape and a wished-for D to a run of whole steps."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-    min_steps: int
+
+    @property
+    def min_steps(self) -> int:
+        """Least optimiser steps of a run."""
+        ...
 
     def resolve(self, shape: Shape, tokens: float) -> Hyperparameters:
         """Hyperparameters of a run of about `tokens` tokens, at least `min_steps` steps."""

@@ -1,7 +1,7 @@
 """The model: a plain pre-norm decoder-only transformer, read top to bottom.
 
-LayerNorm without gain, rotary embeddings, ReLU feed-forward of 4 x the width, untied head, no biases.
-Nothing here knows of devices, parallelism or optimisers.
+LayerNorm without gain, rotary embeddings, ReLU feed-forward of 4 x the width, untied head, no
+biases. Nothing here knows of devices, parallelism or optimisers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is trained and what comes back: Shape, Hyperparameters, Trial, Progress, Measurement, Trainer.
+"""What is trained and what comes back: shapes, trials, measurements, and the trainers' seam.
 
 Values only. A trial is immutable and named by the hash of its content, so that equal content has
 equal keys on every machine, and a new field with a default leaves old keys as they are.

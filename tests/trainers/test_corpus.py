@@ -26,7 +26,9 @@ def text(tmp_path_factory) -> Path:
     """20 segments of text of which every 8 bytes are unique."""
     directory = tmp_path_factory.mktemp("text")
     for part in range(2):
-        lines = [f"{i:07}\n" for i in range(part * SEGMENT * 10 // 8, (part + 1) * SEGMENT * 10 // 8)]
+        lines = [
+            f"{i:07}\n" for i in range(part * SEGMENT * 10 // 8, (part + 1) * SEGMENT * 10 // 8)
+        ]
         (directory / f"{part}.txt").write_text("".join(lines))
     return directory
 
@@ -64,7 +66,8 @@ def test_a_pass_reads_every_window_once() -> None:
     phases = {
         p
         for p in range(8)
-        if {tuple(tokens[p + 8 * i : p + 8 * i + 9].astype(np.int64)) for i in range(windows)} == starts
+        if {tuple(tokens[p + 8 * i : p + 8 * i + 9].astype(np.int64)) for i in range(windows)}
+        == starts
     }
     assert len(phases) >= 1
     assert len(position) - 16 <= windows * 8 <= len(position)

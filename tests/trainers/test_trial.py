@@ -39,7 +39,9 @@ def test_every_value_of_shape_and_hyperparameters_is_in_the_key(trial: Trial, pa
     for item in dataclasses.fields(value):
         old = getattr(value, item.name)
         new = old + "x" if isinstance(old, str) else old * 4 + 4
-        changed = dataclasses.replace(trial, **{part: dataclasses.replace(value, **{item.name: new})})
+        changed = dataclasses.replace(
+            trial, **{part: dataclasses.replace(value, **{item.name: new})}
+        )
         assert changed.key != trial.key, item.name
 
 

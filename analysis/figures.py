@@ -1,0 +1,141 @@
+"""Every plot. Drawn with matplotlib's object interface: no pyplot, no global state, no display."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.fitting import Fit
+from analysis.laws import GENERALISED, HOFFMANN, loss, optimum
+from analysis.observations import FloatArray
+from analysis.study import Study
+from analysis.wording import CONVENTIONS
+
+INK, GRID = "#1f2430", "#e4e6eb"
+LAW_COLOURS = {"hoffmann": "#c2410c", "generalised": "#1d4ed8"}
+
+
+def draw(found: Study) -> dict[str, Figure]:
+    """All figures of a study, by name."""
+    return {"isoflop": isoflop_figure(found), "scaling": scaling_figure(found)}
+
+
+def save(figures: dict[str, Figure], directory: Path) -> list[Path]:
+    """Write each figure as PNG and SVG; return the PNG paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
+        paths.append(directory / f"{name}.png")
+        figure.savefig(paths[-1], dpi=160)
+    return paths
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG element, to stand inside a page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def isoflop_figure(found: Study) -> Figure:
+    """Loss by size at each budget: points, the generalised law, and each valley's bottom."""
+    figure, (axes,) = _canvas(1, 7.4, 4.8)
+    obs = found.obs
+    budgets = obs.budgets()
+    shades = colormaps["viridis"](np.linspace(0.0, 0.85, len(budgets)))
+    law = {item.law.name: item for item in found.fits}
+    for budget, shade, vertex in zip(budgets, shades, found.isoflop.vertices, strict=True):
+        rows = obs.select(obs.budget == budget)
+        axes.plot(rows.params, rows.loss, "o", ms=5, color=shade, label=f"{budget:.3g}")
+        shown = law.get(GENERALISED.name) or law.get(HOFFMANN.name)
+        if shown is not None:
+            n = np.geomspace(rows.params.min() / 1.3, rows.params.max() * 1.3, 120)
+            axes.plot(n, _at_budget(shown, found, n, vertex.mean_flops), "-", lw=1.2, color=shade)
+        if vertex.params is not None and vertex.loss is not None:
+            filled = shade if vertex.status == "interior" else "none"
+            axes.plot(vertex.params, vertex.loss, "*", ms=14, mec="white", mew=0.8, mfc=filled)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"N, {CONVENTIONS[obs.params_convention]}")
+    axes.set_ylabel("L, held-out loss, nats/token")
+    axes.legend(title=f"C, {CONVENTIONS[obs.flops_convention]}", frameon=False, fontsize=9)
+    _title(axes, "IsoFLOP valleys", "lines: law fitted to all points; stars: parabola minima")
+    return figure
+
+
+def scaling_figure(found: Study) -> Figure:
+    """N_opt and L by budget: minima, both laws, and the forecast at the next budget."""
+    figure, (left, right) = _canvas(2, 10.4, 4.4)
+    obs = found.obs
+    usable = found.isoflop.interior
+    c = np.array([v.flops for v in usable])
+    errors = [1.645 * v.params_stderr if v.params_stderr else 0.0 for v in usable]
+    n = np.array([v.params or np.nan for v in usable])
+    spread = np.array([n - n * np.exp(-np.array(errors)), n * np.exp(np.array(errors)) - n])
+    left.errorbar(c, n, yerr=spread, fmt="o", ms=6, color=INK, capsize=3, label="IsoFLOP minima")
+    right.plot(c, [v.loss or np.nan for v in usable], "o", ms=6, color=INK, label="IsoFLOP minima")
+    low = float(obs.budgets()[0]) / 1.6
+    high = (found.next.flops if found.next else found.top_flops) * 1.6
+    grid = np.geomspace(low, high, 80)
+    for item in found.fits:
+        best = [optimum(item.law, item.theta, float(flops), found.cost) for flops in grid]
+        colour, label = LAW_COLOURS[item.law.name], f"{item.law.name} law"
+        left.plot(grid, [b.params for b in best], color=colour, lw=1.6, label=label)
+        right.plot(grid, [b.loss for b in best], color=colour, lw=1.6, label=label)
+    if found.next:
+        for axes, part in ((left, found.next.params), (right, found.next.loss)):
+            ends = np.clip([part.low, part.high], part.estimate / 30, part.estimate * 30)
+            axes.plot([found.next.flops] * 2, ends, "-", lw=5, color="#f59e0b", alpha=0.55)
+            axes.plot(
+                found.next.flops, part.estimate, "D", ms=7, color="#b45309",
+                label=f"forecast, {found.level:.0%}",
+            )  # fmt: skip
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel(f"C, {CONVENTIONS[obs.flops_convention]}")
+        axes.legend(frameon=False, fontsize=9)
+    _plain_log_ticks(right)
+    left.set_ylabel(f"N_opt, {CONVENTIONS[obs.params_convention]}")
+    right.set_ylabel("L at the optimum, nats/token")
+    _title(left, "Compute-optimal size", "")
+    _title(right, "Compute-optimal loss", "")
+    return figure
+
+
+def _at_budget(item: Fit, found: Study, n: FloatArray, flops: float) -> FloatArray:
+    d = flops / np.exp(found.cost.log_and_slope(np.log(n))[0])
+    return loss(item.law, item.theta, n, d)
+
+
+def _canvas(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    for item in axes:
+        item.grid(True, color=GRID, lw=0.8)
+        item.set_axisbelow(True)
+        item.spines[["top", "right"]].set_visible(False)
+        item.spines[["left", "bottom"]].set_color("#9aa1ad")
+        item.tick_params(colors=INK, which="both", labelsize=9)
+    return figure, axes
+
+
+def _title(axes: Axes, title: str, subtitle: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=18)
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=9, color="#667085")
+
+
+def _plain_log_ticks(axes: Axes) -> None:
+    """Losses span less than a decade: plain numbers instead of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0)))
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))

@@ -1,0 +1,57 @@
+"""Numbers as people read them: in the terminal, in reports, in figures."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from analysis.intervals import Interval
+
+CONVENTIONS = {
+    "non_embedding": "non-embedding parameters",
+    "matmul": "parameters with the output head",
+    "total": "total parameters",
+    "exact": "exact FLOPs",
+    "6nd": "FLOPs by 6ND",
+}
+
+_SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def count(value: float | None) -> str:
+    """A number of parameters or tokens, three digits.
+
+    Examples
+    --------
+    >>> [count(v) for v in (13824, 70e9, 288768, 999.6, 12, None)]
+    ['13.8k', '70.0B', '289k', '1.00k', '12', '–']
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    for unit, suffix in _SUFFIXES:
+        if value >= 0.9995 * unit:
+            return f"{float(f'{value / unit:.3g}'):#.3g}".rstrip(".") + suffix
+    return f"{value:.3g}"
+
+
+def span(part: Interval | None, style: Literal["count", "plain"] = "count") -> str:
+    """The ends of an interval; an open one as ∞ or 0."""
+    if part is None:
+        return "–"
+    show = count if style == "count" else lambda value: f"{value:.3f}"
+    low = show(part.low) if part.low > 0 or style != "count" else "0"
+    high = show(part.high) if math.isfinite(part.high) else "∞"
+    return f"{low} to {high}" if math.isfinite(part.low) else f"−∞ to {high}"
+
+
+def percent(log_ratio: float | None) -> str:
+    """A difference of logarithms as a signed percentage.
+
+    Examples
+    --------
+    >>> percent(0.01), percent(-0.0083), percent(None)
+    ('+1.0%', '−0.8%', '–')
+    """
+    if log_ratio is None:
+        return "–"
+    return f"{100 * math.expm1(log_ratio):+.1f}%".replace("-", "−")

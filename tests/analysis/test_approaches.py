@@ -1,0 +1,202 @@
+import csv
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.approaches import isoflop
+from analysis.errors import InputError
+from analysis.laws import HOFFMANN, PUBLISHED, FlopsPerToken, log_loss, optimum
+from analysis.observations import Observations
+
+REFERENCE = Path(
+    os.environ.get("ISOFLOP_REFERENCE", Path(__file__).parents[2] / "../shared/reference")
+)
+SIX_N = FlopsPerToken.six_n()
+CORRECTED = HOFFMANN.theta(PUBLISHED["besiroglu-2024"].constants)
+
+
+def rows(params, flops, losses, budget=None):
+    params, flops = np.asarray(params, dtype=float), np.asarray(flops, dtype=float)
+    return Observations(
+        params=params,
+        tokens=flops / (6 * params),
+        flops=flops,
+        loss=np.asarray(losses, dtype=float),
+        loss_stderr=np.full(len(params), np.nan),
+        budget=flops if budget is None else np.asarray(budget, dtype=float),
+    )
+
+
+def bowls(bottoms, flops, *, depth=0.1, floor=3.0, sizes=7, span=16.0):
+    """Exact parabolas in ln N with given bottoms, grids centred on 1e8 (C/1e18)^.5."""
+    parts = []
+    for bottom, c in zip(bottoms, flops, strict=True):
+        n = 1e8 * np.sqrt(c / 1e18) * np.exp(np.linspace(-0.5, 0.5, sizes) * np.log(span))
+        parts.append((n, np.full(sizes, c), floor + depth * np.log(n / bottom) ** 2))
+    return rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def law_sweep(*, noise=0.0, seed=0, span=16.0, off=0.0, budgets=4, sizes=7):
+    rng = np.random.default_rng(seed)
+    parts = []
+    for c in 1e18 * 8.0 ** np.arange(budgets):
+        best = optimum(HOFFMANN, CORRECTED, c, SIX_N).params
+        n = best * np.exp(off + np.linspace(-0.5, 0.5, sizes) * np.log(span))
+        exact = log_loss(HOFFMANN, CORRECTED, np.log(n), np.log(c / 6 / n))
+        parts.append((n, np.full(sizes, c), np.exp(exact + noise * rng.standard_normal(sizes))))
+    return rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def reference_study(study):
+    path = REFERENCE / "isoflop_points.csv"
+    if not path.exists():
+        pytest.skip(f"no reference points at {REFERENCE}")
+    with path.open() as lines:
+        kept = [r for r in csv.DictReader(lines) if r["study"] == study and r["outlier"] == "false"]
+    n, d, c, losses = (
+        np.array([float(r[name]) for r in kept])
+        for name in ("params", "tokens", "budget_flops", "loss")
+    )
+    return replace(rows(n, c, losses), tokens=d)
+
+
+def test_exact_parabolas_give_back_their_bottoms_and_the_exponent():
+    flops = [1e18, 1e19, 1e20]
+    bottoms = [1e8 * (c / 1e18) ** 0.46 for c in flops]
+    found = isoflop(bowls(bottoms, flops))
+    for vertex, bottom, c in zip(found.vertices, bottoms, flops, strict=True):
+        assert vertex.status == "interior"
+        assert vertex.reason is None
+        assert vertex.params == pytest.approx(bottom, rel=1e-9)
+        assert vertex.loss == pytest.approx(3.0, rel=1e-12)
+        assert vertex.tokens == pytest.approx(c / (6 * bottom), rel=1e-9)
+        assert vertex.curvature == pytest.approx(0.2, rel=1e-9)
+        assert vertex.params_stderr == pytest.approx(0.0, abs=1e-9)
+    assert found.exponent.estimate == pytest.approx(0.46, abs=1e-9)
+    assert found.tokens_exponent.estimate == pytest.approx(0.54, abs=1e-9)
+    assert found.params_at(1e22) == pytest.approx(1e8 * 1e4**0.46, rel=1e-6)
+
+
+def test_tokens_follow_the_cost_that_the_budget_itself_shows():
+    obs = bowls([1.1e8], [1e18])
+    dear = replace(obs, tokens=obs.tokens / (1.0 + (obs.params / 1e8) ** -0.5))
+    (vertex,) = isoflop(dear).vertices
+    expected = 1e18 / (6 * 1.1e8 * (1.0 + 1.1**-0.5))
+    assert vertex.tokens == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_vertex_outside_the_grid_is_named_and_left_out_of_the_line():
+    flops = [1e18, 1e19, 1e20, 1e21]
+    bottoms = [1e8 * (c / 1e18) ** 0.5 for c in flops]
+    bottoms[0] /= 100.0
+    bottoms[3] *= 100.0
+    found = isoflop(bowls(bottoms, flops, depth=0.02))
+    assert [v.status for v in found.vertices] == [
+        "below_grid",
+        "interior",
+        "interior",
+        "above_grid",
+    ]
+    assert "below the smallest size, 2.5e+07" in found.vertices[0].reason
+    assert "above the largest size" in found.vertices[3].reason
+    assert found.vertices[0].params == pytest.approx(1e6, rel=1e-6)
+    assert found.vertices[0].loss is None
+    assert [v.flops for v in found.interior] == [1e19, 1e20]
+    assert found.exponent.estimate == pytest.approx(0.5, abs=1e-9)
+
+
+def test_a_parabola_that_opens_downwards_has_no_vertex():
+    (vertex,) = isoflop(bowls([1e8], [1e18], depth=-0.05)).vertices
+    assert vertex.status == "concave"
+    assert "curve upwards" in vertex.reason
+    assert (vertex.params, vertex.tokens, vertex.loss) == (None, None, None)
+
+
+def test_replicates_are_not_sizes():
+    obs = bowls([1e8], [1e18], sizes=2)
+    both = obs.select(np.array([0, 0, 0, 1, 1, 1]))
+    (vertex,) = isoflop(both).vertices
+    assert (vertex.status, vertex.n, vertex.sizes) == ("too_few_sizes", 6, 2)
+    assert "2 distinct sizes" in vertex.reason
+
+
+def test_three_sizes_determine_a_vertex_but_not_its_error():
+    (vertex,) = isoflop(bowls([1.2e8], [1e18], sizes=3)).vertices
+    assert vertex.params == pytest.approx(1.2e8, rel=1e-9)
+    assert vertex.params_stderr is None
+
+
+def test_no_line_without_two_interior_vertices_and_no_interval_without_three():
+    one = isoflop(bowls([1e8], [1e18]))
+    assert one.exponent is None
+    assert one.reason == "an exponent needs two budgets, and there is one"
+    with pytest.raises(InputError, match="needs two budgets"):
+        one.params_at(1e20)
+    lost = isoflop(bowls([1e8, 1e4], [1e18, 1e19], depth=0.01))
+    assert lost.exponent is None
+    assert "1e+19 FLOPs: the optimum" in lost.reason
+    two = isoflop(bowls([1e8, 3e8], [1e18, 1e19]))
+    assert two.exponent.estimate == pytest.approx(np.log10(3), abs=1e-9)
+    assert (two.exponent.low, two.exponent.high) == (-np.inf, np.inf)
+
+
+def test_rows_without_a_nominal_budget_are_left_out_and_alone_refused():
+    obs = bowls([1e8], [1e18])
+    probe = replace(obs, budget=np.where(np.arange(7) == 0, np.nan, obs.budget))
+    assert isoflop(probe).vertices[0].n == 6
+    with pytest.raises(InputError, match="nominal budgets"):
+        isoflop(replace(obs, budget=np.full(7, np.nan)))
+
+
+@pytest.mark.parametrize(("span", "off"), [(16.0, 0.0), (28.0, 0.0), (28.0, 0.5)])
+def test_the_vertex_of_a_lawful_valley_is_nearly_its_optimum(span, off):
+    for vertex in isoflop(law_sweep(span=span, off=off)).vertices:
+        best = optimum(HOFFMANN, CORRECTED, vertex.flops, SIX_N)
+        assert np.log(vertex.params / best.params) == pytest.approx(0.0, abs=0.02)
+        assert np.log(vertex.loss / best.loss) == pytest.approx(0.0, abs=5e-4)
+
+
+def test_on_a_very_wide_grid_the_vertex_is_nearer_than_a_plain_parabolas():
+    obs = law_sweep(span=150.0)
+    for vertex in isoflop(obs).vertices:
+        best = optimum(HOFFMANN, CORRECTED, vertex.flops, SIX_N)
+        mine = obs.select(obs.budget == vertex.flops)
+        plain = np.polynomial.Polynomial.fit(np.log(mine.params), mine.loss, 2)
+        (bottom,) = plain.deriv().roots()
+        assert abs(np.log(vertex.params / best.params)) < abs(bottom - np.log(best.params))
+        assert abs(vertex.loss - best.loss) < 0.7 * abs(plain(bottom) - best.loss)
+
+
+def test_standard_error_of_the_vertex_is_the_spread_of_repeated_sweeps():
+    """Over sweeps of half a percent of noise; also the error that the docstring states."""
+    found = [isoflop(law_sweep(noise=0.005, seed=s, span=28.0)).vertices[1] for s in range(300)]
+    assert {vertex.status for vertex in found} == {"interior"}
+    logs = np.log([vertex.params for vertex in found])
+    claimed = np.sqrt(np.mean([vertex.params_stderr**2 for vertex in found]))
+    assert claimed == pytest.approx(np.std(logs), rel=0.15)
+    best = optimum(HOFFMANN, CORRECTED, 8e18, SIX_N).params
+    assert np.sqrt(np.mean((logs - np.log(best)) ** 2)) < 0.08
+
+
+def test_the_exponents_interval_covers():
+    truth = CORRECTED[4] / (CORRECTED[3] + CORRECTED[4])
+    fits = [isoflop(law_sweep(noise=0.003, seed=s)) for s in range(200)]
+    inside = np.mean([f.exponent.low <= truth <= f.exponent.high for f in fits])
+    assert 0.9 - 0.064 < inside < 0.9 + 0.064  # three Monte-Carlo errors
+
+
+@pytest.mark.parametrize(
+    ("study", "published", "tolerance"),
+    [
+        ("chinchilla", 0.49, 0.06),  # Hoffmann et al. 2022, Table 2: 0.462 to 0.534
+        ("llama3", 0.47, 0.04),  # Grattafiori et al. 2024: D = 0.299 C^0.537, hence a = 0.463
+    ],
+)
+def test_public_studies_give_the_exponent_that_their_papers_print(study, published, tolerance):
+    found = isoflop(reference_study(study))
+    assert {vertex.status for vertex in found.vertices} == {"interior"}
+    assert found.exponent.estimate == pytest.approx(published, abs=tolerance)
+    assert found.exponent.high - found.exponent.low < 0.1

@@ -1,0 +1,270 @@
+"""The command line: exit codes, one sentence an error, nothing written, and quick help."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.cli import main
+from orchestrator.ledger import Ledger
+from orchestrator.planner import Plan, make_plan
+from orchestrator.project import Project, create_project
+from orchestrator.spec import parse_spec
+from trainers.registry import trainer
+
+Run = Callable[..., tuple[int, str, str]]
+LARGE = {"aspect": 64.0, "head_width": 64, "width_multiple": 64}
+VERBS = ("mini", "plan", "run", "status", "fit", "forecast", "propose", "report", "ui")
+
+
+@pytest.fixture
+def isoflop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Run:
+    """Runs the command line in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["isoflop", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def _fill(project: Project, spec: dict) -> Plan:
+    """Measure a simulated sweep into a project, without Ray."""
+    plan = make_plan(parse_spec({"trainer": "simulated", **spec}, source=Path("s.toml")))
+    project.save_plan(plan)
+    for trial in plan.trials:
+        *_, measurement = trainer("simulated").train(trial, Path())
+        Ledger(project.path).write(trial, measurement)
+    return plan
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    made = create_project(tmp_path / "project")
+    _fill(made, {"name": "s", "budgets": [1e16, 1e17, 1e18], "sizes": 5, "shapes": LARGE})
+    yield made
+    assert not list(made.path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(isoflop: Run, verb: str) -> None:
+    code, out, _ = isoflop(verb, "--help")
+    assert code == 0
+    assert f"isoflop {verb}" in out.split("Example:")[1]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What keeps `isoflop --help` under half a second."""
+    code = (
+        "import sys; sys.argv = ['isoflop', '--help']\n"
+        "from orchestrator.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'scipy', 'numpy', 'matplotlib', 'pyarrow'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+    )
+    assert result.stderr.strip() == "[]"
+    assert "forecast" in result.stdout
+
+
+def test_fit_prints_one_json_object(isoflop: Run, project: Project) -> None:
+    code, out, err = isoflop("fit", project.path, "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert found["observations"] == 15
+    assert found["convention"] == {"params": "non_embedding", "flops": "exact"}
+    assert set(found["exponents"]) == {"hoffmann", "generalised", "isoflop"}
+    for item in found["exponents"].values():
+        assert {"a", "a_interval", "level", "params", "flops"} <= set(item)
+    assert set(found["vertices"][0]) >= {"flops", "params", "tokens", "loss", "status"}
+
+
+def test_conventions_change_the_answer_and_are_named(isoflop: Run, project: Project) -> None:
+    _, exact, _ = isoflop("fit", project.path, "--json")
+    _, total, _ = isoflop("fit", project.path, "--json", "--params", "total", "--flops", "6nd")
+    one, other = json.loads(exact), json.loads(total)
+    assert other["convention"] == {"params": "total", "flops": "6nd"}
+    assert one["exponents"]["hoffmann"]["a"] != other["exponents"]["hoffmann"]["a"]
+
+
+def test_forecast_and_propose_agree_with_fit(isoflop: Run, project: Project, tmp_path) -> None:
+    _, out, _ = isoflop("forecast", project.path, "--flops", "1e19", "--json")
+    forecast = json.loads(out)
+    assert forecast["params_interval"][0] < forecast["params"] < forecast["params_interval"][1]
+    assert forecast["tokens_per_param"] == pytest.approx(forecast["tokens"] / forecast["params"])
+    output = tmp_path / "next.toml"
+    _, out, _ = isoflop("propose", project.path, "--flops", "1e19", "-o", output, "--json")
+    proposal = json.loads(out)
+    assert proposal["params"] == pytest.approx(forecast["params"])
+    assert proposal["span"][0] < forecast["params_interval"][0]
+    assert isoflop("plan", output)[0] == 0
+
+
+@pytest.mark.parametrize("spend", [3.1e19, 5e19, 7.01e19])
+def test_a_proposal_stays_within_its_spend(
+    isoflop: Run, project: Project, tmp_path: Path, spend: float
+) -> None:
+    output = tmp_path / "next.toml"
+    isoflop("propose", project.path, "--flops", "1e19", "--spend", spend, "-o", output)
+    _, out, _ = isoflop("plan", output, "--json")
+    planned = json.loads(out)
+    assert 0.7 * spend < planned["flops"] <= spend
+    assert len(planned["trials"]) >= 3
+
+
+def test_status_counts_observations(isoflop: Run, project: Project) -> None:
+    next(iter(project.ledger.files())).unlink()
+    _, out, _ = isoflop("status", project.path, "--json")
+    (plan,) = json.loads(out)["plans"]
+    assert plan == {"name": "s", "complete": 14, "diverged": 0, "failed": 0, "waiting": 1}
+    assert "14" in isoflop("status", project.path)[1]
+
+
+def _bad(isoflop: Run, *arguments: object) -> str:
+    """An error for a person: exit code 2, one line on stderr, nothing on stdout."""
+    code, out, err = isoflop(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("isoflop: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_a_bad_spec_writes_nothing(isoflop: Run, tmp_path: Path) -> None:
+    spec = tmp_path / "bad.toml"
+    spec.write_text('name = "bad"\nbudgts = [1e10]\n')
+    message = _bad(isoflop, "run", spec, "--project", tmp_path / "p")
+    assert "did you mean 'budgets'?" in message
+    assert not (tmp_path / "p").exists()
+
+
+def test_an_unwritable_project_is_refused(isoflop: Run, tmp_path: Path, sweep_file) -> None:
+    (tmp_path / "file").write_text("")
+    message = _bad(isoflop, "run", sweep_file(), "--project", tmp_path / "file")
+    assert "cannot write to the project directory" in message
+
+
+def test_an_unwritable_output_is_refused(isoflop: Run, project: Project, tmp_path: Path) -> None:
+    for verb in ("report", "propose"):
+        assert "cannot write" in _bad(isoflop, verb, project.path, "-o", tmp_path / "no" / "file")
+
+
+def test_an_empty_ledger_is_refused(isoflop: Run, tmp_path: Path) -> None:
+    create_project(tmp_path / "p")
+    assert "is empty" in _bad(isoflop, "fit", tmp_path / "p")
+
+
+def test_no_project_is_refused(isoflop: Run, tmp_path: Path) -> None:
+    for verb in ("fit", "status", "report", "ui"):
+        assert "there is no project" in _bad(isoflop, verb, tmp_path / "none")
+
+
+def test_one_budget_is_refused_by_name(isoflop: Run, tmp_path: Path) -> None:
+    project = create_project(tmp_path / "p")
+    _fill(project, {"name": "one", "budgets": [1e11], "sizes": 8, "span": 30.0})
+    assert "one budget only" in _bad(isoflop, "fit", project.path)
+
+
+def test_all_diverged_is_refused(isoflop: Run, tmp_path: Path) -> None:
+    project = create_project(tmp_path / "p")
+    _fill(project, {"name": "d", "budgets": [1e11], "sizes": 5, "simulated": {"diverge": 1.0}})
+    assert "all 5 observations diverged" in _bad(isoflop, "fit", project.path)
+
+
+def test_two_kinds_are_listed_and_refused_unless_selected(isoflop: Run, project: Project) -> None:
+    other = {"name": "other", "budgets": [1e16, 1e17], "sizes": 5, "recipe": "ladder-adamw"}
+    _fill(project, {**other, "shapes": LARGE})
+    message = _bad(isoflop, "fit", project.path)
+    assert "observations of 2 kinds" in message
+    assert "15 with recipe=mini" in message
+    assert "10 with recipe=ladder-adamw" in message
+    code, out, _ = isoflop("fit", project.path, "--where", "recipe=mini", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["observations"] == 15
+    assert found["excluded"] == [{"reason": "of another kind", "count": 10}]
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [("recipe", "write COLUMN=VALUE"), ("x=1", "no column 'x'"), ("recipe=z", "there are mini")],
+)
+def test_a_bad_selection_is_named(
+    isoflop: Run, project: Project, condition: str, message: str
+) -> None:
+    assert message in _bad(isoflop, "fit", project.path, "--where", condition)
+
+
+def test_a_damaged_ledger_is_named_and_left_alone(isoflop: Run, project: Project) -> None:
+    path = project.ledger.files()[3]
+    path.write_bytes(path.read_bytes()[:200])
+    assert path.name in _bad(isoflop, "fit", project.path)
+    assert path.stat().st_size == 200
+
+
+def test_a_foreign_file_in_the_ledger_is_named(isoflop: Run, project: Project) -> None:
+    pq.write_table(pa.table({"x": [1]}), project.ledger.directory / "aaaa-1.parquet")
+    assert "not an isoflop observation" in _bad(isoflop, "fit", project.path)
+
+
+def test_a_spend_too_small_for_the_next_budget_is_refused(isoflop: Run, project: Project) -> None:
+    message = _bad(isoflop, "propose", project.path, "--spend", "1e18")
+    assert "allow at least" in message
+
+
+def test_bad_numbers_are_refused(isoflop: Run, project: Project) -> None:
+    assert "--flops is -1.0" in _bad(isoflop, "forecast", project.path, "--flops", "-1")
+    assert "level" in _bad(isoflop, "fit", project.path, "--level", "1.5")
+    assert "--params is 'all'" in _bad(isoflop, "fit", project.path, "--params", "all")
+
+
+def test_a_port_in_use_is_named(isoflop: Run, project: Project) -> None:
+    (project.path / "mlflow.db").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        message = _bad(isoflop, "ui", project.path, "--port", port)
+    assert f"port {port} on 127.0.0.1 cannot be used" in message
+    assert "--port" in message
+
+
+def test_a_report_is_one_self_contained_page(isoflop: Run, project: Project) -> None:
+    from html.parser import HTMLParser
+
+    class Page(HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tags: list[str] = []
+            self.links: list[str] = []
+            self.text: list[str] = []
+
+        def handle_starttag(self, tag, attrs):
+            self.tags.append(tag)
+            self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v]
+
+        def handle_data(self, data):
+            self.text.append(data)
+
+    code, out, _ = isoflop("report", project.path)
+    assert code == 0
+    page = Page()
+    page.feed(Path(out.strip()).read_text())
+    assert page.tags.count("svg") == 2
+    assert "script" not in page.tags
+    assert all(link.startswith("#") for link in page.links)
+    _, fitted, _ = isoflop("fit", project.path, "--json")
+    text = " ".join(page.text)
+    assert f"{json.loads(fitted)['exponents']['hoffmann']['a']:.3f}" in text
+    assert (project.figures / "isoflop.png").read_bytes().startswith(b"\x89PNG")

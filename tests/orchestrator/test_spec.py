@@ -1,0 +1,106 @@
+"""sweep.toml: what it means, and one clear sentence for each way to get it wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from analysis.errors import InputError
+from orchestrator.spec import Budget, parse_spec, read_spec, to_toml
+from trainers.corpus import Files, Markov, Stdlib
+
+HERE = Path("somewhere/sweep.toml")
+GOOD = {"name": "x", "budgets": [1e10, 3e10]}
+
+
+def _error(**changes: object) -> str:
+    with pytest.raises(InputError) as caught:
+        parse_spec({**GOOD, **changes}, source=HERE)
+    message = str(caught.value)
+    assert message.startswith("sweep.toml: ")
+    assert "\n" not in message
+    return message.removeprefix("sweep.toml: ")
+
+
+def test_a_spec_needs_a_name_and_budgets_only() -> None:
+    spec = parse_spec(GOOD, source=HERE)
+    assert spec.budgets == [Budget(flops=1e10), Budget(flops=3e10)]
+    assert spec.corpus == Stdlib()
+    assert (spec.sizes, spec.seeds, spec.epochs) == (7, [0], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budgts": [1e9]}, "unknown key 'budgts': did you mean 'budgets'?"),
+        ({"corpus": {"kind": "files", "globb": "x"}}, "did you mean 'glob'?"),
+        ({"shapes": {"depth": 2, "heads": 2, "contxt": 9}}, "did you mean 'context'?"),
+        ({"simulated": {"noize": 0.1}}, "did you mean 'noise'?"),
+        ({"budgets": [{"flops": 1e9, "width": [4]}]}, "did you mean 'widths'?"),
+        ({"zzz": 1}, "unknown key 'zzz': the keys are name"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(changes: dict, message: str) -> None:
+    assert message in _error(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budgets": [-1e9]}, "budgets.0.flops is -1000000000.0, but it should be greater than 0"),
+        ({"budgets": [0]}, "budgets.0.flops is 0, but it should be greater than 0"),
+        ({"budgets": [float("inf")]}, "should be a finite number"),
+        ({"budgets": ["1e18"]}, "is the string '1e18': write the number without quotes"),
+        ({"budgets": [{"flops": "1e18"}]}, "the string '1e18': write the number without quotes"),
+        ({"budgets": []}, "at least 1 item"),
+        ({"budgets": [1e9, 1e9]}, "budgets has the same value twice"),
+        ({"sizes": 2}, "sizes is 2, but it should be greater than or equal to 3"),
+        ({"budgets": [{"flops": 1e9, "widths": [4, 8]}]}, "at least 3 items"),
+        ({"span": 1.0}, "span is 1.0, but it should be greater than 1"),
+        ({"seeds": [1, 1]}, "seeds has the same value twice"),
+        ({"recipe": "maxi"}, "recipe is 'maxi', but it should be 'mini'"),
+        ({"corpus": {"kind": "fils"}}, "corpus.kind must be one of"),
+        ({"corpus": {"kind": "files"}}, "the key 'corpus.glob' is missing"),
+        ({"shapes": {"heads": 2}}, "give either depth or aspect"),
+        ({"simulated": {"noise": -1.0}}, "noise"),
+        ({"name": "../x"}, "name is '../x'"),
+    ],
+)
+def test_an_impossible_value_is_named_with_its_bound(changes: dict, message: str) -> None:
+    assert message in _error(**changes)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read .*none\.toml: No such file"):
+        read_spec(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(InputError, match="not valid TOML"):
+        read_spec(tmp_path / "bad.toml")
+
+
+def test_a_corpus_glob_is_relative_to_the_sweep_file(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text('name = "s"\nbudgets = [1e9]\n[corpus]\nkind = "files"\nglob = "text/*.md"\n')
+    assert read_spec(path).corpus == Files(glob=str(tmp_path / "text/*.md"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sizes": 9, "span": 4.5, "seeds": [3, 4], "recipe": "mini-adamw", "epochs": 2.0},
+        {"corpus": {"kind": "markov", "symbols": 32}},
+        {"trainer": "simulated", "simulated": {"E": 0.0, "noise": 0.001}},
+        {"budgets": [{"flops": 3.24e12, "widths": [8, 12, 16]}, {"flops": 123456.789}]},
+        {"shapes": {"aspect": 64.0, "head_width": 64, "context": 1024, "width_multiple": 64}},
+    ],
+)
+def test_a_spec_written_as_toml_reads_back_the_same(tmp_path: Path, changes: dict) -> None:
+    spec = parse_spec({**GOOD, **changes}, source=HERE)
+    path = tmp_path / "again.toml"
+    path.write_text(to_toml(spec, "two\nlines"))
+    assert read_spec(path) == spec
+    assert path.read_text().startswith("# two\n# lines\n")
+
+
+def test_markov_symbols_are_the_default_where_not_given() -> None:
+    assert parse_spec({**GOOD, "corpus": {"kind": "markov"}}, source=HERE).corpus == Markov()

@@ -1,0 +1,229 @@
+"""The sweep with a real Ray, a real MLflow database and real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+
+from orchestrator.loop import Outcome, run
+from orchestrator.planner import make_plan
+from orchestrator.project import Project, counts, create_project
+from orchestrator.spec import parse_spec, read_spec
+from orchestrator.tracking import BackgroundTracker, Tracker, store_uri
+
+pytestmark = pytest.mark.slow
+
+SWEEP = {"name": "s", "trainer": "simulated", "budgets": [1e10, 1e11, 1e12], "sizes": 5}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return create_project(tmp_path / "project")
+
+
+def _run(project: Project, **changes: object) -> Outcome:
+    plan = make_plan(parse_spec({**SWEEP, **changes}, source=Path("s.toml")))
+    with (project.path.parent / "console.txt").open("w") as file:
+        return run(project, plan, Console(file=file), started=time.time())
+
+
+def _runs(project: Project) -> list:
+    client = MlflowClient(tracking_uri=store_uri(project))
+    experiment = client.get_experiment_by_name(project.path.name)
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_sweep_fills_the_ledger_and_mlflow_and_proposes(project: Project) -> None:
+    outcome = _run(project, simulated={"noise": 0.001})
+    assert outcome.finished
+    assert (outcome.trained, outcome.states) == (15, {"complete": 15})
+    table = project.ledger.read()
+    assert table.num_rows == 15
+    rows = {row["trial"]: row for row in table.to_pylist()}
+
+    runs = _runs(project)
+    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    assert len(children) == 15
+    assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parent.info.run_id}
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    for child in children:
+        row = rows[child.data.tags["isoflop.trial"]]
+        assert child.data.metrics["loss"] == row["loss"]
+        assert child.data.params["width"] == str(row["width"])
+    client = MlflowClient(tracking_uri=store_uri(project))
+    history = client.get_metric_history(children[0].info.run_id, "train_loss")
+    assert len(history) == len(rows[children[0].data.tags["isoflop.trial"]]["curve"])
+    artifacts = {a.path for a in client.list_artifacts(parent.info.run_id)}
+    assert artifacts == {"figures", "report.html", "next.toml"}
+    assert "exponent_hoffmann" in parent.data.metrics
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_fit_recovers_the_simulated_truth(project: Project) -> None:
+    """Besiroglu et al.'s constants, N and D such that C is nearly 6 N D: a = .3658/.7136."""
+    found = _run(
+        project,
+        budgets=[1e17, 1e18, 1e19, 1e20],
+        sizes=7,
+        shapes={"aspect": 64.0, "head_width": 64, "context": 64, "width_multiple": 64},
+        simulated={"noise": 0.0005},
+    ).to_json()
+    for law in ("hoffmann", "generalised"):
+        assert found["exponents"][law]["a"] == pytest.approx(0.5126, abs=0.01)
+        assert abs(found["heldout"]["laws"][law]["loss_error"]) < 0.003
+        low, high = found["exponents"][law]["a_interval"]
+        assert low < found["exponents"][law]["a"] < high
+    assert [v["status"] for v in found["vertices"]] == ["interior"] * 4
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_is_measured_is_never_trained_again(project: Project) -> None:
+    _run(project, budgets=[1e10, 1e11])
+    files = {p: p.stat().st_mtime_ns for p in project.ledger.files()}
+    assert len(files) == 10
+    again = _run(project, budgets=[1e10, 1e11])
+    assert (again.trained, again.training_share) == (0, 0.0)
+    grown = _run(project, budgets=[1e10, 1e11, 1e12])
+    assert grown.trained == 5
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+    assert len(_runs(project)) == 1 + 15
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_proposal_runs_into_the_same_project_and_its_fit_uses_everything(
+    project: Project,
+) -> None:
+    first = _run(project)
+    spec = read_spec(project.proposal)
+    assert spec.budgets[0].flops == pytest.approx(1e13)
+    plan = make_plan(spec)
+    with Path(os.devnull).open("w") as file:
+        second = run(project, plan, Console(file=file), started=time.time())
+    assert second.trained == len(plan.planned) == 7
+    assert len(second.study.obs) == 15 + 7
+    assert second.to_json()["budgets"] == [1e10, 1e11, 1e12, 1e13]
+    assert first.study.next.flops == pytest.approx(1e13)
+    measured = second.study.isoflop.vertices[-1]
+    assert measured.status == "interior"
+    forecast = first.study.next.params
+    assert forecast.low / 1.3 < measured.params < forecast.high * 1.3
+    assert read_spec(project.proposal).budgets[0].flops == pytest.approx(1e14)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_failures_are_recorded_and_the_rest_goes_on(project: Project) -> None:
+    outcome = _run(project, simulated={"fail": 0.3})
+    failed = outcome.states["failed"]
+    assert 0 < failed < 15
+    assert outcome.states == {"complete": 15 - failed, "failed": failed}
+    assert not outcome.finished
+    assert not outcome.proposed
+    records = project.ledger.failures()
+    assert len(records) == 2 * failed  # each was tried twice
+    assert "RuntimeError: simulated failure" in records[0]["error"]
+    assert "Traceback" in records[0]["traceback"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_diverged_trials_are_rows_and_not_fitted(project: Project) -> None:
+    outcome = _run(project, simulated={"diverge": 0.2})
+    diverged = outcome.states["diverged"]
+    assert 0 < diverged < 10
+    assert outcome.finished
+    assert len(outcome.study.obs) == 15 - diverged
+    assert outcome.study.excluded == {"diverged": diverged}
+    statuses = sorted(r.info.status for r in _runs(project))
+    assert statuses.count("FAILED") == diverged
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_mlflow_is_rebuilt_from_the_ledger(project: Project) -> None:
+    _run(project, budgets=[1e10])
+    (project.path / "mlflow.db").unlink()
+    plan = project.plans()[0]
+    tracker = Tracker(project, plan)
+    tracker.record(project.ledger.read())
+    tracker.record(project.ledger.read())
+    Tracker(project, plan).record(project.ledger.read())
+    assert len(_runs(project)) == 1 + 5
+
+
+def test_a_broken_mlflow_store_does_not_stop_the_sweep(project: Project) -> None:
+    (project.path / "mlflow.db").write_text("no database")
+    plan = make_plan(parse_spec(SWEEP, source=Path("s.toml")))
+    with BackgroundTracker(project, plan) as tracking:
+        tracking.finished(plan.trials[0].key)
+    assert tracking.error is not None
+
+
+def _command(spec: Path, project: Path) -> list[str]:
+    code = "from orchestrator.cli import main; main()"
+    return [sys.executable, "-c", code, "run", str(spec), "--project", str(project), "--json"]
+
+
+def _wait(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    limit = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_driver_goes_on_where_it_was(
+    tmp_path: Path, sweep_file: Callable[..., Path], blow: signal.Signals
+) -> None:
+    """Real processes, real signals: killed in the middle, run again, each row once."""
+    spec = sweep_file(simulated="seconds = 0.4")
+    project = Project(tmp_path / "project")
+    command = _command(spec, project.path)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as first:
+        _wait(lambda: len(project.ledger.files()) >= 3, first)
+        first.send_signal(blow)
+        _, errors = first.communicate(timeout=60)
+    if blow == signal.SIGINT:
+        assert first.returncode == 130
+        assert "interrupted; run the same command again to go on" in errors.decode()
+    time.sleep(1.5)  # workers that outlived a killed driver may still write their row
+    done = {p: p.stat().st_mtime_ns for p in project.ledger.files()}
+    assert 3 <= len(done) < 15
+    second = subprocess.run(command, capture_output=True, timeout=120, check=True)
+    found = json.loads(second.stdout)
+    assert found["trials"] == found["complete"] == 15
+    assert found["trained"] == 15 - len(done)
+    assert {p: p.stat().st_mtime_ns for p in done} == done
+    assert counts(project.outcomes(project.plans()[0])) == {"complete": 15}
+    assert len(_runs(project)) == 16
+
+
+def test_real_training_on_text_goes_through_the_same_path(tmp_path: Path) -> None:
+    """Two budgets of real training by the command line, with nothing but JSON on its stdout."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        'name = "tiny"\nshapes = {depth = 2, heads = 2, context = 64}\n'
+        "[[budgets]]\nflops = 1e9\nwidths = [8, 16, 24]\n"
+        "[[budgets]]\nflops = 3e9\nwidths = [12, 16, 32]\n"
+    )
+    result = subprocess.run(
+        _command(path, tmp_path / "p"), capture_output=True, timeout=200, check=True
+    )
+    found = json.loads(result.stdout)
+    assert (found["trials"], found["complete"], found["failed"]) == (6, 6, 0)
+    assert 0 < found["training_share"] < 1
+    text = result.stderr.decode()
+    assert "6/6" in text
+    assert not any(word in text.lower() for word in ("ray", "mlflow", "warning", "traceback"))
+    table = Project(tmp_path / "p").ledger.read()
+    assert max(table["loss"].to_pylist()) < 3.2
+    by_seed = set(table["device"].to_pylist())
+    assert len(by_seed) == 1

@@ -223,8 +223,8 @@ def _trial(spec: SweepSpec, budget: Budget, shape: Shape, corpus: CorpusId, seed
         raise InputError(
             f"budget {budget.flops:g} FLOPs buys width {shape.width} only {tokens:,.0f} tokens, "
             f"and the {recipe.min_steps} steps of {shape.context} tokens that a training takes at "
-            f"least are {least:,}: give the budget {flops_per_token(shape) * least:.2g} FLOPs or more, "
-            "or smaller widths"
+            f"least are {least:,}: give the budget {flops_per_token(shape) * least:.2g} FLOPs or "
+            "more, or smaller widths"
         )
     settings = asdict(spec.simulated) if spec.trainer == "simulated" else {}
     return Trial(

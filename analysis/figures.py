@@ -8,21 +8,24 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.fitting import Fit
 from analysis.laws import GENERALISED, HOFFMANN, loss, optimum
 from analysis.observations import FloatArray
 from analysis.study import Study
-from analysis.wording import CONVENTIONS
+from analysis.wording import CONVENTIONS, SUFFIXES
 
 INK, GRID = "#1f2430", "#e4e6eb"
 LAW_COLOURS = {"hoffmann": "#c2410c", "generalised": "#1d4ed8"}
 
 
 def draw(found: Study) -> dict[str, Figure]:
-    """All figures of a study, by name."""
-    return {"isoflop": isoflop_figure(found), "scaling": scaling_figure(found)}
+    """All figures of a study, by name; without a law there is nothing that scales."""
+    drawn = {"isoflop": isoflop_figure(found)}
+    return {**drawn, "scaling": scaling_figure(found)} if found.fits else drawn
 
 
 def save(figures: dict[str, Figure], directory: Path) -> list[Path]:
@@ -51,10 +54,10 @@ def isoflop_figure(found: Study) -> Figure:
     budgets = obs.budgets()
     shades = colormaps["viridis"](np.linspace(0.0, 0.85, len(budgets)))
     law = {item.law.name: item for item in found.fits}
+    shown = law.get(GENERALISED.name) or law.get(HOFFMANN.name)
     for budget, shade, vertex in zip(budgets, shades, found.isoflop.vertices, strict=True):
         rows = obs.select(obs.budget == budget)
         axes.plot(rows.params, rows.loss, "o", ms=5, color=shade, label=f"{budget:.3g}")
-        shown = law.get(GENERALISED.name) or law.get(HOFFMANN.name)
         if shown is not None:
             n = np.geomspace(rows.params.min() / 1.3, rows.params.max() * 1.3, 120)
             axes.plot(n, _at_budget(shown, found, n, vertex.mean_flops), "-", lw=1.2, color=shade)
@@ -62,10 +65,12 @@ def isoflop_figure(found: Study) -> Figure:
             filled = shade if vertex.status == "interior" else "none"
             axes.plot(vertex.params, vertex.loss, "*", ms=14, mec="white", mew=0.8, mfc=filled)
     axes.set_xscale("log")
+    _counted(axes.xaxis)
     axes.set_xlabel(f"N, {CONVENTIONS[obs.params_convention]}")
     axes.set_ylabel("L, held-out loss, nats/token")
     axes.legend(title=f"C, {CONVENTIONS[obs.flops_convention]}", frameon=False, fontsize=9)
-    _title(axes, "IsoFLOP valleys", "lines: law fitted to all points; stars: parabola minima")
+    lines = f"lines: {shown.law.name} law fitted to all points; " if shown else ""
+    _title(axes, "IsoFLOP valleys", f"{lines}stars: parabola minima")
     return figure
 
 
@@ -96,12 +101,12 @@ def scaling_figure(found: Study) -> Figure:
                 found.next.flops, part.estimate, "D", ms=7, color="#b45309",
                 label=f"forecast, {found.level:.0%}",
             )  # fmt: skip
+    left.set_yscale("log")
+    _counted(left.yaxis)
     for axes in (left, right):
         axes.set_xscale("log")
-        axes.set_yscale("log")
         axes.set_xlabel(f"C, {CONVENTIONS[obs.flops_convention]}")
         axes.legend(frameon=False, fontsize=9)
-    _plain_log_ticks(right)
     left.set_ylabel(f"N_opt, {CONVENTIONS[obs.params_convention]}")
     right.set_ylabel("L at the optimum, nats/token")
     _title(left, "Compute-optimal size", "")
@@ -131,11 +136,15 @@ def _title(axes: Axes, title: str, subtitle: str) -> None:
     axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=9, color="#667085")
 
 
-def _plain_log_ticks(axes: Axes) -> None:
-    """Losses span less than a decade: plain numbers instead of powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator
+def _counted(axis: Axis) -> None:
+    """Parameters as people write them: 20k, 1.5M; labels also between decades."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axis.set_minor_formatter(NullFormatter())
 
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0)))
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+def _short(value: float) -> str:
+    for unit, suffix in SUFFIXES:
+        if value >= unit:
+            return f"{value / unit:g}{suffix}"
+    return f"{value:g}"

@@ -15,7 +15,7 @@ CONVENTIONS = {
     "6nd": "FLOPs by 6ND",
 }
 
-_SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def count(value: float | None) -> str:
@@ -28,7 +28,7 @@ def count(value: float | None) -> str:
     """
     if value is None or not math.isfinite(value):
         return "–"
-    for unit, suffix in _SUFFIXES:
+    for unit, suffix in SUFFIXES:
         if value >= 0.9995 * unit:
             return f"{float(f'{value / unit:.3g}'):#.3g}".rstrip(".") + suffix
     return f"{value:.3g}"

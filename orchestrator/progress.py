@@ -10,6 +10,7 @@ from typing import Literal
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -158,7 +159,7 @@ class Progress:
             f"{_clock(time.monotonic() - board.started)} elapsed{_left(board)}",
         )
         bar = ProgressBar(total=1.0, completed=board.flops_fraction, width=78)
-        return Group(head, bar, _matrix(board))
+        return Group(head, Padding(bar, (0, 0, 1, 0)), _matrix(board))
 
 
 def _matrix(board: Board) -> Table:
@@ -168,8 +169,8 @@ def _matrix(board: Board) -> Table:
         by_width = rows.setdefault(cell.planned.budget, {})
         by_width.setdefault(cell.planned.trial.shape.width, []).append(cell)
     columns = max(len(row) for row in rows.values())
-    table = Table(box=None, padding=(0, 1), show_header=False)
-    table.add_column(justify="right", style="bold")
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column("FLOPs", justify="right", style="bold")
     for _ in range(columns):
         table.add_column(justify="center", min_width=7)
     best = board.best()

@@ -1,0 +1,62 @@
+"""The observation table: conventions, kinds, and what is left out."""
+
+import pyarrow as pa
+import pytest
+
+from analysis.errors import InputError
+from analysis.observations import SCHEMA, kinds, observations, require_one_kind, where
+
+
+def _row(**changes: object) -> dict:
+    row = dict.fromkeys(SCHEMA.names) | {
+        "trial": "a",
+        "tokens": 1000,
+        "status": "complete",
+        "params_non_embedding": 100,
+        "params_matmul": 150,
+        "params_total": 200,
+        "flops_exact": 7e5,
+        "loss": 2.0,
+        "recipe": "mini",
+        "corpus": "x",
+    }
+    return row | changes
+
+
+def _table(*rows: dict) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("params", "flops", "n", "c"),
+    [
+        ("non_embedding", "exact", 100, 7e5),
+        ("matmul", "exact", 150, 7e5),
+        ("non_embedding", "6nd", 100, 6e5),
+        ("total", "6nd", 200, 1.2e6),
+    ],
+)
+def test_conventions_count_n_and_c(params: str, flops: str, n: float, c: float) -> None:
+    obs = observations(_table(_row()), {("a", 1000): 5e5}, params=params, flops=flops)
+    assert (obs.params[0], obs.flops[0], obs.budget[0]) == (n, c, 5e5)
+    assert (obs.params_convention, obs.flops_convention) == (params, flops)
+
+
+def test_diverged_rows_are_not_fitted() -> None:
+    table = _table(_row(), _row(trial="b", status="diverged", loss=None))
+    assert len(observations(table, {})) == 1
+
+
+def test_kinds_are_counted_and_told_apart() -> None:
+    table = _table(_row(), _row(trial="b"), _row(trial="c", corpus="y"))
+    assert [(k["corpus"], k["count"]) for k in kinds(table)] == [("x", 2), ("y", 1)]
+    with pytest.raises(InputError, match=r"2 with corpus=x; 1 with corpus=y\): select one"):
+        require_one_kind(table)
+    require_one_kind(where(table, {"corpus": "y"}))
+
+
+def test_selection_compares_as_text() -> None:
+    table = _table(_row(context=64), _row(trial="b", context=128))
+    assert where(table, {"context": "64"})["trial"].to_pylist() == ["a"]
+    with pytest.raises(InputError, match="no observation has context=32; there are 128, 64"):
+        where(table, {"context": "32"})

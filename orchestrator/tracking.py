@@ -105,8 +105,13 @@ class Tracker:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        location = artifacts_uri(self._project)
-        return str(self._client.create_experiment(name, artifact_location=location))
+        return str(
+            self._client.create_experiment(
+                name,
+                artifact_location=artifacts_uri(self._project),
+                tags={"mlflow.experimentKind": "custom_model_development"},  # how its UI opens
+            )
+        )
 
     def _existing(self) -> dict[ObservationId, str]:
         runs: dict[ObservationId, str] = {}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
 
 from rich.console import Console
 
@@ -14,37 +19,56 @@ from orchestrator.project import Project
 from orchestrator.tracking import artifacts_uri, store_uri
 
 HOST = "127.0.0.1"
+ENVIRONMENT = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its workers take a gigabyte
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+}
 
 
 def serve(project: Project, port: int, console: Console) -> None:
-    """Run the MLflow server until it is interrupted.
+    """Run the MLflow server until it is interrupted; print its address once it answers.
 
     Raises
     ------
     InputError
-        If the project has no MLflow store yet or the port is in use.
+        If the project has no MLflow store yet, the port is in use, or the server ends by itself.
     """
     if not (project.path / "mlflow.db").exists():
         raise InputError(f"{project.path} has no MLflow store yet: run its sweep first")
     _require_free(port)
-    console.print(f"MLflow for {project.path.name}: [bold]http://{HOST}:{port}[/]  (Ctrl-C ends)")
+    for number in (signal.SIGINT, signal.SIGTERM):  # either way the server must not outlive us
+        signal.signal(number, signal.default_int_handler)
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     command += ["--backend-store-uri", store_uri(project), "--workers", "1"]
     command += ["--default-artifact-root", artifacts_uri(project)]
-    environment = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its workers take a gigabyte
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    process = subprocess.Popen(command, env=environment)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        return
-    if code:
-        raise InputError(f"the MLflow server ended with exit code {code}")
+    with tempfile.NamedTemporaryFile(prefix="isoflop-ui-", suffix=".log") as log:
+        process = subprocess.Popen(
+            command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            with console.status("starting MLflow"):
+                _wait_until_healthy(process, port)
+            if process.poll() is None:
+                address = f"http://{HOST}:{port}"
+                console.print(f"MLflow for {project.path.name}: [bold]{address}[/]  (Ctrl-C ends)")
+            code = process.wait()
+            last = Path(log.name).read_text(errors="replace").strip().splitlines()[-1:]
+        except KeyboardInterrupt:
+            return
+        finally:
+            process.terminate()
+            process.wait()
+        raise InputError(f"the MLflow server ended with exit code {code}: {' '.join(last)}")
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], port: int) -> None:
+    while process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
 
 
 def _require_free(port: int) -> None:

@@ -1,0 +1,57 @@
+"""`isoflop ui` as a real process: it answers on loopback, says where, and ends on Ctrl-C."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from orchestrator.planner import make_plan
+from orchestrator.project import create_project
+from orchestrator.spec import parse_spec
+from orchestrator.tracking import Tracker
+from trainers.registry import trainer
+
+pytestmark = pytest.mark.slow
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_ui_serves_the_projects_runs_and_ends_on_interrupt(tmp_path: Path) -> None:
+    project = create_project(tmp_path / "shown")
+    spec = {"name": "s", "trainer": "simulated", "budgets": [1e10], "sizes": 3}
+    plan = make_plan(parse_spec(spec, source=Path("s.toml")))
+    for trial in plan.trials:
+        project.ledger.write(trial, list(trainer("simulated").train(trial, Path()))[-1])
+    Tracker(project, plan).record(project.ledger.read())
+    port = _free_port()
+    code = "from orchestrator.cli import main; main()"
+    command = [sys.executable, "-c", code, "ui", str(project.path), "--port", str(port)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        address = f"http://127.0.0.1:{port}"
+        assert line.strip() == f"MLflow for shown: {address}  (Ctrl-C ends)"
+        request = urllib.request.Request(
+            f"{address}/api/2.0/mlflow/runs/search",
+            data=json.dumps({"experiment_ids": ["1"], "max_results": 10}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert len(json.load(answer)["runs"]) == 1 + 3
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert rest == ""
+    with socket.socket() as probe:  # the server is gone, not orphaned
+        assert probe.connect_ex(("127.0.0.1", port)) != 0

@@ -1,8 +1,8 @@
-"""`isoflop mini` as a user runs it, twice: `python -m benchmarks.mini [--json]`. About five minutes.
+"""`isoflop mini` as a user runs it, twice: `python -m benchmarks.mini [--json]`.
 
-Wall time, how much of it trained, the time of the second call that has nothing to train, peak
-resident memory of driver and workers, and the losses beside those of an independent implementation
-of the recipe (on the standard library of Python 3.11.7).
+Takes about five minutes. Wall time, how much of it trained, the time of the second call that has
+nothing to train, peak resident memory of driver and workers, and the losses beside those of an
+independent implementation of the recipe (on the standard library of Python 3.11.7).
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from orchestrator.ledger import Ledger
 from trainers.corpus import Stdlib, load
 
 KNOWN_CORPUS = "5017190f97ec7ac7"
-KNOWN_BEST = {4e10: (1.833, 1.833), 1.2e11: (1.653, 1.653), 3.6e11: (1.489, 1.508), 1.08e12: (1.375, 1.375)}  # fmt: skip
+KNOWN_BEST = {
+    4e10: (1.833, 1.833),
+    1.2e11: (1.653, 1.653),
+    3.6e11: (1.489, 1.508),
+    1.08e12: (1.375, 1.375),
+}
 """Lowest loss of each budget, nats a byte; a range where several seeds were run."""
 
 

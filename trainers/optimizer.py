@@ -1,8 +1,8 @@
 """Muon for block matrices beside fused AdamW, over flat buffers.
 
-The model's parameters are re-pointed into one contiguous buffer, its gradients into another: then
-the global norm is one kernel, AdamW runs over whole groups, and all matrices of one shape are
-orthogonalised in one batched product, 1.2 to 2 times faster at these sizes than one by one.
+The model's parameters are re-pointed into one contiguous buffer, and gradients are gathered in
+another: then the global norm is one kernel, AdamW runs over whole groups, and all matrices of one
+shape are orthogonalised in one batched product, 1.2 to 4 times faster than one by one.
 """
 
 from __future__ import annotations
@@ -32,57 +32,64 @@ class Optimizer:
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         square = [p for block in blocks for p in (block.qkv, block.attention_out)]
         tall = [p for block in blocks for p in (block.up, block.down)]
-        self._h = hyperparameters
+        self._h = h = hyperparameters
         self._width = model.shape.width
-        ordered = [*square, *tall, model.embedding, model.head]
-        self.weights, self.gradients = _flatten(ordered)
+        self._parameters = [*square, *tall, model.embedding, model.head]
+        self.weights = _flatten(self._parameters)
+        self._gradients, self._first, self._second = torch.zeros(
+            3, len(self.weights), device=self.weights.device
+        )
         ends = _ends([square, tall, [model.embedding], [model.head]])
         self._square, self._tall = slice(0, ends[0]), slice(ends[0], ends[1])
         self._matrices = slice(0, ends[1])
-        groups = [
-            {"params": [self._view(ends[1], ends[2])], "peak": hyperparameters.embedding_rate},
-            {"params": [self._view(ends[2], ends[3])], "peak": hyperparameters.head_rate},
+        self._adamw = [
+            (slice(ends[1], ends[2]), h.embedding_rate),
+            (slice(ends[2], ends[3]), h.head_rate),
         ]
-        if hyperparameters.optimizer == "muon":
-            self._momentum = torch.zeros_like(self.weights[self._matrices])
-        else:
-            peak = hyperparameters.matrix_rate
-            groups.append({"params": [self._view(0, ends[1])], "peak": peak})
-        self._adamw = torch.optim.AdamW(
-            groups,
-            betas=(hyperparameters.beta1, hyperparameters.beta2),
-            eps=hyperparameters.epsilon,
-            weight_decay=hyperparameters.weight_decay,
-            fused=True,
-        )
+        if h.optimizer == "adamw":
+            self._adamw.append((self._matrices, h.matrix_rate))
+        self._steps = torch.zeros((), device=self.weights.device)
 
     @torch.no_grad()
     def step(self, schedule: float) -> None:
         """Apply the gradients at `schedule` times the peak rates, then clear them."""
-        gradient = self.gradients
+        gradient = self._gradients
+        torch.cat([p.grad.view(-1) for p in self._parameters if p.grad is not None], out=gradient)
         gradient.mul_((self._h.clip / (gradient.norm() + 1e-12)).clamp(max=1.0))
-        for group in self._adamw.param_groups:
-            group["lr"] = group["peak"] * schedule
-        self._adamw.step()
+        self._steps += 1
+        for part, peak in self._adamw:
+            self._adamw_step(part, peak * schedule)
         if self._h.optimizer == "muon":
             self._muon_step(self._h.matrix_rate * schedule)
-        gradient.zero_()
+        for p in self._parameters:
+            p.grad = None
+
+    def _adamw_step(self, part: slice, rate: float) -> None:
+        """The kernel of torch.optim.AdamW, without the 0.05 ms of bookkeeping around it."""
+        torch._fused_adamw_(
+            [self.weights[part]],
+            [self._gradients[part]],
+            [self._first[part]],
+            [self._second[part]],
+            [],
+            [self._steps],
+            lr=rate,
+            beta1=self._h.beta1,
+            beta2=self._h.beta2,
+            weight_decay=self._h.weight_decay,
+            eps=self._h.epsilon,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def _muon_step(self, rate: float) -> None:
-        gradient = self.gradients[self._matrices]
-        self._momentum.lerp_(gradient, 1 - MOMENTUM)
-        update = gradient.lerp(self._momentum, MOMENTUM)  # Nesterov
+        gradient, momentum = self._gradients[self._matrices], self._first[self._matrices]
+        momentum.lerp_(gradient, 1 - MOMENTUM)
+        update = gradient.lerp_(momentum, MOMENTUM)  # Nesterov
         d = self._width
         for part, rows, factor in ((self._square, d, 1.0), (self._tall, 4 * d, MLP_RATE)):
-            matrices = update[part].view(-1, rows, d)
-            self.weights[part].view(-1, rows, d).add_(
-                orthogonalised(matrices), alpha=-rate * factor
-            )
-
-    def _view(self, start: int, end: int) -> nn.Parameter:
-        parameter = nn.Parameter(self.weights[start:end])
-        parameter.grad = self.gradients[start:end]
-        return parameter
+            left, right = _orthogonal_factors(update[part].view(-1, rows, d))
+            self.weights[part].view(-1, rows, d).baddbmm_(left, right, alpha=-rate * factor)
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
@@ -94,26 +101,49 @@ def orthogonalised(matrices: Tensor) -> Tensor:
         Shape (n, rows, columns) with rows >= columns. Singular values above 1% of the Frobenius
         norm end in about [0.7, 1.2]; smaller ones grow 480-fold.
     """
+    return torch.bmm(*_orthogonal_factors(matrices))
+
+
+def _orthogonal_factors(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two batches whose product is `orthogonalised`, so that a caller can fuse that product.
+
+    Newton-Schulz is X <- X P with P = a + b G + c G^2 and G = X^T X. For a tall X the product of
+    the P is carried along instead, and G <- P G P: 25 products of columns^3 instead of 45 at 4 x as
+    many rows as columns. That costs accuracy, up to 5e-4 of the update's norm at condition numbers
+    to 1e8 (9e-6 the long way; torch's Muon, in bfloat16, 4e-2).
+    """
+    gram = torch.bmm(x.mT, x)
+    squared_norm = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-24
+    gram /= squared_norm
+    polynomial = _polynomial(gram)
+    right = polynomial * squared_norm.rsqrt()
+    for _ in range(NEWTON_SCHULZ_STEPS - 1):
+        if x.shape[1] > x.shape[2]:
+            gram = torch.bmm(torch.bmm(gram, polynomial), polynomial)
+            polynomial = _polynomial(gram)
+            right = torch.bmm(right, polynomial)
+        else:
+            x = torch.bmm(x, right)
+            right = _polynomial(torch.bmm(x.mT, x))
+    return x, right
+
+
+def _polynomial(gram: Tensor) -> Tensor:
     linear, cubic, quintic = NEWTON_SCHULZ
-    x: Tensor = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-12)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = torch.bmm(x.mT, x)
-        gram = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
-        x = torch.baddbmm(x, x, gram, beta=linear)
-    return x
+    polynomial = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
+    polynomial.diagonal(dim1=1, dim2=2).add_(linear)
+    return polynomial
 
 
-def _flatten(parameters: Sequence[nn.Parameter]) -> tuple[Tensor, Tensor]:
-    """Move parameters and their gradients into two contiguous buffers, in the given order."""
+def _flatten(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Move parameters into one contiguous buffer, in the given order."""
     weights = torch.cat([p.detach().reshape(-1) for p in parameters])
-    gradients = torch.zeros_like(weights)
     start = 0
     for p in parameters:
         end = start + p.numel()
         p.data = weights[start:end].view(p.shape)
-        p.grad = gradients[start:end].view(p.shape)
         start = end
-    return weights, gradients
+    return weights
 
 
 def _ends(groups: Sequence[Sequence[nn.Parameter]]) -> list[int]:

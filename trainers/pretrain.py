@@ -147,12 +147,12 @@ def evaluate(
     """
     context = heldout.windows.shape[1] - 1
     size = max(1, EVALUATION_TOKENS // context)
-    sums = torch.cat(
-        [
-            model.token_losses(torch.from_numpy(windows).to(device)).sum(1)
-            for windows in np.array_split(heldout.windows, -(-len(heldout.windows) // size))
-        ]
-    )
+    # Written in place: a list of small results pins every piece's freed buffers between them in the
+    # heap, 155 MB at context 64.
+    sums = torch.empty(len(heldout.windows), device=device)
+    for start in range(0, len(sums), size):
+        windows = torch.from_numpy(heldout.windows[start : start + size]).to(device)
+        sums[start : start + size] = model.token_losses(windows).sum(1)
     by_window = sums.double().cpu().numpy() / context
     loss = float(by_window.mean())
     segments = np.bincount(heldout.segment, by_window - loss)

@@ -111,9 +111,33 @@ def test_orthogonalised_matrices_keep_their_singular_vectors_and_level_their_val
     values = torch.logspace(-2, 0, 32)
     rotated = u.mT @ orthogonalised(u @ torch.diag(values) @ v.mT) @ v
     levelled = torch.diagonal(rotated, dim1=1, dim2=2)
-    torch.testing.assert_close(rotated, torch.diag_embed(levelled), atol=1e-4, rtol=0)
+    # Tall ones go through their Gram matrix, where 1e-7 of the largest value squared is lost.
+    atol = 1e-4 if rows == 32 else 3e-4
+    torch.testing.assert_close(rotated, torch.diag_embed(levelled), atol=atol, rtol=0)
     assert levelled.min() > 0.6
     assert levelled.max() < 1.25
+
+
+@pytest.mark.parametrize("rows", [24, 96])
+@pytest.mark.parametrize("magnitude", [1e-6, 1.0])
+def test_badly_conditioned_matrices_get_the_exact_direction(rows: int, magnitude: float) -> None:
+    """Against the textbook iteration in float64, at condition number 1e8."""
+    generator = torch.Generator().manual_seed(0)
+    u, _ = torch.linalg.qr(torch.randn(4, rows, 24, generator=generator).double())
+    v, _ = torch.linalg.qr(torch.randn(4, 24, 24, generator=generator).double())
+    matrices = magnitude * u @ torch.diag(torch.logspace(-8, 0, 24).double()) @ v.mT
+    exact = matrices / matrices.norm(dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        gram = exact.mT @ exact
+        exact = 3.4445 * exact + exact @ (-4.7750 * gram + 2.0315 * gram @ gram)
+    error = (orthogonalised(matrices.float()).double() - exact).norm(dim=(1, 2))
+    assert (error < 1e-3 * exact.norm(dim=(1, 2))).all()
+
+
+def test_a_zero_matrix_stays_zero() -> None:
+    """As the up-projections' gradients are at the first step."""
+    for rows in (8, 32):
+        assert not orthogonalised(torch.zeros(2, rows, 8)).any()
 
 
 def test_parameters_share_the_flat_buffer() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from trainers import transformer
 from trainers.transformer import Transformer
 from trainers.trial import Shape
 
@@ -62,6 +63,50 @@ def test_the_training_loss_and_its_gradients_are_those_of_cross_entropy(
     torch.testing.assert_close(ours, reference)
     for ours_, p in zip(gradients, model.parameters(), strict=True):
         torch.testing.assert_close(ours_, p.grad)
+
+
+def _by_the_book(model: Transformer, windows: torch.Tensor) -> torch.Tensor:
+    """Loss of the same network, in real arithmetic and one head at a time, left to autograd."""
+    batch, context, width = windows.shape[0], SHAPE.context, SHAPE.width // SHAPE.heads
+    frequency = 1000.0 ** (-torch.arange(0, width, 2) / width)
+    angle = torch.arange(context)[:, None] * frequency
+    future = torch.triu(torch.ones(context, context, dtype=torch.bool), 1)
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        a, b = x[..., ::2], x[..., 1::2]
+        cos, sin = angle.cos(), angle.sin()
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+    def normed(x: torch.Tensor) -> torch.Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    x = model.embedding[windows[:, :-1]]
+    for block in model.blocks:
+        parts = (normed(x) @ block.qkv.T).view(batch, context, 3, SHAPE.heads, width)
+        mixed = []
+        for head in range(SHAPE.heads):
+            q, k, v = parts[..., head, :].unbind(2)
+            scores = turned(q) @ turned(k).mT / math.sqrt(width)
+            mixed.append(scores.masked_fill(future, -math.inf).softmax(-1) @ v)
+        x = x + torch.cat(mixed, -1) @ block.attention_out
+        x = x + (normed(x) @ block.up.T).relu() @ block.down
+    return F.cross_entropy((normed(x) @ model.head).flatten(0, 1), windows[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("long_context", [256, 4])
+def test_loss_and_gradients_are_those_of_the_network_by_the_book(
+    model: Transformer, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch, long_context: int
+) -> None:
+    """Both ways of attention: written out for short contexts, torch's kernel for long ones."""
+    monkeypatch.setattr(transformer, "LONG_CONTEXT", long_context)
+    gradients = torch.autograd.grad(model.loss(windows), list(model.parameters()))
+    reference = _by_the_book(model, windows)
+    torch.testing.assert_close(model.loss(windows), reference)
+    for ours, theirs in zip(
+        gradients, torch.autograd.grad(reference, list(model.parameters())), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_evaluation_and_training_agree(model: Transformer, windows: torch.Tensor) -> None:

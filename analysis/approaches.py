@@ -6,8 +6,8 @@ line is biased where alpha and beta differ or grids drift off centre.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -27,10 +27,14 @@ VALLEY_WIDTH = 1.0
 class Vertex:
     """The lowest point of one budget's parabola."""
 
+    budget: float
+    """Nominal budget in exact FLOPs, which its trials share."""
     flops: float
-    """Nominal budget in FLOPs."""
-    mean_flops: float
-    """Geometric mean of what the budget's observations really took, in FLOPs."""
+    """C at the vertex under the observations' convention: the nominal budget where FLOPs are exact,
+    `local_flops` where they are 6ND."""
+    local_flops: float
+    """What training took at the vertex, in FLOPs: the geometric mean of the budget's observations,
+    which differ by rounding only; under 6ND interpolated in ln N between the sizes next to it."""
     n: int
     """Observations in the budget."""
     sizes: int
@@ -45,9 +49,17 @@ class Vertex:
     tokens: float | None
     """D at the vertex, interpolated between the budget's own observations."""
     loss: float | None
-    """L at the vertex, in nats/token."""
-    curvature: float | None
-    """Second derivative of L by ln N, in nats/token; what a wrong N costs."""
+    """L at the vertex, in nats/token; None unless `interior`."""
+    sigma: float | None
+    """Residual standard deviation around the parabola, as a fraction of L."""
+    dof: float
+    """Effective degrees of freedom of `sigma` and `params_stderr`; 0 without them."""
+
+    def params_interval(self, level: float) -> Interval | None:
+        """The t interval of N at the vertex; None without a vertex or a standard error."""
+        if self.params is None or self.params_stderr is None:
+            return None
+        return interval(self.params, self.params_stderr, self.dof, level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +69,9 @@ class IsoflopFit:
     vertices: tuple[Vertex, ...]
     """In ascending order of budget."""
     exponent: Interval | None
-    """The a in N_opt = G C^a; its ends are infinite with only two interior vertices."""
+    """The a in N_opt ~ C^a; its ends are infinite with only two interior vertices."""
     tokens_exponent: Interval | None
     """The b in D_opt ~ C^b, likewise."""
-    log_coefficient: float | None
-    """ln G, with C in FLOPs and N in parameters."""
     reason: str | None
     """Why there is no exponent, else None."""
 
@@ -70,21 +80,14 @@ class IsoflopFit:
         """The vertices that the line goes through."""
         return tuple(vertex for vertex in self.vertices if vertex.status == "interior")
 
-    def params_at(self, flops: float) -> float:
-        """N_opt on the line at `flops`, in parameters.
-
-        Raises
-        ------
-        InputError
-            If fewer than two interior vertices left no line.
-        """
-        if self.exponent is None or self.log_coefficient is None:
-            raise InputError(self.reason or "there is no line through the vertices")
-        return float(np.exp(self.log_coefficient + self.exponent.estimate * np.log(flops)))
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Which budgets have no interior vertex, and why."""
+        return tuple(f"{v.flops:.4g} FLOPs: {v.reason}" for v in self.vertices if v.reason)
 
 
 def isoflop(obs: Observations, level: float = 0.9) -> IsoflopFit:
-    """Parabola of L in ln N for each nominal budget, and ln N_opt = ln G + a ln C.
+    """Parabola of L in ln N for each nominal budget, and the line ln N_opt = ln G + a ln C.
 
     Parameters
     ----------
@@ -101,6 +104,9 @@ def isoflop(obs: Observations, level: float = 0.9) -> IsoflopFit:
 
     Notes
     -----
+    Under 6ND the rows of a budget still share what they were planned with, exact FLOPs: their
+    minimum is the optimum of that budget, and its C is 6 N D there.
+
     Hoffmann et al. 2022, section 3.2, fit one parabola to all points of a budget. Here each point
     is weighted by exp(-(ln N - vertex)^2 / 2) in a second pass, which keeps far points of a wide
     grid, where the valley is no parabola, from moving its bottom. Measured with 7 sizes and .5%
@@ -122,135 +128,173 @@ def isoflop(obs: Observations, level: float = 0.9) -> IsoflopFit:
     if len(budgets) == 0:
         raise InputError("IsoFLOP parabolas need nominal budgets, and no observation has one")
     vertices = tuple(_vertex(obs.select(obs.budget == budget), float(budget)) for budget in budgets)
-    used = [vertex for vertex in vertices if vertex.status == "interior"]
+    found = IsoflopFit(vertices=vertices, exponent=None, tokens_exponent=None, reason=None)
+    used = found.interior
     if len(used) < 2:
-        faults = "; ".join(
-            f"{vertex.flops:.3g} FLOPs: {vertex.reason}" for vertex in vertices if vertex.reason
-        )
-        reason = f"an exponent needs two budgets with their optimum inside the grid ({faults})"
-        if not faults:
-            reason = "an exponent needs two budgets, and there is one"
-        return IsoflopFit(
-            vertices=vertices,
-            exponent=None,
-            tokens_exponent=None,
-            log_coefficient=None,
-            reason=reason,
-        )
-    log_c = np.log([vertex.mean_flops for vertex in used])
-    exponent, coefficient = _line(log_c, np.log([float(v.params or 0.0) for v in used]), level)
-    tokens_exponent, _ = _line(log_c, np.log([float(v.tokens or 0.0) for v in used]), level)
-    return IsoflopFit(
-        vertices=vertices,
-        exponent=exponent,
-        tokens_exponent=tokens_exponent,
-        log_coefficient=coefficient,
-        reason=None,
+        reason = "an exponent needs two budgets, and there is one"
+        if found.faults:
+            faults = "; ".join(found.faults)
+            reason = f"an exponent needs two budgets with their optimum inside the grid ({faults})"
+        return replace(found, reason=reason)
+    log_c = np.log([vertex.local_flops for vertex in used])
+    return replace(
+        found,
+        exponent=_slope(log_c, np.log([float(v.params or 0.0) for v in used]), level),
+        tokens_exponent=_slope(log_c, np.log([float(v.tokens or 0.0) for v in used]), level),
     )
 
 
-def _line(x: FloatArray, y: FloatArray, level: float) -> tuple[Interval, float]:
-    """Slope with its t interval, and intercept, of the least-squares line."""
+def _slope(x: FloatArray, y: FloatArray, level: float) -> Interval:
+    """Slope of the least-squares line with its t interval."""
     centred = x - x.mean()
     spread = float(centred @ centred)
     slope = float(centred @ y) / spread
     residual = y - y.mean() - slope * centred
     dof = len(x) - 2
     stderr = np.sqrt(residual @ residual / dof / spread) if dof > 0 else np.inf
-    ends = interval(slope, float(stderr), dof, level, scale="linear")
-    return ends, float(y.mean() - slope * x.mean())
+    return interval(slope, float(stderr), dof, level, scale="linear")
+
+
+class _Bottom(NamedTuple):
+    """Where a budget's parabola is lowest, as far as it is."""
+
+    status: VertexStatus
+    reason: str | None
+    log_n: float | None = None
+    log_n_stderr: float | None = None
+    loss: float | None = None
+    sigma: float | None = None
+    dof: float = 0.0
+
+
+class _Parabola(NamedTuple):
+    coefficients: FloatArray
+    """Of 1, x and x^2, shape (3,)."""
+    covariance: FloatArray
+    """Shape (3, 3); zero without degrees of freedom."""
+    variance: float
+    """Of the residuals, in the unit of y squared."""
+    dof: float
 
 
 def _vertex(obs: Observations, budget: float) -> Vertex:
-    log_n = np.log(obs.params)
-    sizes = len(np.unique(obs.params))
-    log_c = float(np.mean(np.log(obs.flops)))
-
-    def without(status: VertexStatus, reason: str) -> Vertex:
-        return Vertex(
-            flops=budget,
-            mean_flops=float(np.exp(log_c)),
-            n=len(obs),
-            sizes=sizes,
-            status=status,
-            reason=reason,
-            params=None,
-            params_stderr=None,
-            tokens=None,
-            loss=None,
-            curvature=None,
-        )
-
-    if sizes < MIN_SIZES:
-        return without("too_few_sizes", f"{sizes} distinct sizes, a parabola needs {MIN_SIZES}")
-    origin = float(log_n.mean())
-    x = log_n - origin
-    first, _ = _parabola(x, obs.loss, np.ones(len(x)))
-    inside = first[2] > 0.0 and x.min() <= -first[1] / (2.0 * first[2]) <= x.max()
-    # With no bottom inside the grid to weight around, weight around the best observation.
-    around = -first[1] / (2.0 * first[2]) if inside else x[np.argmin(obs.loss)]
-    width = max(VALLEY_WIDTH, float(np.ptp(x)) / (sizes - 1))
-    weight = np.exp(-0.5 * ((x - around) / width) ** 2)
-    coefficients, covariance = _parabola(x, obs.loss, weight)
-    c0, c1, c2 = (float(value) for value in coefficients)
-    if c2 <= 0.0:
-        return without("concave", "the loss does not curve upwards with ln N: no optimum in sight")
-    at = -c1 / (2.0 * c2)
-    status: VertexStatus = "interior"
-    reason = None
+    bottom = _bottom(obs)
     # exp(): a nearly straight parabola has its vertex anywhere, and it is only reported.
-    params = float(np.exp(np.clip(origin + at, -700.0, 700.0)))
-    if at < x.min():
-        status = "below_grid"
-        reason = f"the optimum, {params:.3g}, is below the smallest size, {obs.params.min():.3g}"
-    elif at > x.max():
-        status = "above_grid"
-        reason = f"the optimum, {params:.3g}, is above the largest size, {obs.params.max():.3g}"
-    gradient = np.array([0.0, -1.0 / (2.0 * c2), c1 / (2.0 * c2**2)])
-    stderr = None if covariance is None else float(np.sqrt(gradient @ covariance @ gradient))
+    log_n = None if bottom.log_n is None else float(np.clip(bottom.log_n, -700.0, 700.0))
+    local = _log_flops(obs, log_n)
     return Vertex(
-        flops=budget,
-        mean_flops=float(np.exp(log_c)),
+        budget=budget,
+        flops=budget if obs.flops_convention == "exact" else float(np.exp(local)),
+        local_flops=float(np.exp(local)),
         n=len(obs),
-        sizes=sizes,
-        status=status,
-        reason=reason,
-        params=params,
-        params_stderr=stderr,
-        tokens=_tokens_at(obs, origin + at, log_c),
-        loss=c0 + c1 * at + c2 * at * at if status == "interior" else None,
-        curvature=2.0 * c2,
+        sizes=len(np.unique(obs.params)),
+        status=bottom.status,
+        reason=bottom.reason,
+        params=None if log_n is None else float(np.exp(log_n)),
+        params_stderr=bottom.log_n_stderr,
+        tokens=None if log_n is None else _tokens(obs, log_n, local),
+        loss=bottom.loss if bottom.status == "interior" else None,
+        sigma=bottom.sigma,
+        dof=bottom.dof,
     )
 
 
-def _parabola(
-    x: FloatArray, y: FloatArray, weight: FloatArray
-) -> tuple[FloatArray, FloatArray | None]:
-    """Weighted least squares of c0 + c1 x + c2 x^2, and the coefficients' covariance.
+def _bottom(obs: Observations) -> _Bottom:
+    sizes = len(np.unique(obs.params))
+    if sizes < MIN_SIZES:
+        return _Bottom("too_few_sizes", f"{sizes} distinct sizes, a parabola needs {MIN_SIZES}")
+    log_n = np.log(obs.params)
+    origin = float(log_n.mean())
+    x = log_n - origin
+    fitted = _parabola(x, obs.loss, _nearness(x, obs.loss, sizes))
+    c0, c1, c2 = (float(value) for value in fitted.coefficients)
+    if c2 <= 0.0:
+        reason = "the loss does not curve upwards with ln N: no optimum in sight"
+        return _Bottom("concave", reason)
+    at = -c1 / (2.0 * c2)
+    status, reason_outside = _place(obs, origin + at)
+    gradient = np.array([0.0, -1.0 / (2.0 * c2), c1 / (2.0 * c2**2)])
+    known = fitted.dof > 0.0
+    return _Bottom(
+        status,
+        reason_outside,
+        log_n=origin + at,
+        log_n_stderr=float(np.sqrt(gradient @ fitted.covariance @ gradient)) if known else None,
+        loss=c0 + c1 * at + c2 * at * at,
+        sigma=float(np.sqrt(fitted.variance) / obs.loss.mean()) if known else None,
+        dof=fitted.dof,
+    )
+
+
+def _nearness(x: FloatArray, y: FloatArray, sizes: int) -> FloatArray:
+    """Weight of each row: less with distance from the bottom of a plain parabola."""
+    _, c1, c2 = _parabola(x, y, np.ones(len(x))).coefficients
+    inside = c2 > 0.0 and x.min() <= -c1 / (2.0 * c2) <= x.max()
+    # With no bottom inside the grid to weight around, weight around the best observation.
+    around = -c1 / (2.0 * c2) if inside else x[np.argmin(y)]
+    width = max(VALLEY_WIDTH, float(np.ptp(x)) / (sizes - 1))
+    return np.asarray(np.exp(-0.5 * ((x - around) / width) ** 2), dtype=np.float64)
+
+
+def _place(obs: Observations, log_n: float) -> tuple[VertexStatus, str | None]:
+    """Whether smaller and larger models were both seen to be worse, and if not, why."""
+    sizes, mean_loss = _by_size(obs.params, obs.loss)
+    bottom = f"{np.exp(np.clip(log_n, -700.0, 700.0)):.3g}"
+    if log_n < np.log(sizes[0]):
+        return "below_grid", f"the optimum, {bottom}, is below the smallest size, {sizes[0]:.3g}"
+    if log_n > np.log(sizes[-1]):
+        return "above_grid", f"the optimum, {bottom}, is above the largest size, {sizes[-1]:.3g}"
+    # A parabola turns up between its last sizes even where the loss falls all the way.
+    if mean_loss[0] <= mean_loss[1:].min():
+        best = f"the smallest size, {sizes[0]:.3g}, is the best"
+        return "below_grid", f"{best}: the optimum may lie below it"
+    if mean_loss[-1] <= mean_loss[:-1].min():
+        best = f"the largest size, {sizes[-1]:.3g}, is the best"
+        return "above_grid", f"{best}: the optimum may lie above it"
+    return "interior", None
+
+
+def _by_size(params: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Distinct N, ascending, and the mean of `values` at each."""
+    sizes, index = np.unique(params, return_inverse=True)
+    return sizes, np.bincount(index, values) / np.bincount(index)
+
+
+def _parabola(x: FloatArray, y: FloatArray, weight: FloatArray) -> _Parabola:
+    """Weighted least squares of c0 + c1 x + c2 x^2.
 
     The weights localise, they do not describe the noise, which is the same for every row: hence the
-    sandwich, with the residual variance of effective degrees of freedom sum(1 - leverage).
+    sandwich. With Q = W (I - H) the weighted sum of squared residuals has mean s^2 tr Q and
+    as many degrees of freedom as tr(Q)^2 / tr(Q^2) (Satterthwaite 1946).
     """
     design = np.stack([np.ones_like(x), x, x * x], axis=1)
     bread = np.linalg.inv(design.T @ (weight[:, None] * design))
     onto = bread @ (design * weight[:, None]).T
     coefficients = onto @ y
     residual = y - design @ coefficients
-    leverage = np.einsum("ij,ji->i", design, onto)
-    dof = float(weight @ (1.0 - leverage))
-    if dof < 1e-6:
-        return coefficients, None
-    variance = float(weight @ residual**2) / dof
-    return coefficients, variance * (onto @ onto.T)
+    form = weight[:, None] * (np.eye(len(x)) - design @ onto)
+    trace = float(np.trace(form))
+    if trace < 1e-6:
+        return _Parabola(coefficients, np.zeros((3, 3)), 0.0, 0.0)
+    variance = float(weight @ residual**2) / trace
+    dof = max(trace**2 / float(np.sum(form * form.T)), 1.0)  # below 1 by rounding only
+    return _Parabola(coefficients, variance * (onto @ onto.T), variance, dof)
 
 
-def _tokens_at(obs: Observations, log_n: float, log_c: float) -> float:
+def _log_flops(obs: Observations, log_n: float | None) -> float:
+    """C, as a logarithm, of a model of N parameters at the budget that `obs` share."""
+    if obs.flops_convention == "exact" or log_n is None:
+        return float(np.mean(np.log(obs.flops)))
+    sizes, log_c = _by_size(obs.params, np.log(obs.flops))
+    return float(np.interp(log_n, np.log(sizes), log_c))
+
+
+def _tokens(obs: Observations, log_n: float, log_c: float) -> float:
     """D at the vertex: C / c(N), with ln c = ln(C/D) interpolated linearly between sizes.
 
     Interpolating ln c, not ln D, leaves out the rows' small departures from the nominal budget.
     """
-    sizes, index = np.unique(obs.params, return_inverse=True)
-    log_cost = np.bincount(index, np.log(obs.flops / obs.tokens)) / np.bincount(index)
+    sizes, log_cost = _by_size(obs.params, np.log(obs.flops / obs.tokens))
     knots = np.log(sizes)
     # c/N changes slowly: hold it beyond the grid, where D is only reported.
     per_param = float(np.interp(log_n, knots, log_cost - knots))

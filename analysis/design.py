@@ -92,7 +92,7 @@ def propose(
     ------
     InputError
         If the spend buys no three trials above `top_flops`, or fewer than three sizes can be built,
-        or the forecast is not among them.
+        or the forecast is not among them or has no interval.
 
     Examples
     --------
@@ -179,6 +179,12 @@ def _window(centre: Centre, min_span: float, notes: list[str]) -> tuple[float, f
     """Range of N: the interval and at least `min_span` around the centre, at most `MAX_SPAN`."""
     if not (math.isfinite(centre.params) and centre.params > 0):
         raise InputError(f"the forecast optimum, {centre.params} parameters, is no size to build")
+    if centre.low <= 0.0 or math.isinf(centre.high):
+        raise InputError(
+            f"the forecast has no interval: N_opt, {centre.params:.3g} parameters, may be anywhere "
+            f"from {centre.low:.3g} to {centre.high:.3g}; measure more sizes or another budget, "
+            "and look at the fit's warnings"
+        )
     least, most = math.sqrt(min_span), math.sqrt(max(MAX_SPAN, min_span))
     low = min(centre.low, centre.params / least)
     high = max(centre.high, centre.params * least)

@@ -12,9 +12,11 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from analysis.approaches import Vertex
 from analysis.fitting import Fit
+from analysis.forecast import RECENT_BUDGETS
 from analysis.laws import GENERALISED, HOFFMANN, loss, optimum
-from analysis.observations import FloatArray
+from analysis.observations import FloatArray, Observations
 from analysis.study import Study
 from analysis.wording import CONVENTIONS, SUFFIXES
 
@@ -57,10 +59,9 @@ def isoflop_figure(found: Study) -> Figure:
     shown = law.get(GENERALISED.name) or law.get(HOFFMANN.name)
     for budget, shade, vertex in zip(budgets, shades, found.isoflop.vertices, strict=True):
         rows = obs.select(obs.budget == budget)
-        axes.plot(rows.params, rows.loss, "o", ms=5, color=shade, label=f"{budget:.3g}")
+        axes.plot(rows.params, rows.loss, "o", ms=5, color=shade, label=f"{vertex.flops:.3g}")
         if shown is not None:
-            n = np.geomspace(rows.params.min() / 1.3, rows.params.max() * 1.3, 120)
-            axes.plot(n, _at_budget(shown, found, n, vertex.mean_flops), "-", lw=1.2, color=shade)
+            axes.plot(*_along(rows, shown, found, vertex), "-", lw=1.2, color=shade)
         if vertex.params is not None and vertex.loss is not None:
             filled = shade if vertex.status == "interior" else "none"
             axes.plot(vertex.params, vertex.loss, "*", ms=14, mec="white", mew=0.8, mfc=filled)
@@ -80,17 +81,21 @@ def scaling_figure(found: Study) -> Figure:
     obs = found.obs
     usable = found.isoflop.interior
     c = np.array([v.flops for v in usable])
-    errors = [1.645 * v.params_stderr if v.params_stderr else 0.0 for v in usable]
     n = np.array([v.params or np.nan for v in usable])
-    spread = np.array([n - n * np.exp(-np.array(errors)), n * np.exp(np.array(errors)) - n])
-    left.errorbar(c, n, yerr=spread, fmt="o", ms=6, color=INK, capsize=3, label="IsoFLOP minima")
+    bars = [v.params_interval(found.level) for v in usable]
+    low_n = np.array([i.low if i else x for i, x in zip(bars, n, strict=True)])
+    high_n = np.array([i.high if i else x for i, x in zip(bars, n, strict=True)])
+    spread = np.array([n - np.maximum(low_n, n / 30), np.minimum(high_n, n * 30) - n])
+    minima = f"IsoFLOP minima, {found.level:.0%}"
+    left.errorbar(c, n, yerr=spread, fmt="o", ms=6, color=INK, capsize=3, label=minima)
     right.plot(c, [v.loss or np.nan for v in usable], "o", ms=6, color=INK, label="IsoFLOP minima")
-    low = float(obs.budgets()[0]) / 1.6
+    low = found.isoflop.vertices[0].flops / 1.6
     high = (found.next.flops if found.next else found.top_flops) * 1.6
     grid = np.geomspace(low, high, 80)
-    for item in found.fits:
+    for item in found.next.fits if found.next else found.fits:
         best = [optimum(item.law, item.theta, float(flops), found.cost) for flops in grid]
         colour, label = LAW_COLOURS[item.law.name], f"{item.law.name} law"
+        label += f", last {RECENT_BUDGETS} budgets" if item.n < len(obs) else ""
         left.plot(grid, [b.params for b in best], color=colour, lw=1.6, label=label)
         right.plot(grid, [b.loss for b in best], color=colour, lw=1.6, label=label)
     if found.next:
@@ -109,14 +114,26 @@ def scaling_figure(found: Study) -> Figure:
         axes.legend(frameon=False, fontsize=9)
     left.set_ylabel(f"N_opt, {CONVENTIONS[obs.params_convention]}")
     right.set_ylabel("L at the optimum, nats/token")
-    _title(left, "Compute-optimal size", "")
+    planned = (
+        "" if obs.flops_convention == "exact" else "minima: at equal exact FLOPs, not equal 6ND"
+    )
+    _title(left, "Compute-optimal size", planned)
     _title(right, "Compute-optimal loss", "")
     return figure
 
 
-def _at_budget(item: Fit, found: Study, n: FloatArray, flops: float) -> FloatArray:
-    d = flops / np.exp(found.cost.log_and_slope(np.log(n))[0])
-    return loss(item.law, item.theta, n, d)
+def _along(
+    rows: Observations, item: Fit, found: Study, vertex: Vertex
+) -> tuple[FloatArray, FloatArray]:
+    """N, and the law's L where the budget has its trials; each of shape (120,)."""
+    if rows.flops_convention == "exact":
+        n = np.geomspace(rows.params.min() / 1.3, rows.params.max() * 1.3, 120)
+        d = vertex.local_flops / np.exp(found.cost.log_and_slope(np.log(n))[0])
+    else:  # 6ND differs along the budget, and D beyond its sizes is not known here
+        n = np.geomspace(rows.params.min(), rows.params.max(), 120)
+        order = np.argsort(rows.params)
+        d = np.exp(np.interp(np.log(n), np.log(rows.params[order]), np.log(rows.tokens[order])))
+    return n, loss(item.law, item.theta, n, d)
 
 
 def _canvas(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

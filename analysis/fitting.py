@@ -29,6 +29,7 @@ _MAX_STARTS = 4
 _MAX_EVALUATIONS = 500
 _TOLERANCE = 1e-12
 _SINGULAR = 1e-12
+_NOTHING = 1e-100  # a column of the Jacobian this short is zero; its square must not overflow
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +58,11 @@ class Fit:
     """Why the status is not `converged`."""
     warning: str | None
     """What weakens the estimate without making it wrong, else None."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether it ended at a minimum that the data set; if not, `covariance` means nothing."""
+        return self.status in ("converged", "e_at_zero")
 
     @property
     def constants(self) -> dict[str, float]:
@@ -336,7 +342,7 @@ def _describe(law: Law, data: _Data, solution: _Solution, e_at_zero: bool) -> Fi
     free = ~on_bound
     jacobian = log_loss_jacobian(law, solution.theta, data.log_n, data.log_d)[1]
     jacobian = (data.root_weight[:, None] * jacobian)[:, free]
-    scale = np.maximum(np.linalg.norm(jacobian, axis=0), np.finfo(float).tiny)
+    scale = np.maximum(np.linalg.norm(jacobian, axis=0), _NOTHING)
     _, singular, right = np.linalg.svd(jacobian / scale, full_matrices=False)
     singular = np.maximum(singular, _SINGULAR * singular[0])
     dof = len(data.log_n) - int(free.sum())

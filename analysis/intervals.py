@@ -39,7 +39,7 @@ class Interval:
     """Nominal coverage, such as 0.9."""
 
 
-def t_quantile(dof: int, level: float) -> float:
+def t_quantile(dof: float, level: float) -> float:
     """Half-width in standard errors of a two-sided interval of coverage `level`.
 
     Raises
@@ -60,7 +60,7 @@ def t_quantile(dof: int, level: float) -> float:
 
 
 def interval(
-    estimate: float, stderr: float, dof: int, level: float, *, scale: Scale = "log"
+    estimate: float, stderr: float, dof: float, level: float, *, scale: Scale = "log"
 ) -> Interval:
     """The t interval of an estimate.
 
@@ -71,7 +71,7 @@ def interval(
     stderr
         Standard error, of ln(estimate) for `log`, else of the estimate; may be infinite.
     dof
-        Degrees of freedom of the standard error; below 1 both ends are open.
+        Degrees of freedom of the standard error, not always whole; below 1 both ends are open.
     level
         Nominal coverage.
     scale
@@ -108,47 +108,17 @@ def standard_errors(
     return centre, np.sqrt(np.maximum(variance, 0.0))
 
 
-def delta_interval(
-    fit: Fit,
-    function: Callable[[FloatArray], float],
-    level: float = 0.9,
-    *,
-    scale: Scale = "log",
-) -> Interval:
-    """Interval of a scalar function of theta.
-
-    Parameters
-    ----------
-    fit
-        The fit, whose `theta` goes into `function`.
-    function
-        From theta, shape (p,), to a number; a positive one for `scale="log"`.
-    level
-        Nominal coverage.
-    scale
-        `log`: the interval is that of ln(function), raised again.
-    """
-
-    def vector(theta: FloatArray) -> FloatArray:
-        value = function(theta)
-        return np.array([math.log(value) if scale == "log" else value])
-
-    (centre,), (stderr,) = standard_errors(fit, vector)
-    estimate = math.exp(centre) if scale == "log" else float(centre)
-    return interval(estimate, float(stderr), fit.dof, level, scale=scale)
-
-
 def constant_intervals(fit: Fit, level: float = 0.9) -> dict[str, Interval]:
     """Interval of each constant: E linear and not below zero, the others on a log scale.
 
     A constant that ended at a bound of its search is not identified and has the interval
-    (0, infinity). An E at zero has an upper end: the loss is linear in E, so the data do say how
-    large it can be.
+    (0, infinity); where a fit is not sound, all have. An E at zero has an upper end: the loss is
+    linear in E, so the data do say how large it can be.
     """
     intervals = {}
     stderr = np.sqrt(np.diag(fit.covariance))
     for i, (name, estimate) in enumerate(fit.constants.items()):
-        if not fit.free[i]:
+        if not (fit.sound and fit.free[i]):
             intervals[name] = Interval(estimate, 0.0, math.inf, level)
         elif name == "E":
             ends = interval(estimate, float(stderr[i]), fit.dof, level, scale="linear")

@@ -82,17 +82,11 @@ SCHEMA = pa.schema(
     ]
 )
 
-KIND_COLUMNS = (
-    "trainer",
-    "recipe",
-    "recipe_hash",
-    "schedule",
-    "context",
-    "vocabulary",
-    "corpus",
-    "corpus_hash",
-)
+KIND_COLUMNS = ("trainer", "recipe_hash", "schedule", "context", "vocabulary", "corpus_hash")
 """What observations of one fit must share: otherwise their losses are not comparable."""
+
+_NAMES = {"recipe_hash": "recipe", "corpus_hash": "corpus"}
+"""Columns with people's names for what a hash tells apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +161,8 @@ def where(table: pa.Table, conditions: Mapping[str, str]) -> pa.Table:
     """
     for name, value in conditions.items():
         if name not in table.column_names or name == "curve":
-            raise InputError(
-                f"no column {name!r} to select on; choose among {', '.join(KIND_COLUMNS)}"
-            )
+            choices = ", ".join((*_NAMES.values(), *KIND_COLUMNS))
+            raise InputError(f"no column {name!r} to select on; choose among {choices}")
         kept = table.filter(pc.equal(pc.cast(table[name], pa.string()), value))
         if kept.num_rows == 0 and table.num_rows > 0:
             have = sorted({str(v) for v in table[name].to_pylist()})
@@ -179,10 +172,18 @@ def where(table: pa.Table, conditions: Mapping[str, str]) -> pa.Table:
 
 
 def kinds(table: pa.Table) -> list[dict[str, Any]]:
-    """The distinct kinds in `table`, each with its `count`, most frequent first."""
-    grouped = table.group_by(list(KIND_COLUMNS)).aggregate([("trial", "count")])
+    """The distinct kinds in `table`, each with names and its `count`, most frequent first.
+
+    Equal content under several names is one kind, by the first of them.
+    """
+    names = [(name, "min") for name in _NAMES.values()]
+    grouped = table.group_by(list(KIND_COLUMNS)).aggregate([("trial", "count"), *names])
     rows = [
-        {**{name: row[name] for name in KIND_COLUMNS}, "count": row["trial_count"]}
+        {
+            **{name: row[name] for name in KIND_COLUMNS},
+            **{name: row[f"{name}_min"] for name in _NAMES.values()},
+            "count": row["trial_count"],
+        }
         for row in grouped.to_pylist()
     ]
     return sorted(rows, key=lambda row: -int(row["count"]))
@@ -199,7 +200,15 @@ def require_one_kind(table: pa.Table) -> None:
     found = kinds(table)
     if len(found) <= 1:
         return
-    differing = [name for name in KIND_COLUMNS if len({str(kind[name]) for kind in found}) > 1]
+
+    def distinct(name: str) -> int:
+        return len({str(kind[name]) for kind in found})
+
+    differing = [
+        _NAMES[name] if name in _NAMES and distinct(_NAMES[name]) == distinct(name) else name
+        for name in KIND_COLUMNS
+        if distinct(name) > 1
+    ]
     listed = "; ".join(
         f"{kind['count']} with " + ", ".join(f"{name}={kind[name]}" for name in differing)
         for kind in found

@@ -14,6 +14,7 @@ from analysis.errors import InputError
 from analysis.fitting import Fit, fit
 from analysis.forecast import Forecast, Headline, Heldout, forecast, headline, heldout
 from analysis.intervals import Interval, constant_intervals
+from analysis.lack_of_fit import lack_of_fit
 from analysis.laws import LAWS, FlopsPerToken
 from analysis.observations import Observations
 
@@ -39,20 +40,24 @@ class Study:
     """What each law says at the top budget."""
     heldout: Heldout | None
     next: Headline | None
-    """The forecast at the next budget; None where no law could be fitted."""
+    """The forecast at the next budget; None where there is none."""
+    next_refusal: str | None
+    """Why the laws that were fitted give no forecast at the next budget, else None."""
 
     @property
     def top_flops(self) -> float:
-        """The largest budget, in FLOPs."""
-        return float(self.obs.budgets()[-1])
+        """C of the largest budget, in FLOPs under the convention of `obs`."""
+        return self.isoflop.vertices[-1].flops
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What weakens the answer, a sentence each."""
         found = [f"{name} law: {reason}" for name, reason in self.refusals.items()]
-        found += [f"{v.flops:g} FLOPs: {v.reason}" for v in self.isoflop.vertices if v.reason]
+        found += self.isoflop.faults
         for item in self.fits:
-            found += [f"{item.law.name} law: {s}" for s in (item.reason, item.warning) if s]
+            misfit = lack_of_fit(item, self.obs, self.isoflop)
+            found += [f"{item.law.name} law: {s}" for s in (item.reason, item.warning, misfit) if s]
+        found += [self.next_refusal] if self.next_refusal else []
         return tuple(dict.fromkeys([*found, *(self.next.notes if self.next else ())]))
 
 
@@ -82,8 +87,9 @@ def study(
     Raises
     ------
     InputError
-        If no observation has a nominal budget. A law that cannot be fitted is a refusal with its
-        reason, not an error.
+        If no observation has a nominal budget, or there is no forecast at `next_flops`. A law that
+        cannot be fitted is a refusal with its reason, not an error; so is a default next budget
+        without a forecast.
     """
     valleys = isoflop(obs, level)
     fits, refusals = [], {}
@@ -92,9 +98,14 @@ def study(
             fits.append(fit(law, obs))
         except InputError as error:
             refusals[str(law.name)] = str(error)
-    budgets = obs.budgets()
-    top = float(budgets[-1])
-    ahead = headline(obs, next_flops or next_budget(obs), cost, level) if fits else None
+    top = valleys.vertices[-1].flops
+    ahead, refusal = None, None
+    try:
+        ahead = headline(obs, next_flops or next_budget(obs), cost, level) if fits else None
+    except InputError as error:
+        if next_flops:
+            raise
+        refusal = str(error)
     return Study(
         obs=obs,
         excluded=excluded or {},
@@ -104,16 +115,20 @@ def study(
         fits=tuple(fits),
         refusals=refusals,
         at_top=tuple(forecast(item, top, cost, level) for item in fits),
-        heldout=heldout(obs, lambda _: cost, level) if len(budgets) > 1 else None,
+        heldout=heldout(obs, cost, level) if len(obs.budgets()) > 1 else None,
         next=ahead,
+        next_refusal=refusal,
     )
 
 
 def next_budget(obs: Observations) -> float:
-    """The next FLOP budget: as far above the top one as that is above the one before."""
+    """C of the next budget, as far above the top one's as the top budget is above the one before.
+
+    In FLOPs under the convention of `obs`.
+    """
     budgets = obs.budgets()
     ratio = float(budgets[-1] / budgets[-2]) if len(budgets) > 1 else NEXT_STEP[0]
-    return float(budgets[-1] * np.clip(ratio, *NEXT_STEP))
+    return float(isoflop(obs).vertices[-1].flops * np.clip(ratio, *NEXT_STEP))
 
 
 def require_laws(found: Study) -> None:
@@ -131,7 +146,8 @@ def require_laws(found: Study) -> None:
 def to_json(found: Study) -> dict[str, Any]:
     """The study as JSON-ready values: infinite and missing numbers are null.
 
-    Every exponent says its convention; a law's is local, at `at_flops`.
+    Every exponent says its convention; a law's is local, at `at_flops`, and has its fit's status.
+    Budgets are nominal, in exact FLOPs; all other FLOPs are under the convention.
     """
     convention = {"params": found.obs.params_convention, "flops": found.obs.flops_convention}
     exponents: dict[str, dict[str, Any]] = {
@@ -140,9 +156,10 @@ def to_json(found: Study) -> dict[str, Any]:
             "a_interval": _ends(item.exponent),
             "level": found.level,
             "at_flops": item.flops,
+            "status": fitted.status,
             **convention,
         }
-        for item in found.at_top
+        for item, fitted in zip(found.at_top, found.fits, strict=True)
     }
     line = found.isoflop.exponent
     exponents["isoflop"] = {
@@ -185,6 +202,7 @@ def forecast_json(ahead: Headline) -> dict[str, Any]:
     }
     return {
         "flops": ahead.flops,
+        "over_top_budget": ahead.over_top_budget,
         **{name: _finite(part.estimate) for name, part in parts.items()},
         **{f"{name}_interval": _ends(part) for name, part in parts.items()},
         "level": ahead.params.level,
@@ -206,6 +224,7 @@ def forecast_json(ahead: Headline) -> dict[str, Any]:
 
 def _vertex(vertex: Vertex) -> dict[str, Any]:
     return {
+        "budget": vertex.budget,
         "flops": vertex.flops,
         "params": vertex.params,
         "tokens": vertex.tokens,

@@ -35,13 +35,23 @@ def count(value: float | None) -> str:
 
 
 def span(part: Interval | None, style: Literal["count", "plain"] = "count") -> str:
-    """The ends of an interval; an open one as ∞ or 0."""
+    """The ends of an interval; an open one as ∞ or 0.
+
+    Examples
+    --------
+    >>> span(Interval(2.0, 1.5, 1e40, 0.9), "plain")
+    '1.500 to 1e+40'
+    """
     if part is None:
         return "–"
-    show = count if style == "count" else lambda value: f"{value:.3f}"
+    show = count if style == "count" else _plain
     low = show(part.low) if part.low > 0 or style != "count" else "0"
     high = show(part.high) if math.isfinite(part.high) else "∞"
     return f"{low} to {high}" if math.isfinite(part.low) else f"−∞ to {high}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def percent(log_ratio: float | None) -> str:

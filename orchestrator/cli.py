@@ -57,7 +57,7 @@ Where = Annotated[
 Params = Annotated[
     str, typer.Option("--params", help="How N counts: non_embedding, matmul or total.")
 ]
-Flops = Annotated[str, typer.Option("--flops", help="How C counts: exact or 6nd.")]
+Flops = Annotated[str, typer.Option("--flops", "--flops-as", help="How C counts: exact or 6nd.")]
 FlopsAs = Annotated[str, typer.Option("--flops-as", help="How C counts: exact or 6nd.")]
 Level = Annotated[float, typer.Option("--level", help="Coverage of intervals, between 0 and 1.")]
 
@@ -175,15 +175,14 @@ def forecast(
     """
     from analysis.study import forecast_json, require_laws
 
-    if not 0 < flops < float("inf"):
-        raise InputError(f"--flops is {flops}; it must be a positive number of FLOPs")
+    _require_positive("--flops", flops)
     found = _evidence(project, where).study(_convention(params, flops_as, level), flops)
     require_laws(found)
     assert found.next is not None
     if as_json:
-        _print_json(
-            forecast_json(found.next) | {"convention": {"params": params, "flops": flops_as}}
-        )
+        excluded = [{"reason": r, "count": n} for r, n in found.excluded.items()]
+        convention = {"params": params, "flops": flops_as}
+        _print_json(forecast_json(found.next) | {"convention": convention, "excluded": excluded})
         return
     from orchestrator.summary import show_forecast
 
@@ -213,6 +212,8 @@ def propose(
     """
     from orchestrator.conclusion import propose_next
 
+    _require_positive("--flops", flops)
+    _require_positive("--spend", spend)
     found = _evidence(project, where)
     path = output or found.project.proposal
     chosen, made = propose_next(found, output=path, flops=flops, spend=spend, sizes=sizes)
@@ -221,6 +222,7 @@ def propose(
             {
                 "proposal": str(path),
                 "flops": chosen.flops,
+                "convention": {"params": "non_embedding", "flops": "exact"},
                 "params": chosen.centre,
                 "span": [chosen.low, chosen.high],
                 "trials": len(made.planned),
@@ -265,7 +267,9 @@ def report(
 @app.command()
 def ui(
     project: ProjectPath,
-    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1.")] = 5000,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")
+    ] = 5000,
 ) -> None:
     """Open the project in the MLflow UI, on this machine only. Ctrl-C ends it.
 
@@ -300,7 +304,11 @@ def _run(spec: Path, directory: Path | None, as_json: bool) -> None:
             "run the same command again to go on",
             file=sys.stderr,
         )
-        raise typer.Exit(1 if failed else INTERRUPTED)
+        raise _Told(1 if failed else INTERRUPTED)
+
+
+class _Told(SystemExit):
+    """An end of which the user has been told."""
 
 
 def _show(outcome: Outcome) -> None:
@@ -312,7 +320,8 @@ def _show(outcome: Outcome) -> None:
         show_files(console, outcome.project, outcome.proposal)
     if outcome.tracking_error:
         console.print(
-            f"[yellow]! MLflow lacks some runs ({outcome.tracking_error}): run again to write them"
+            f"[yellow]! MLflow lacks some runs ({outcome.tracking_error}); the next run of a sweep "
+            "in this project writes them"
         )
     console.print(
         f"{outcome.trained} trained now, {outcome.seconds:.0f} s, "
@@ -342,10 +351,16 @@ def _convention(params: str, flops_as: str, level: float) -> Convention:
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    console = Console(stderr=stderr, highlight=False)
+    # The stream itself, not its name: Ray's chatter is kept off by redirecting the name.
+    console = Console(file=sys.stderr if stderr else sys.stdout, highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 120)  # a pipe has no width: do not fold tables
     return console
+
+
+def _require_positive(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value < float("inf"):
+        raise InputError(f"{name} is {value}; it must be a positive number of FLOPs")
 
 
 def _print_json(value: dict[str, Any]) -> None:
@@ -362,6 +377,8 @@ def main() -> None:
             raise
         print(f"isoflop: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("isoflop: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except SystemExit as ended:
+        # Typer turns Ctrl-C into this exit code and says nothing.
+        if ended.code == INTERRUPTED and not isinstance(ended, _Told):
+            print("isoflop: interrupted", file=sys.stderr)
+        raise

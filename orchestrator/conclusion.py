@@ -24,6 +24,8 @@ from analysis.observations import (
     where,
 )
 from analysis.study import Study, next_budget, study
+from analysis.wording import count
+from orchestrator.ledger import write_text
 from orchestrator.planner import Plan, family_cost, make_plan, trainable
 from orchestrator.project import Project
 from orchestrator.spec import Budget, SweepSpec, to_toml
@@ -45,7 +47,7 @@ class Convention:
     def __post_init__(self) -> None:
         for name, value, known in (
             ("--params", self.params, get_args(ParamsConvention)),
-            ("--flops", self.flops, get_args(FlopsConvention)),
+            ("the convention of FLOPs", self.flops, get_args(FlopsConvention)),
         ):
             if value not in known:
                 raise InputError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
@@ -112,13 +114,28 @@ def evidence(
             table = table.filter(pc.equal(table[name], first[name]))
     require_one_kind(table)
     trials = set(table["trial"].to_pylist())
+    reason = "of another kind" if kind_of else "not selected"
     left = total - table.num_rows
-    return Evidence(
-        project=project,
-        table=table,
-        excluded={"of another kind": left} if left else {},
-        plan=kind_of or _latest_plan(project, trials),
-    )
+    excluded = {reason: left} if left else {}
+    plan = kind_of or _latest_plan(project, trials)
+    own_family = _of_family(table, plan)
+    foreign = table.num_rows - (pc.sum(own_family).as_py() or 0)
+    if foreign and kind_of is None:
+        raise InputError(
+            f"{foreign} observations are of another family of shapes than those of {plan.name}, "
+            "so that N does not fix their FLOPs a token: select with --where depth=... or heads=..."
+        )
+    if foreign:
+        table = table.filter(own_family)
+        excluded["of another family of shapes"] = foreign
+    return Evidence(project=project, table=table, excluded=excluded, plan=plan)
+
+
+def _of_family(table: pa.Table, plan: Plan) -> pa.Array:
+    """Which rows have the shape that the plan's family has at their width."""
+    shapes = plan.spec.shapes
+    rows = table.select(["width", "depth", "vocabulary"]).to_pylist()
+    return pa.array([shapes.depth_at(row["width"]) == row["depth"] for row in rows], pa.bool_())
 
 
 def propose_next(
@@ -177,7 +194,7 @@ def propose_next(
         if spend is None or allowed is None or plan.flops <= spend:
             break
         allowed *= spend / plan.flops * (1 - 1e-6)  # whole steps round a horizon up or down
-    _write(output, to_toml(next_spec, _why(found_sizes, plan)))
+    _write(output, to_toml(next_spec, _why(found_sizes, forecast_at(found_sizes.flops), plan)))
     return found_sizes, plan
 
 
@@ -195,13 +212,14 @@ def _next_spec(spec: SweepSpec, flops: float, widths: list[int]) -> SweepSpec:
     )
 
 
-def _why(chosen: Proposal, plan: Plan) -> str:
+def _why(chosen: Proposal, ahead: Centre, plan: Plan) -> str:
     """The comment at the head of a proposal."""
+    n = [count_params(trial.shape).non_embedding for trial in plan.trials]
     lines = [
         f"Proposed by isoflop: {len(plan.planned)} trials at {chosen.flops:.3g} FLOPs, "
         f"{plan.flops:.3g} FLOPs in all.",
-        f"Forecast there: N_opt = {chosen.centre:.4g} (non-embedding); sizes from "
-        f"{chosen.low:.4g} to {chosen.high:.4g} cover its interval.",
+        f"Forecast there: N_opt = {count(ahead.params)}, {count(ahead.low)} to "
+        f"{count(ahead.high)} (90%, non-embedding); sizes from {count(min(n))} to {count(max(n))}.",
     ]
     return "\n".join([*lines, *([f"Note: {chosen.reason}."] if chosen.reason else [])])
 
@@ -215,7 +233,7 @@ def _latest_plan(project: Project, trials: set[str]) -> Plan:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text)
+        write_text(path, text)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
@@ -226,10 +244,9 @@ def write_report(found: Evidence, seen: Study, output: Path, proposal: Path | No
     from analysis.report import page
 
     figures = draw(seen)
-    pictures = save(figures, found.project.figures)
     html = page(seen, figures, table=found.table, name=found.plan.name, proposal=_text(proposal))
     _write(output, html)
-    return pictures
+    return save(figures, found.project.figures)
 
 
 def _text(path: Path | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -48,7 +49,13 @@ class Ledger:
             return False
         finally:
             temporary.unlink(missing_ok=True)
+        _sync_directory(self.directory)
         return True
+
+    def find(self, name: ObservationId) -> dict[str, Any] | None:
+        """One observation's row, if it has been measured."""
+        path = self.directory / _file_name(name)
+        return dict(read_parquet([path]).to_pylist()[0]) if path.exists() else None
 
     def ids(self) -> set[ObservationId]:
         """Names of what has been measured; reads only file names."""
@@ -81,12 +88,58 @@ class Ledger:
             "failed_at": datetime.now(UTC).isoformat(),
         }
         path = self.attempts / f"{trial.key}-{uuid.uuid4().hex[:8]}.json"
-        path.write_text(json.dumps(record, indent=1))
+        write_text(path, json.dumps(record, indent=1))
 
     def failures(self) -> list[dict[str, Any]]:
         """All records of failed attempts, oldest first."""
-        records = [json.loads(path.read_text()) for path in self.attempts.glob("*.json")]
+        records = [read_json(path) for path in self.attempts.glob("*.json")]
         return sorted(records, key=lambda record: str(record["failed_at"]))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file at once: a crash leaves the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a record of a project.
+
+    Raises
+    ------
+    InputError
+        If it is damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): move it away and run again") from error
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a new name in a directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _trainer_name(trial: Trial) -> str:
+    """Trainer and version; for a simulation also which truth, since truths do not mix."""
+    name = f"{trial.trainer}-{trial.trainer_version}"
+    truth = [pair for pair in trial.settings if pair[0] not in ("seconds", "fail", "diverge")]
+    if not truth:
+        return name
+    return f"{name}-{hashlib.sha256(repr(truth).encode()).hexdigest()[:8]}"
 
 
 def _file_name(name: ObservationId) -> str:
@@ -125,7 +178,7 @@ def _row(trial: Trial, measurement: Measurement) -> dict[str, Any]:
         "schedule": trial.hyperparameters.schedule,
         "recipe": trial.recipe.name,
         "recipe_hash": trial.recipe.hash,
-        "trainer": f"{trial.trainer}-{trial.trainer_version}",
+        "trainer": _trainer_name(trial),
         "corpus": trial.corpus.name,
         "corpus_hash": trial.corpus.combined_hash,
         "seed": trial.seed,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from analysis.errors import InputError
+from analysis.observations import ObservationId
 from analysis.study import Study, to_json
 from analysis.wording import count
 from orchestrator.conclusion import (
@@ -21,7 +23,7 @@ from orchestrator.conclusion import (
 )
 from orchestrator.planner import Plan
 from orchestrator.progress import Board, Progress
-from orchestrator.project import Project, counts, missing
+from orchestrator.project import Project, counts, locked, missing
 from orchestrator.sweep import cpu_slots, train
 from orchestrator.tracking import BackgroundTracker
 
@@ -57,7 +59,10 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         """The contract of `isoflop run --json`."""
         analysed = to_json(self.study) if self.study else {}
-        keys = ("budgets", "vertices", "exponents", "heldout", "forecast", "warnings")
+        keys = (
+            *("convention", "observations", "excluded", "budgets", "vertices", "exponents"),
+            *("laws", "heldout", "forecast", "warnings"),
+        )
         return {
             "trials": len(self.plan.planned),
             "trained": self.trained,
@@ -92,31 +97,45 @@ def run(project: Project, plan: Plan, console: Console, *, started: float) -> Ou
     InputError
         If every observation diverged.
     """
-    project.save_plan(plan)
-    before = project.ledger.ids()
+    with locked(project):
+        before = {(r["trial"], r["tokens"]) for r in _names(project)}  # and every file is sound
+        project.save_plan(plan)
+        with BackgroundTracker(project, plan) as tracking:
+            board = Board(plan, cpu_slots())
+            board.know(project.outcomes(plan), _losses(project, plan))
+            with Progress(board, console) as progress:
+                train(project, plan, progress, tracking.finished)
+        return _conclude(project, plan, tracking, before, started)
+
+
+def _conclude(
+    project: Project,
+    plan: Plan,
+    tracking: BackgroundTracker,
+    before: set[ObservationId],
+    started: float,
+) -> Outcome:
+    """Fit, propose, draw, report and attach, whatever of it the ledger allows."""
     names = {p.id for p in plan.planned}
-    with BackgroundTracker(project, plan) as tracking:
-        board = Board(plan, cpu_slots())
-        board.know(project.outcomes(plan), _losses(project, plan))
-        with Progress(board, console) as progress:
-            train(project, plan, progress, tracking.finished)
-        found = evidence(project, kind_of=plan) if names & project.ledger.ids() else None
-        study, refusal = _study(found)
-        proposal, proposed = "none: the sweep is not finished", False
-        pictures = []
-        if found and study and not missing(project, plan):
-            proposal, proposed = _propose(found, project)
-        if found and study:
+    ended = not missing(project, plan)
+    study: Study | None = None
+    refusal: str | None = "nothing was measured"
+    proposal, proposed = "none: the sweep is not finished", False
+    artifacts: list[Path] = []
+    try:
+        if names & project.ledger.ids():
+            found = evidence(project, kind_of=plan)
+            study = found.study(Convention())
+            refusal = None if study.fits else next(iter(study.refusals.values()))
+            if ended:
+                proposal, proposed = _propose(found, project)
             chosen = project.proposal if proposed else None
-            pictures = write_report(found, study, project.report, chosen)
-    error = tracking.error
-    if tracking.tracker and error is None:
-        artifacts = [*pictures, *([project.report] if pictures else [])]
-        artifacts += [project.proposal] if proposed else []
-        tracking.tracker.conclude(
-            metrics(study) if study else {}, artifacts, ended=not missing(project, plan)
-        )
+            artifacts = write_report(found, study, project.report, chosen)
+            artifacts += [project.report, *([chosen] if chosen else [])]
+    finally:
+        tracking.conclude(metrics(study) if study else {}, artifacts, ended=ended)
     fresh = (project.ledger.ids() - before) & names
+    error = tracking.error
     seconds = time.time() - started
     return Outcome(
         plan=plan,
@@ -133,13 +152,6 @@ def run(project: Project, plan: Plan, console: Console, *, started: float) -> Ou
     )
 
 
-def _study(found: Evidence | None) -> tuple[Study | None, str | None]:
-    if found is None:
-        return None, "nothing was measured"
-    study = found.study(Convention())
-    return study, None if study.fits else next(iter(study.refusals.values()))
-
-
 def _propose(found: Evidence, project: Project) -> tuple[str, bool]:
     try:
         chosen, plan = propose_next(found, output=project.proposal)
@@ -147,6 +159,11 @@ def _propose(found: Evidence, project: Project) -> tuple[str, bool]:
         return f"none: {error}", False
     sizes = f"{len(plan.planned)} trials at {chosen.flops:.3g} FLOPs around N = "
     return f"{project.proposal.name}: {sizes}{count(chosen.centre)}, {plan.flops:.3g} in all", True
+
+
+def _names(project: Project) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = project.ledger.read().select(["trial", "tokens"]).to_pylist()
+    return rows
 
 
 def _losses(project: Project, plan: Plan) -> dict[str, float]:

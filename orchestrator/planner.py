@@ -24,6 +24,7 @@ from trainers.corpus import vocabulary as corpus_vocabulary
 from trainers.flops import flops_per_token, params, trial_flops
 from trainers.recipe import identity, named
 from trainers.registry import trainer_version
+from trainers.simulated import SimulatedSettings
 from trainers.trial import CorpusId, Shape, Trial
 
 Role = Literal["grid", "replicate"]
@@ -32,6 +33,9 @@ PF_DAY = 1e15 * 86400
 """FLOPs of a petaFLOP/s-day (Kaplan et al. 2020)."""
 
 SIMULATED_VOCABULARY = 256
+
+MAX_SPAN_ERROR = 1.5
+"""By what factor the span of N may differ from the one asked for, for want of buildable shapes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +151,7 @@ def make_plan(spec: SweepSpec) -> Plan:
                 role: Role = "grid" if seed == spec.seeds[0] else "replicate"
                 planned.append(Planned(trial=trial, budget=budget.flops, role=role))
     _check_epochs(spec, planned)
+    _check_distinct(planned)
     return Plan(name=spec.name, spec=spec, planned=tuple(planned))
 
 
@@ -181,7 +186,7 @@ def _corpus_id(spec: SweepSpec) -> CorpusId:
             name=describe(source),
             hash=declared,
             heldout_hash=declared,
-            train_tokens=source.tokens,
+            train_tokens=source.train_tokens,
             source=source,
         )
     corpus = load(source)
@@ -212,6 +217,13 @@ def _sizes(spec: SweepSpec, budget: Budget) -> list[Shape]:
         )
     half = spec.span**0.5
     chosen = spread(n, max(centre / half, n[0]), min(centre * half, n[-1]), spec.sizes)
+    span = n[chosen[-1]] / n[chosen[0]]
+    if not 1 / MAX_SPAN_ERROR < span / spec.span < MAX_SPAN_ERROR:
+        raise InputError(
+            f"budget {budget.flops:g}: {spec.sizes} of the buildable sizes span {span:.3g}x in N, "
+            f"not the {spec.span:g}x asked for: give other sizes or span, a smaller "
+            "width_multiple, or widths"
+        )
     return [family[i] for i in chosen]
 
 
@@ -226,7 +238,7 @@ def _trial(spec: SweepSpec, budget: Budget, shape: Shape, corpus: CorpusId, seed
             f"least are {least:,}: give the budget {flops_per_token(shape) * least:.2g} FLOPs or "
             "more, or smaller widths"
         )
-    settings = asdict(spec.simulated) if spec.trainer == "simulated" else {}
+    settings = _settings(spec)
     return Trial(
         trainer=spec.trainer,
         trainer_version=trainer_version(spec.trainer),
@@ -235,8 +247,16 @@ def _trial(spec: SweepSpec, budget: Budget, shape: Shape, corpus: CorpusId, seed
         corpus=corpus,
         recipe=identity(spec.recipe),
         seed=seed,
-        settings=tuple(sorted(settings.items())),
+        settings=settings,
     )
+
+
+def _settings(spec: SweepSpec) -> tuple[tuple[str, float], ...]:
+    """What the simulated trainer is told, where it is not the default: so keys outlive new ones."""
+    if spec.trainer != "simulated":
+        return ()
+    told, default = asdict(spec.simulated), asdict(SimulatedSettings())
+    return tuple(sorted((name, v) for name, v in told.items() if v != default[name]))
 
 
 def trainable(spec: SweepSpec, flops: float) -> list[Shape]:
@@ -258,6 +278,17 @@ def _most_tokens(spec: SweepSpec, corpus: CorpusId) -> float:
         return float("inf")
     context = spec.shapes.context
     return windows_per_pass(corpus.train_tokens, context) * context * spec.epochs
+
+
+def _check_distinct(planned: list[Planned]) -> None:
+    budgets: dict[str, float] = {}
+    for p in planned:
+        other = budgets.setdefault(p.trial.key, p.budget)
+        if other != p.budget:
+            raise InputError(
+                f"budgets {other:.10g} and {p.budget:.10g} are so close that width "
+                f"{p.trial.shape.width} is one and the same trial at both: drop one of them"
+            )
 
 
 def _check_epochs(spec: SweepSpec, planned: list[Planned]) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import socket
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +16,9 @@ import pyarrow as pa
 
 from analysis.errors import InputError
 from analysis.observations import ObservationId
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, read_json, write_text
 from orchestrator.planner import Plan, Planned
+from orchestrator.spec import to_toml
 
 PROJECTS = Path("projects")
 """Where new projects go, below the working directory."""
@@ -48,7 +53,7 @@ class Project:
     def plans(self) -> list[Plan]:
         """Its plans, oldest first."""
         paths = sorted(self._plans.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        return [Plan.from_dict(json.loads(path.read_text())) for path in paths]
+        return [Plan.from_dict(read_json(path)) for path in paths]
 
     def save_plan(self, plan: Plan) -> None:
         """Keep a plan, new, unchanged or extended.
@@ -60,7 +65,7 @@ class Project:
         """
         path = self._plans / f"{plan.name}.json"
         if path.exists():
-            old = Plan.from_dict(json.loads(path.read_text()))
+            old = Plan.from_dict(read_json(path))
             lost = {p.id for p in old.planned} - {p.id for p in plan.planned}
             if lost:
                 raise InputError(
@@ -71,14 +76,14 @@ class Project:
         text = json.dumps(plan.to_dict(), indent=1)
         if path.exists() and path.read_text() == text:
             return
-        self._plans.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        write_text(path, text)
+        comment = f"The sweep {plan.name}, as it was run in this project."
+        write_text(path.with_suffix(".toml"), to_toml(plan.spec, comment))
 
     def budgets(self) -> dict[ObservationId, float]:
-        """Nominal FLOP budget of every planned observation."""
-        return {p.id: p.budget for plan in self.plans() for p in plan.planned}
+        """Nominal FLOP budget of every planned observation: that of the first plan to ask."""
+        plans = reversed(self.plans())
+        return {p.id: p.budget for plan in plans for p in plan.planned}
 
     def outcomes(self, plan: Plan) -> dict[ObservationId, str]:
         """State of every observation of a plan: complete, diverged, failed or waiting."""
@@ -142,9 +147,36 @@ def create_project(path: Path) -> Project:
 
 
 def directory_for(sweep_file: Path, name: str) -> Path:
-    """The project that a sweep file lies in, else a new one named after the sweep."""
+    """The project that a sweep file lies in, or in the plans/ of; else a new one."""
     parent = sweep_file.resolve().parent
-    return parent if is_project(parent) else PROJECTS / name
+    for directory in (parent, parent.parent):
+        if is_project(directory):
+            return directory
+    return PROJECTS / name
+
+
+@contextmanager
+def locked(project: Project) -> Iterator[None]:
+    """Keep other drivers out of a project; a lock ends with its process, however that ends.
+
+    Raises
+    ------
+    InputError
+        If another driver is at work in it.
+    """
+    with (project.path / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise InputError(
+                f"another isoflop ({file.read().strip()}) is running in {project.path}: "
+                "wait for it, or use another --project"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def counts(outcomes: dict[ObservationId, str]) -> Counter[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import json
 import tomllib
 from collections.abc import Mapping
@@ -51,11 +52,18 @@ class Shapes(_Strict):
 
     def shape(self, width: int, vocabulary: int) -> Shape:
         """The member of the family of that width."""
-        depth = self.depth or max(1, round(width / (self.aspect or 1)))
         heads = self.heads or max(1, width // (self.head_width or 1))
         return Shape(
-            width=width, depth=depth, heads=heads, vocabulary=vocabulary, context=self.context
+            width=width,
+            depth=self.depth_at(width),
+            heads=heads,
+            vocabulary=vocabulary,
+            context=self.context,
         )
+
+    def depth_at(self, width: int) -> int:
+        """Blocks of the member of the family of that width."""
+        return self.depth or max(1, round(width / (self.aspect or 1)))
 
     def family(self, vocabulary: int) -> list[Shape]:
         """Every buildable shape, narrowest first."""
@@ -106,7 +114,7 @@ class SweepSpec(_Strict):
     """Largest over smallest N of a budget."""
     tokens_per_param: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 20.0
     """D/N (N non-embedding) of the prior optimum, the middle of each budget's sizes."""
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0]
     """The first trains the grid, the others replicate it."""
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Passes over the corpus that a trial may make."""
@@ -148,7 +156,10 @@ def parse_spec(data: Mapping[str, Any], *, source: Path) -> SweepSpec:
     except ValidationError as error:
         raise InputError(f"{source.name}: {_sentence(error)}") from error
     if isinstance(spec.corpus, Files):
-        rooted = Files(glob=str(source.parent.resolve() / spec.corpus.glob))
+        pattern = spec.corpus.glob
+        if not Path(pattern).is_absolute():
+            pattern = str(Path(glob.escape(str(source.parent.resolve()))) / pattern)
+        rooted = Files(glob=pattern)
         spec = spec.model_copy(update={"corpus": rooted})
     return spec
 

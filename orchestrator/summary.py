@@ -26,7 +26,7 @@ def show_study(console: Console, found: Study) -> None:
     _show(console, title, _valleys(found))
     _show(console, "\nExponent a of N_opt ∝ C^a", _exponents(found))
     if found.heldout is not None:
-        top = f"{found.heldout.budget:.3g} FLOPs"
+        top = f"{found.heldout.vertex.flops:.3g} FLOPs"
         title = f"\nThe valley at {top}, predicted from the budgets below"
         _show(console, title, _heldout(found.heldout))
     console.print()

@@ -9,7 +9,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,12 @@ def train(project: Project, plan: Plan, progress: Progress, finished: Finished) 
     trials = ordered({p.trial.key: p.trial for p in missing(project, plan)}.values())
     if not trials:
         return
-    with ray_cluster(), tempfile.TemporaryDirectory(prefix="isoflop-tune-") as scratch:
+    with _scratch() as scratch, _quiet(scratch / "ray.log"), ray_cluster():
         found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus = found.get("GPU", 0.0)
-        slots = int(gpus or found["CPU"])
+        slots = progress.board.slots = int(gpus or found["CPU"])
         searcher = ConcurrencyLimiter(
-            _Grid(trials, project.path, gpus=gpus), max_concurrent=slots + QUEUE_AHEAD
+            _Grid(trials, project.path, scratch, gpus=gpus), max_concurrent=slots + QUEUE_AHEAD
         )
         tuner = Tuner(
             tune.with_resources(_observe, _placement),
@@ -78,13 +79,31 @@ def train(project: Project, plan: Plan, progress: Progress, finished: Finished) 
             ),
             run_config=RunConfig(
                 name=plan.name,
-                storage_path=scratch,
+                storage_path=str(scratch),
                 verbose=0,
                 failure_config=FailureConfig(max_failures=RETRIES),
                 callbacks=[_Watch(project.ledger, progress, finished)],
             ),
         )
         tuner.fit()
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A directory for Tune's state and the trials' workspaces, gone when the sweep ends."""
+    with tempfile.TemporaryDirectory(prefix="isoflop-", ignore_cleanup_errors=True) as directory:
+        yield Path(directory)
+
+
+@contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """Send what Ray prints in this process, such as news of dead workers, to a file.
+
+    What a person should know of it is in the board and in attempts/; the console that shows the
+    board holds the real stream.
+    """
+    with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        yield
 
 
 @contextmanager
@@ -121,13 +140,14 @@ def cpu_slots() -> int:
 class _Grid(Searcher):
     """Hands out the trials of a plan in their order."""
 
-    def __init__(self, trials: list[Trial], project: Path, *, gpus: float) -> None:
+    def __init__(self, trials: list[Trial], project: Path, scratch: Path, *, gpus: float) -> None:
         super().__init__()
         self._configs = [
             {
                 "key": trial.key,
                 "trial": json.dumps(trial.to_dict()),
                 "project": str(project),
+                "workspace": str(scratch / trial.key),
                 "resources": resources(trial, gpus=gpus),
             }
             for trial in reversed(trials)
@@ -153,22 +173,25 @@ def _observe(config: dict[str, Any]) -> None:
 
     trial = Trial.from_dict(json.loads(config["trial"]))
     ledger = Ledger(Path(config["project"]))
-    last = time.monotonic()
-    try:
-        with tempfile.TemporaryDirectory(prefix="isoflop-trial-") as workspace:
-            for event in trainer(trial.trainer).train(trial, Path(workspace)):
+    row = ledger.find((trial.key, trial.tokens))
+    if row is None:
+        workspace = Path(config["workspace"])
+        workspace.mkdir(parents=True, exist_ok=True)
+        last = time.monotonic()
+        try:
+            for event in trainer(trial.trainer).train(trial, workspace):
                 if isinstance(event, Measurement):
                     ledger.write(trial, event)
-                    tune.report(
-                        {"status": event.status, "loss": event.loss, "seconds": event.seconds}
-                    )
                 elif time.monotonic() - last > REPORT_EVERY_SECONDS:
                     last = time.monotonic()
                     fraction = event.tokens / trial.tokens
                     tune.report({"fraction": fraction, "train_loss": event.train_loss})
-    except Exception as error:
-        ledger.record_failure(trial, f"{type(error).__name__}: {error}", traceback.format_exc())
-        raise
+        except Exception as error:
+            ledger.record_failure(trial, f"{type(error).__name__}: {error}", traceback.format_exc())
+            raise
+        row = ledger.find((trial.key, trial.tokens))
+        assert row is not None, f"{trial.trainer} ended without a measurement of {trial.key}"
+    tune.report({name: row[name] for name in ("status", "loss", "seconds")})
 
 
 class _Watch(Callback):
@@ -176,6 +199,7 @@ class _Watch(Callback):
 
     def __init__(self, ledger: Ledger, progress: Progress, finished: Finished) -> None:
         self._ledger = ledger
+        self._since = datetime.now(UTC).isoformat()
         self._progress = progress
         self._finished = finished
 
@@ -197,11 +221,22 @@ class _Watch(Callback):
             self._progress.ended(key, result["status"], result["loss"], result["seconds"])
             self._finished(key)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed and will be tried again."""
+        self._record(trial)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed for the last time."""
+        self._record(trial)
+        self._progress.ended(trial.config["key"], "failed", None, None)
+
+    def _record(self, trial: Any) -> None:
+        """Keep the failure of a worker that died: one that raised has left its own record."""
         key = trial.config["key"]
-        self._progress.ended(key, "failed", None, None)
-        if not any(record["trial"] == key for record in self._ledger.failures()):
-            # A worker that raised has left its record; one that was killed could not.
+        known = sum(
+            record["trial"] == key and record["failed_at"] > self._since
+            for record in self._ledger.failures()
+        )
+        if known < trial.num_failures:
             lost = Trial.from_dict(json.loads(trial.config["trial"]))
-            self._ledger.record_failure(lost, "the worker process died", str(trial.error_file))
+            self._ledger.record_failure(lost, "the worker process died", str(trial.get_error()))

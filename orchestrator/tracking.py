@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -76,6 +76,7 @@ class Tracker:
         self._experiment = self._find_or_create_experiment()
         self._runs = self._existing()
         self._parent = self._find_or_create_parent()
+        self._describe_parent()
 
     def record(self, table: pa.Table) -> None:
         """Write those rows of the ledger that this plan asks for and MLflow lacks."""
@@ -85,13 +86,19 @@ class Tracker:
             if name in planned and name not in self._runs:
                 self._runs[name] = self._write(row, planned[name])
 
-    def conclude(self, metrics: dict[str, float], artifacts: list[Path], *, ended: bool) -> None:
-        """Attach the sweep's results to its run, and close it if the sweep has `ended`."""
+    def conclude(
+        self, metrics: dict[str, float], artifacts: list[Path], *, at: datetime, ended: bool
+    ) -> None:
+        """Attach the sweep's results to its run, and close it if the sweep has `ended`.
+
+        `at` is when the last observation behind them was measured: the same results again are no
+        further point of a metric.
+        """
         from mlflow.entities import Metric
 
-        now = _milliseconds(datetime.now().astimezone())
+        when, step = _milliseconds(at), int(metrics.get("observations", 0))
         self._client.log_batch(
-            self._parent, metrics=[Metric(k, v, now, 0) for k, v in metrics.items()]
+            self._parent, metrics=[Metric(k, v, when, step) for k, v in metrics.items()]
         )
         for path in artifacts:
             self._client.log_artifact(
@@ -104,6 +111,8 @@ class Tracker:
         name = self._project.path.name
         found = self._client.get_experiment_by_name(name)
         if found is not None:
+            if found.lifecycle_stage == "deleted":
+                self._client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
         return str(
             self._client.create_experiment(
@@ -137,19 +146,22 @@ class Tracker:
         mine = f"tags.`{SWEEP_TAG}` = '{self._plan.name}'"
         for run in self._client.search_runs([self._experiment], filter_string=mine, max_results=1):
             return str(run.info.run_id)
-        spec = self._plan.spec
         run = self._client.create_run(
             self._experiment, tags={SWEEP_TAG: self._plan.name}, run_name=self._plan.name
         )
+        return str(run.info.run_id)
+
+    def _describe_parent(self) -> None:
+        """Tags, not params: a plan may grow."""
+        spec = self._plan.spec
         for name, value in (
-            ("trials", len(self._plan.planned)),
+            ("trials", str(len(self._plan.planned))),
             ("flops", f"{self._plan.flops:.4g}"),
             ("budgets", " ".join(f"{b.flops:g}" for b in spec.budgets)),
             ("trainer", spec.trainer),
             ("recipe", spec.recipe),
         ):
-            self._client.log_param(run.info.run_id, name, value)
-        return str(run.info.run_id)
+            self._client.set_tag(self._parent, name, value)
 
     def _write(self, row: dict[str, Any], planned: Planned) -> str:
         from mlflow.entities import Metric, Param
@@ -190,17 +202,17 @@ class Tracker:
 
 
 class BackgroundTracker:
-    """Writes MLflow beside the training, off its path.
+    """Writes MLflow beside the training, off its path. Use as a context manager.
 
-    A failure is kept, not raised: the ledger is complete without MLflow, and the next run of the
-    sweep writes what is missing.
+    A failure is kept in `error`, not raised: the ledger is complete without MLflow, and the next
+    run of any sweep of the project writes what is missing.
     """
 
     def __init__(self, project: Project, plan: Plan) -> None:
         self._project, self._plan = project, plan
         self._keys: SimpleQueue[str | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self.tracker: Tracker | None = None
+        self._tracker: Tracker | None = None
         self.error: Exception | None = None
 
     def __enter__(self) -> BackgroundTracker:
@@ -215,15 +227,30 @@ class BackgroundTracker:
         """A trial's row is in the ledger."""
         self._keys.put(key)
 
+    def conclude(self, metrics: dict[str, float], artifacts: list[Path], *, ended: bool) -> None:
+        """After the block: attach results, and write whatever other plans' runs are missing."""
+        if self._tracker is None or self.error is not None:
+            return
+        try:
+            table = self._project.ledger.read()
+            last = max(table["finished_at"].to_pylist(), default=datetime.now(UTC))
+            for plan in self._project.plans():
+                if plan.name != self._plan.name:
+                    Tracker(self._project, plan).record(table)
+            self._tracker.record(table)
+            self._tracker.conclude(metrics, artifacts, at=last, ended=ended)
+        except Exception as error:
+            self.error = error
+
     def _work(self) -> None:
         ledger = self._project.ledger
         horizons = {p.trial.key: p.id for p in self._plan.planned}
         try:
-            self.tracker = Tracker(self._project, self._plan)
-            self.tracker.record(ledger.read(set(horizons.values())))
+            self._tracker = Tracker(self._project, self._plan)
+            self._tracker.record(ledger.read(set(horizons.values())))
             while (key := self._keys.get()) is not None:
-                self.tracker.record(ledger.read({horizons[key]}))
-        except Exception as error:  # reported by the caller once the sweep has ended
+                self._tracker.record(ledger.read({horizons[key]}))
+        except Exception as error:
             self.error = error
 
 

@@ -65,7 +65,7 @@ def sweep_file(tmp_path: Path) -> Callable[..., Path]:
         path.write_text(
             'name = "test"\ntrainer = "simulated"\nrecipe = "ladder-adamw"\n'
             f"budgets = {budgets}\nsizes = 5\n{extra}\n"
-            "[shapes]\naspect = 64\nhead_width = 64\ncontext = 1024\nwidth_multiple = 64\n"
+            "[shapes]\naspect = 64\nhead_width = 32\ncontext = 1024\nwidth_multiple = 32\n"
             f"[simulated]\n{simulated}\n"
         )
         return path

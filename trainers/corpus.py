@@ -33,8 +33,12 @@ HELDOUT_EVERY = 16
 """One segment in so many is held out..."""
 MAX_HELDOUT_SEGMENTS = 256
 """...but no more than about these: 4 MiB of held-out tokens are plenty."""
+MAX_MARKOV_STATES = 65_536
+"""Its law is found by iterating over all states: more would take minutes."""
 HELDOUT_WINDOWS = 4096
 """Context windows of the held-out part on which the final loss is measured."""
+_FIRST_HELDOUT = HELDOUT_EVERY // 2
+_LEAST_TOKENS = (_FIRST_HELDOUT + 1) * SEGMENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +79,24 @@ class Markov:
     """Logits are standard Gaussian over this."""
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not (2 <= self.symbols <= 256 and 1 <= self.order <= 4):
+            raise ValueError("needs 2 to 256 symbols and an order of 1 to 4")
+        if self.symbols**self.order > MAX_MARKOV_STATES:
+            raise ValueError(
+                f"has {self.symbols**self.order:,} states (symbols to the power of order), "
+                f"more than {MAX_MARKOV_STATES:,}"
+            )
+        if not (self.temperature > 0 and self.tokens > 0 and self.seed >= 0):
+            raise ValueError("needs temperature and tokens above 0 and a seed of at least 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFace:
     """A text column of a dataset on the Hugging Face hub, as bytes (needs the extra `text`).
 
-    Its hash is that of this declaration: pin `revision` to a commit, so that it names content.
+    Its hash is that of this declaration: pin `revision` to a commit, so that it names content. Read
+    into memory by every worker: for corpora that fit there.
     """
 
     __pydantic_config__ = _FORBID
@@ -91,7 +107,17 @@ class HuggingFace:
     revision: str = "main"
     column: str = "text"
     tokens: int
-    """Bytes to take, from the first document on."""
+    """Bytes to take, from the first document on; a sixteenth at most is held out."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < _LEAST_TOKENS:
+            raise ValueError(f"needs at least {_LEAST_TOKENS:,} tokens to hold out a part of them")
+
+    @property
+    def train_tokens(self) -> int:
+        """Bytes to train on."""
+        held = _held_segments(self.tokens // SEGMENT)
+        return int((~held).sum()) * SEGMENT
 
 
 CorpusSource = Stdlib | Files | Markov | HuggingFace
@@ -197,17 +223,21 @@ def _as_tokens(text: bytes) -> Tokens:
 
 def _split(name: str, tokens: Tokens) -> Corpus:
     """Hold out every 16th segment, from the 9th on; a partial last segment is dropped."""
-    segments = len(tokens) // SEGMENT
-    first = HELDOUT_EVERY // 2
-    if segments <= first:
+    if len(tokens) < _LEAST_TOKENS:
         raise InputError(
-            f"corpus {name} has {len(tokens):,} bytes, fewer than the {(first + 1) * SEGMENT:,} "
-            "that it takes to hold out a part of it: give it more text"
+            f"corpus {name} has {len(tokens):,} bytes, fewer than the {_LEAST_TOKENS:,} that it "
+            "takes to hold out a part of it: give it more text"
         )
-    every = max(HELDOUT_EVERY, math.ceil(segments / MAX_HELDOUT_SEGMENTS))
+    segments = len(tokens) // SEGMENT
     rows = tokens[: segments * SEGMENT].reshape(segments, SEGMENT)
-    held = np.arange(segments) % every == first
+    held = _held_segments(segments)
     return Corpus(name, 256, rows[~held].reshape(-1), rows[held].reshape(-1))
+
+
+def _held_segments(segments: int) -> NDArray[np.bool_]:
+    every = max(HELDOUT_EVERY, math.ceil(segments / MAX_HELDOUT_SEGMENTS))
+    held: NDArray[np.bool_] = np.arange(segments) % every == _FIRST_HELDOUT
+    return held
 
 
 _STDLIB_LEFT_OUT = {

@@ -16,7 +16,7 @@ import torch
 
 from analysis.errors import InputError
 from trainers.corpus import Batches, Corpus, HeldoutWindows, heldout_windows, load
-from trainers.flops import flops_per_token, trial_flops
+from trainers.flops import flops_per_token
 from trainers.optimizer import Optimizer
 from trainers.schedule import cosine
 from trainers.transformer import Transformer
@@ -63,7 +63,7 @@ class Pretrain:
             loss_stderr=stderr,
             bits_per_byte=None if text is None or loss is None else loss / np.log(2) / text,
             seconds=time.perf_counter() - started,
-            mfu=trial_flops(trial) / run.training_seconds / peak_flops(device),
+            mfu=curve[-1].flops / run.training_seconds / peak_flops(device),
             device=_device_name(device),
             curve=tuple(curve),
             versions={
@@ -139,8 +139,8 @@ class _Run:
 
 def evaluate(
     model: Transformer, heldout: HeldoutWindows, device: torch.device
-) -> tuple[float, float]:
-    """Held-out loss and its standard error, nats/token.
+) -> tuple[float, float | None]:
+    """Held-out loss and its standard error, nats/token; None where all is one segment.
 
     Windows of one segment share its style, so they are one cluster: the error is that of a ratio
     estimate over segments, not over windows, which would be too small.
@@ -155,10 +155,11 @@ def evaluate(
         sums[start : start + size] = model.token_losses(windows).sum(1)
     by_window = sums.double().cpu().numpy() / context
     loss = float(by_window.mean())
-    segments = np.bincount(heldout.segment, by_window - loss)
     used = len(np.unique(heldout.segment))
-    scale = used / max(used - 1, 1)
-    return loss, float(np.sqrt(scale * (segments**2).sum()) / len(by_window))
+    if used < 2:  # one cluster says nothing of how clusters differ
+        return loss, None
+    segments = np.bincount(heldout.segment, by_window - loss)
+    return loss, float(np.sqrt(used / (used - 1) * (segments**2).sum()) / len(by_window))
 
 
 @lru_cache(maxsize=4)

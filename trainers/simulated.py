@@ -43,8 +43,11 @@ class SimulatedSettings:
     """Chance that a trial raises, at every attempt."""
 
     def __post_init__(self) -> None:
-        if min(self.noise, self.seconds, self.E) < 0 or min(self.A, self.B, self.gamma) <= 0:
-            raise ValueError("needs noise, seconds, E of at least 0 and A, B, gamma above 0")
+        positive = (self.A, self.B, self.alpha, self.beta, self.gamma)
+        if not all(math.isfinite(v) and v > 0 for v in positive):
+            raise ValueError("needs A, B, alpha, beta, gamma above 0")
+        if not all(math.isfinite(v) and v >= 0 for v in (self.noise, self.seconds, self.E)):
+            raise ValueError("needs noise, seconds, E of at least 0")
         if not (0 <= self.diverge <= 1 and 0 <= self.fail <= 1):
             raise ValueError("needs chances to diverge and to fail between 0 and 1")
 

@@ -1,7 +1,4 @@
-import csv
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +8,6 @@ from analysis.errors import InputError
 from analysis.laws import HOFFMANN, PUBLISHED, FlopsPerToken, log_loss, optimum
 from analysis.observations import Observations
 
-REFERENCE = Path(
-    os.environ.get("ISOFLOP_REFERENCE", Path(__file__).parents[2] / "../shared/reference")
-)
 SIX_N = FlopsPerToken.six_n()
 CORRECTED = HOFFMANN.theta(PUBLISHED["besiroglu-2024"].constants)
 
@@ -50,19 +44,6 @@ def law_sweep(*, noise=0.0, seed=0, span=16.0, off=0.0, budgets=4, sizes=7):
     return rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def reference_study(study):
-    path = REFERENCE / "isoflop_points.csv"
-    if not path.exists():
-        pytest.skip(f"no reference points at {REFERENCE}")
-    with path.open() as lines:
-        kept = [r for r in csv.DictReader(lines) if r["study"] == study and r["outlier"] == "false"]
-    n, d, c, losses = (
-        np.array([float(r[name]) for r in kept])
-        for name in ("params", "tokens", "budget_flops", "loss")
-    )
-    return replace(rows(n, c, losses), tokens=d)
-
-
 def test_exact_parabolas_give_back_their_bottoms_and_the_exponent():
     flops = [1e18, 1e19, 1e20]
     bottoms = [1e8 * (c / 1e18) ** 0.46 for c in flops]
@@ -73,11 +54,9 @@ def test_exact_parabolas_give_back_their_bottoms_and_the_exponent():
         assert vertex.params == pytest.approx(bottom, rel=1e-9)
         assert vertex.loss == pytest.approx(3.0, rel=1e-12)
         assert vertex.tokens == pytest.approx(c / (6 * bottom), rel=1e-9)
-        assert vertex.curvature == pytest.approx(0.2, rel=1e-9)
         assert vertex.params_stderr == pytest.approx(0.0, abs=1e-9)
     assert found.exponent.estimate == pytest.approx(0.46, abs=1e-9)
     assert found.tokens_exponent.estimate == pytest.approx(0.54, abs=1e-9)
-    assert found.params_at(1e22) == pytest.approx(1e8 * 1e4**0.46, rel=1e-6)
 
 
 def test_tokens_follow_the_cost_that_the_budget_itself_shows():
@@ -133,8 +112,6 @@ def test_no_line_without_two_interior_vertices_and_no_interval_without_three():
     one = isoflop(bowls([1e8], [1e18]))
     assert one.exponent is None
     assert one.reason == "an exponent needs two budgets, and there is one"
-    with pytest.raises(InputError, match="needs two budgets"):
-        one.params_at(1e20)
     lost = isoflop(bowls([1e8, 1e4], [1e18, 1e19], depth=0.01))
     assert lost.exponent is None
     assert "1e+19 FLOPs: the optimum" in lost.reason
@@ -195,8 +172,87 @@ def test_the_exponents_interval_covers():
         ("llama3", 0.47, 0.04),  # Grattafiori et al. 2024: D = 0.299 C^0.537, hence a = 0.463
     ],
 )
-def test_public_studies_give_the_exponent_that_their_papers_print(study, published, tolerance):
+def test_public_studies_give_the_exponent_that_their_papers_print(
+    reference_study, study, published, tolerance
+):
     found = isoflop(reference_study(study))
     assert {vertex.status for vertex in found.vertices} == {"interior"}
     assert found.exponent.estimate == pytest.approx(published, abs=tolerance)
     assert found.exponent.high - found.exponent.low < 0.1
+
+
+def test_under_6nd_a_vertex_has_the_compute_of_its_own_n_and_d(mini_sweep):
+    """Grids at exact FLOPs, c(N) / 6N from 2.3 to 1.1; optima of the budgets from the law itself.
+
+    The locus of their (N_opt, 6 N_opt D_opt) is what Approach 2 sees of 6ND.
+    """
+    widths = np.unique(np.geomspace(10, 300, 60).round())
+    cost = FlopsPerToken(24 * widths**2, 6 * (24 * widths**2 + 256 * widths) + 780 * widths)
+    truth = {"A": 30.0, "B": 60.0, "E": 0.3, "alpha": 0.35, "beta": 0.3}
+    budgets = 4e10 * 6.0 ** np.arange(4)
+    best = [optimum(HOFFMANN, HOFFMANN.theta(truth), c, cost) for c in budgets]
+    grid = {
+        float(c): np.round(np.sqrt(b.params / 24) * np.geomspace(0.5, 2, 9))
+        for c, b in zip(budgets, best, strict=True)
+    }
+    obs = mini_sweep(HOFFMANN, truth, grid=grid)
+    ratio = obs.flops / (6 * obs.params * obs.tokens)
+    assert (ratio.max(), ratio.min()) == pytest.approx((2.3, 1.12), abs=0.15)
+
+    exact = isoflop(obs)
+    by_6nd = replace(obs, flops=6 * obs.params * obs.tokens, flops_convention="6nd")
+    found = isoflop(by_6nd)
+    for vertex, twin, b in zip(found.vertices, exact.vertices, best, strict=True):
+        assert (vertex.budget, vertex.params) == (twin.budget, twin.params)
+        assert twin.flops == twin.budget
+        mean = np.exp(np.log(obs.flops[obs.budget == twin.budget]).mean())
+        assert twin.local_flops == pytest.approx(mean, rel=1e-12)
+        # Bias of the parabola in ln N is below 2%, and so it is in ln D and ln C.
+        assert np.log(vertex.tokens / b.tokens) == pytest.approx(0.0, abs=0.02)
+        assert np.log(vertex.flops / (6 * b.params * b.tokens)) == pytest.approx(0.0, abs=0.01)
+        assert vertex.flops == pytest.approx(6 * vertex.params * vertex.tokens, rel=1e-9)
+        assert vertex.flops < 0.9 * vertex.budget
+    locus = np.polyfit(
+        np.log([6 * b.params * b.tokens for b in best]), np.log([b.params for b in best]), 1
+    )[0]
+    assert found.exponent.estimate == pytest.approx(locus, abs=0.005)
+    nominal = np.polyfit(np.log(budgets), np.log([b.params for b in best]), 1)[0]
+    assert exact.exponent.estimate == pytest.approx(nominal, abs=0.005)
+    assert abs(locus - nominal) > 0.02  # which the test can tell apart
+
+
+@pytest.mark.parametrize(
+    ("losses", "status", "best"),
+    [
+        ([3.0, 2.5, 2.49], "above_grid", "the largest size, 4e+08, is the best"),
+        ([2.49, 2.5, 3.0], "below_grid", "the smallest size, 1e+08, is the best"),
+    ],
+)
+def test_a_minimum_that_no_worse_size_encloses_is_not_interior(losses, status, best):
+    """The parabola of these three has its bottom inside the grid all the same."""
+    (vertex,) = isoflop(rows([1e8, 2e8, 4e8], [1e18] * 3, losses)).vertices
+    assert 1e8 < vertex.params < 4e8
+    assert (vertex.status, vertex.loss) == (status, None)
+    assert vertex.reason.startswith(best)
+
+
+def test_the_best_size_is_judged_by_the_mean_of_its_replicates():
+    """One lucky replicate of the largest size does not make it the best."""
+    params = [1e8, 2e8, 4e8, 4e8]
+    (vertex,) = isoflop(rows(params, [1e18] * 4, [3.0, 2.5, 2.45, 2.75])).vertices
+    assert vertex.status == "interior"
+
+
+def test_the_interval_of_a_vertex_covers():
+    """By t quantiles of the weighted parabola's effective degrees of freedom."""
+    found = [isoflop(law_sweep(noise=0.003, seed=s, sizes=5, span=12)).vertices for s in range(100)]
+    inside, tight = [], []
+    for vertex in (v for vertices in found for v in vertices if v.status == "interior"):
+        best = optimum(HOFFMANN, CORRECTED, vertex.flops, SIX_N).params
+        ends = vertex.params_interval(0.9)
+        inside.append(ends.low <= best <= ends.high)
+        tight.append(abs(np.log(vertex.params / best)) <= 1.645 * vertex.params_stderr)
+        assert 1.0 <= vertex.dof <= 2.0
+    assert len(inside) > 350
+    assert np.mean(inside) == pytest.approx(0.9, abs=0.05)
+    assert np.mean(tight) < 0.82  # what normal quantiles would have covered

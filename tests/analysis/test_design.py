@@ -41,13 +41,19 @@ def test_a_wide_interval_widens_the_grid_up_to_a_limit():
     limited = propose(forecast_at=steady(factor=50), next_flops=1e15, spend=None, params=BUILDABLE)
     assert limited.high / limited.low == pytest.approx(MAX_SPAN)
     assert "wider than the 64x" in limited.reason
-    unbounded = propose(
-        forecast_at=lambda flops: Centre(1e6, 0.0, math.inf),
-        next_flops=1e15,
-        spend=None,
-        params=BUILDABLE,
-    )
-    assert unbounded.indices == limited.indices
+    vague = propose(forecast_at=steady(factor=1e9), next_flops=1e15, spend=None, params=BUILDABLE)
+    assert vague.indices == limited.indices
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, math.inf), (1e5, math.inf), (0.0, 1e7)])
+def test_a_forecast_without_an_interval_gets_no_sizes(low, high):
+    with pytest.raises(InputError, match=r"the forecast has no interval: N_opt, 1e\+06 parameters"):
+        propose(
+            forecast_at=lambda flops: Centre(1e6, low, high),
+            next_flops=1e15,
+            spend=None,
+            params=BUILDABLE,
+        )
 
 
 @given(

@@ -1,46 +1,23 @@
 import csv
-import os
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from analysis.errors import InputError
 from analysis.fitting import fit
-from analysis.laws import GENERALISED, HOFFMANN, LAWS, exponent, log_loss, loss
+from analysis.laws import GENERALISED, HOFFMANN, LAWS, exponent, log_loss
 from analysis.observations import Observations
 
-REFERENCE = Path(
-    os.environ.get("ISOFLOP_REFERENCE", Path(__file__).parents[2] / "../shared/reference")
-)
 TRUTH = {"A": 480.0, "B": 2080.0, "E": 1.82, "alpha": 0.348, "beta": 0.366, "gamma": 0.7}
 MINI = {"A": 30.0, "B": 60.0, "E": 0.3, "alpha": 0.35, "beta": 0.3}
 
 
-def sweep(law, constants, *, noise=0.0, seed=0, base=1e18, budgets=4, sizes=7, step=4.0, span=16.0):
-    """An IsoFLOP sweep of a known truth, C = 6 N D, grids around D = 20 N."""
-    flops = np.repeat(base * step ** np.arange(budgets), sizes)
-    offsets = np.tile(np.exp(np.linspace(-0.5, 0.5, sizes) * np.log(span)), budgets)
-    params = np.sqrt(flops / 120) * offsets
-    tokens = flops / (6 * params)
-    rng = np.random.default_rng(seed)
-    exact = loss(law, law.theta(constants), params, tokens)
-    return Observations(
-        params=params,
-        tokens=tokens,
-        flops=flops,
-        loss=exact * np.exp(noise * rng.standard_normal(len(exact))),
-        loss_stderr=np.full(len(exact), np.nan),
-        budget=flops,
-    )
-
-
-def chinchilla_points():
-    path = REFERENCE / "chinchilla_figure4_points.csv"
+def chinchilla_points(reference):
+    path = reference / "chinchilla_figure4_points.csv"
     if not path.exists():
-        pytest.skip(f"no reference points at {REFERENCE}")
+        pytest.skip(f"no reference points at {reference}")
     with path.open() as lines:
         rows = list(csv.DictReader(lines))
     params, flops, losses = (
@@ -60,7 +37,7 @@ def chinchilla_points():
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_noise_free_points_give_the_truth_back(law):
+def test_noise_free_points_give_the_truth_back(sweep, law):
     found = fit(law, sweep(law, TRUTH))
     assert found.status == "converged"
     assert found.objective < 1e-16
@@ -69,7 +46,7 @@ def test_noise_free_points_give_the_truth_back(law):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_truths_with_unlike_exponents_and_no_e_come_back_too(law):
+def test_truths_with_unlike_exponents_and_no_e_come_back_too(sweep, law):
     truth = {"A": 900.0, "B": 40.0, "E": 0.0, "alpha": 0.6, "beta": 0.25, "gamma": 0.45}
     found = fit(law, sweep(law, truth, base=1e12))
     assert found.constants["E"] == pytest.approx(0.0, abs=1e-6)
@@ -77,8 +54,8 @@ def test_truths_with_unlike_exponents_and_no_e_come_back_too(law):
     assert found.constants["beta"] == pytest.approx(0.25, rel=1e-5)
 
 
-def test_chinchilla_points_give_exponents_inside_the_published_intervals():
-    obs = chinchilla_points()
+def test_chinchilla_points_give_exponents_inside_the_published_intervals(reference):
+    obs = chinchilla_points(reference)
     assert len(obs) == 240
     found = fit(HOFFMANN, obs)
     # 95% intervals of 4000 pairs-bootstrap replicates, reference/README.md
@@ -110,7 +87,7 @@ def test_chinchilla_points_give_exponents_inside_the_published_intervals():
     assert found.objective == pytest.approx(other.fun, rel=0.02)
 
 
-def test_e_that_the_data_push_below_zero_is_zero_and_says_so():
+def test_e_that_the_data_push_below_zero_is_zero_and_says_so(sweep):
     truth = {**MINI, "E": 0.0}
     zeros = [fit(HOFFMANN, sweep(HOFFMANN, truth, noise=0.01, seed=s, base=1e10)) for s in range(8)]
     assert {found.status for found in zeros} == {"converged", "e_at_zero"}
@@ -123,7 +100,7 @@ def test_e_that_the_data_push_below_zero_is_zero_and_says_so():
     assert stopped.covariance[2, 2] > 0
 
 
-def test_covariance_is_that_of_repeated_sweeps():
+def test_covariance_is_that_of_repeated_sweeps(sweep):
     fits = [fit(HOFFMANN, sweep(HOFFMANN, TRUTH, noise=0.002, seed=s)) for s in range(150)]
     for i in (2, 3, 4):
         spread = np.std([found.theta[i] for found in fits])
@@ -132,7 +109,7 @@ def test_covariance_is_that_of_repeated_sweeps():
     assert np.median([found.sigma for found in fits]) == pytest.approx(0.002, rel=0.05)
 
 
-def test_order_of_rows_and_a_repeated_fit_change_nothing():
+def test_order_of_rows_and_a_repeated_fit_change_nothing(sweep):
     obs = sweep(GENERALISED, TRUTH, noise=0.005)
     first = fit(GENERALISED, obs)
     assert np.array_equal(first.theta, fit(GENERALISED, obs).theta)
@@ -143,7 +120,7 @@ def test_order_of_rows_and_a_repeated_fit_change_nothing():
     assert fit(GENERALISED, shuffled).objective == pytest.approx(first.objective, rel=1e-6)
 
 
-def test_a_weight_of_two_is_a_row_twice_and_a_weight_of_zero_no_row():
+def test_a_weight_of_two_is_a_row_twice_and_a_weight_of_zero_no_row(sweep):
     obs = sweep(HOFFMANN, TRUTH, noise=0.005)
     n = len(obs)
     weights = np.where(np.arange(n) < 3, 2.0, np.where(np.arange(n) < 5, 0.0, 1.0))
@@ -157,7 +134,7 @@ def test_a_weight_of_two_is_a_row_twice_and_a_weight_of_zero_no_row():
         fit(HOFFMANN, obs, weights=-weights)
 
 
-def test_too_few_rows_are_refused_by_name():
+def test_too_few_rows_are_refused_by_name(sweep):
     obs = sweep(HOFFMANN, TRUTH)
     few = obs.select(np.arange(len(obs)) % 6 == 0)
     assert len(few) == 5
@@ -169,7 +146,7 @@ def test_too_few_rows_are_refused_by_name():
         fit(GENERALISED, obs.select(np.arange(len(obs)) % 5 == 0))
 
 
-def test_one_budget_is_refused_by_name():
+def test_one_budget_is_refused_by_name(sweep):
     with pytest.raises(InputError, match="one budget only: all 9"):
         fit(HOFFMANN, sweep(HOFFMANN, TRUTH, budgets=1, sizes=9))
     unplanned = sweep(HOFFMANN, TRUTH, budgets=1, sizes=9)
@@ -177,7 +154,7 @@ def test_one_budget_is_refused_by_name():
         fit(HOFFMANN, replace(unplanned, budget=np.full(9, np.nan)))
 
 
-def test_a_fixed_tokens_per_parameter_ladder_is_refused_and_a_narrow_one_warned_of():
+def test_a_fixed_tokens_per_parameter_ladder_is_refused_and_a_narrow_one_warned_of(sweep):
     obs = sweep(HOFFMANN, TRUTH, budgets=9, sizes=1, span=1.0)
     with pytest.raises(InputError, match=r"collinear.*20 tokens a parameter"):
         fit(HOFFMANN, obs)
@@ -192,7 +169,7 @@ def test_a_fixed_tokens_per_parameter_ladder_is_refused_and_a_narrow_one_warned_
 
 
 @pytest.mark.parametrize("bad", [np.nan, 0.0, -1.0, np.inf])
-def test_values_that_are_no_positive_numbers_are_refused(bad):
+def test_values_that_are_no_positive_numbers_are_refused(sweep, bad):
     obs = sweep(HOFFMANN, TRUTH)
     losses = obs.loss.copy()
     losses[3] = bad
@@ -200,7 +177,7 @@ def test_values_that_are_no_positive_numbers_are_refused(bad):
         fit(HOFFMANN, replace(obs, loss=losses))
 
 
-def test_a_law_that_the_data_do_not_follow_stops_at_a_bound_and_says_where():
+def test_a_law_that_the_data_do_not_follow_stops_at_a_bound_and_says_where(sweep):
     obs = sweep(HOFFMANN, TRUTH)
     rng = np.random.default_rng(0)
     shuffled = replace(obs, loss=2.0 + 0.1 * rng.random(len(obs)))
@@ -215,7 +192,7 @@ def test_a_law_that_the_data_do_not_follow_stops_at_a_bound_and_says_where():
         assert np.all(found.covariance[stuck, stuck] >= 0)
 
 
-def test_a_fit_of_28_points_takes_well_under_a_third_of_a_second():
+def test_a_fit_of_28_points_takes_well_under_a_third_of_a_second(sweep):
     obs = sweep(GENERALISED, TRUTH, noise=0.005)
     fit(GENERALISED, obs)
     started = time.perf_counter()

@@ -19,6 +19,8 @@ def _row(**changes: object) -> dict:
         "loss": 2.0,
         "recipe": "mini",
         "corpus": "x",
+        "corpus_hash": "hash of x",
+        "recipe_hash": "hash of mini",
     }
     return row | changes
 
@@ -48,11 +50,17 @@ def test_diverged_rows_are_not_fitted() -> None:
 
 
 def test_kinds_are_counted_and_told_apart() -> None:
-    table = _table(_row(), _row(trial="b"), _row(trial="c", corpus="y"))
+    table = _table(_row(), _row(trial="b"), _row(trial="c", corpus="y", corpus_hash="other"))
     assert [(k["corpus"], k["count"]) for k in kinds(table)] == [("x", 2), ("y", 1)]
     with pytest.raises(InputError, match=r"2 with corpus=x; 1 with corpus=y\): select one"):
         require_one_kind(table)
     require_one_kind(where(table, {"corpus": "y"}))
+
+
+def test_equal_content_under_two_names_is_one_kind() -> None:
+    table = _table(_row(corpus="a.txt"), _row(trial="b", corpus="b.txt"))
+    require_one_kind(table)
+    assert [(k["corpus"], k["count"]) for k in kinds(table)] == [("a.txt", 2)]
 
 
 def test_selection_compares_as_text() -> None:

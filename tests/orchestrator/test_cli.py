@@ -1,6 +1,7 @@
 """The command line: exit codes, one sentence an error, nothing written, and quick help."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -14,12 +15,12 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.ledger import Ledger
 from orchestrator.planner import Plan, make_plan
-from orchestrator.project import Project, create_project
+from orchestrator.project import Project, create_project, locked
 from orchestrator.spec import parse_spec
 from trainers.registry import trainer
 
 Run = Callable[..., tuple[int, str, str]]
-LARGE = {"aspect": 64.0, "head_width": 64, "width_multiple": 64}
+LARGE = {"aspect": 64.0, "head_width": 32, "width_multiple": 32}
 VERBS = ("mini", "plan", "run", "status", "fit", "forecast", "propose", "report", "ui")
 
 
@@ -149,6 +150,74 @@ def test_a_bad_spec_writes_nothing(isoflop: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "p").exists()
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('corpus = {kind = "files", glob = "none/*.txt"}', "no file matches"),
+        ('corpus = {kind = "files", glob = "small.txt"}', "to hold out a part"),
+        ('corpus = {kind = "markov", tokens = 200_000}', "epochs of corpus"),
+        ('corpus = {kind = "markov", symbols = 300}', "2 to 256 symbols"),
+        ("shapes = {depth = 2, heads = 3}", "no multiple of 6"),
+        ("seeds = [-1]", "greater than or equal to 0"),
+    ],
+)
+def test_a_sweep_that_cannot_be_planned_writes_nothing(
+    isoflop: Run, tmp_path: Path, lines: str, message: str
+) -> None:
+    (tmp_path / "small.txt").write_text("small")
+    spec = tmp_path / "bad.toml"
+    spec.write_text(f'name = "x"\n{lines}\nbudgets = [{{flops = 4e10, widths = [16, 20, 32]}}]\n')
+    assert message in _bad(isoflop, "run", spec, "--project", tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_budget_too_small_for_a_step_writes_nothing(isoflop: Run, tmp_path: Path) -> None:
+    spec = tmp_path / "bad.toml"
+    spec.write_text('name = "x"\nbudgets = [{flops = 1e6, widths = [4, 8, 12]}]\n')
+    assert "buys width 4 only" in _bad(isoflop, "run", spec, "--project", tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_second_driver_is_refused_and_names_the_first(
+    isoflop: Run, project: Project, sweep_file: Callable[..., Path]
+) -> None:
+    with locked(project):
+        message = _bad(isoflop, "run", sweep_file(), "--project", project.path)
+    assert f"another isoflop (process {os.getpid()} on" in message
+    assert len(project.plans()) == 1
+
+
+def test_a_damaged_ledger_is_noticed_before_anything_is_planned(
+    isoflop: Run, project: Project, sweep_file: Callable[..., Path]
+) -> None:
+    path = project.ledger.files()[0]
+    path.write_bytes(path.read_bytes()[:100])
+    assert path.name in _bad(isoflop, "run", sweep_file(), "--project", project.path)
+    assert [plan.name for plan in project.plans()] == ["s"]
+
+
+@pytest.mark.parametrize("name", ["attempts/abc.json", "plans/s.json"])
+def test_a_damaged_record_is_named(isoflop: Run, project: Project, name: str) -> None:
+    path = project.path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"trial": ')
+    assert path.name in _bad(isoflop, "status", project.path)
+
+
+def test_two_truths_and_two_corpora_are_two_kinds(isoflop: Run, project: Project) -> None:
+    other = {"name": "truth", "budgets": [1e16, 1e17], "sizes": 5, "shapes": LARGE}
+    _fill(project, {**other, "simulated": {"E": 0.5}})
+    message = _bad(isoflop, "fit", project.path)
+    assert "observations of 2 kinds" in message
+    assert "trainer=simulated-1" in message
+
+
+def test_two_families_of_shapes_are_refused(isoflop: Run, project: Project) -> None:
+    deep = {"name": "deep", "budgets": [1e16, 1e17], "sizes": 5}
+    _fill(project, {**deep, "shapes": {"depth": 3, "heads": 2, "width_multiple": 32}})
+    assert "another family of shapes" in _bad(isoflop, "fit", project.path)
+
+
 def test_an_unwritable_project_is_refused(isoflop: Run, tmp_path: Path, sweep_file) -> None:
     (tmp_path / "file").write_text("")
     message = _bad(isoflop, "run", sweep_file(), "--project", tmp_path / "file")
@@ -193,7 +262,7 @@ def test_two_kinds_are_listed_and_refused_unless_selected(isoflop: Run, project:
     assert code == 0
     found = json.loads(out)
     assert found["observations"] == 15
-    assert found["excluded"] == [{"reason": "of another kind", "count": 10}]
+    assert found["excluded"] == [{"reason": "not selected", "count": 10}]
 
 
 @pytest.mark.parametrize(
@@ -225,6 +294,8 @@ def test_a_spend_too_small_for_the_next_budget_is_refused(isoflop: Run, project:
 
 def test_bad_numbers_are_refused(isoflop: Run, project: Project) -> None:
     assert "--flops is -1.0" in _bad(isoflop, "forecast", project.path, "--flops", "-1")
+    assert "--spend is nan" in _bad(isoflop, "propose", project.path, "--spend", "nan")
+    assert "--flops is 0.0" in _bad(isoflop, "propose", project.path, "--flops", "0")
     assert "level" in _bad(isoflop, "fit", project.path, "--level", "1.5")
     assert "--params is 'all'" in _bad(isoflop, "fit", project.path, "--params", "all")
 

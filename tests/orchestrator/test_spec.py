@@ -91,7 +91,7 @@ def test_a_corpus_glob_is_relative_to_the_sweep_file(tmp_path: Path) -> None:
         {"corpus": {"kind": "markov", "symbols": 32}},
         {"trainer": "simulated", "simulated": {"E": 0.0, "noise": 0.001}},
         {"budgets": [{"flops": 3.24e12, "widths": [8, 12, 16]}, {"flops": 123456.789}]},
-        {"shapes": {"aspect": 64.0, "head_width": 64, "context": 1024, "width_multiple": 64}},
+        {"shapes": {"aspect": 64.0, "head_width": 32, "context": 1024, "width_multiple": 32}},
     ],
 )
 def test_a_spec_written_as_toml_reads_back_the_same(tmp_path: Path, changes: dict) -> None:

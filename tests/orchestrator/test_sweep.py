@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,13 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
 from orchestrator.loop import Outcome, run
 from orchestrator.planner import make_plan
-from orchestrator.project import Project, counts, create_project
+from orchestrator.project import Project, counts, create_project, directory_for
 from orchestrator.spec import parse_spec, read_spec
 from orchestrator.tracking import BackgroundTracker, Tracker, store_uri
 
@@ -24,9 +26,19 @@ pytestmark = pytest.mark.slow
 SWEEP = {"name": "s", "trainer": "simulated", "budgets": [1e10, 1e11, 1e12], "sizes": 5}
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new MLflow database: making and migrating one takes seconds, so tests copy it."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return create_project(tmp_path / "project")
+def project(tmp_path: Path, empty_store: Path) -> Project:
+    made = create_project(tmp_path / "project")
+    shutil.copy(empty_store, made.path / "mlflow.db")
+    return made
 
 
 def _run(project: Project, **changes: object) -> Outcome:
@@ -75,7 +87,7 @@ def test_the_fit_recovers_the_simulated_truth(project: Project) -> None:
         project,
         budgets=[1e17, 1e18, 1e19, 1e20],
         sizes=7,
-        shapes={"aspect": 64.0, "head_width": 64, "context": 64, "width_multiple": 64},
+        shapes={"aspect": 64.0, "head_width": 32, "context": 64, "width_multiple": 32},
         simulated={"noise": 0.0005},
     ).to_json()
     for law in ("hoffmann", "generalised"):
@@ -158,6 +170,43 @@ def test_mlflow_is_rebuilt_from_the_ledger(project: Project) -> None:
     assert len(_runs(project)) == 1 + 5
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_of_any_sweep_rebuilds_mlflow_for_all(project: Project) -> None:
+    _run(project, budgets=[1e10])
+    _run(project, name="other", budgets=[1e11])
+    (project.path / "mlflow.db").unlink()
+    _run(project, budgets=[1e10])
+    assert len(_runs(project)) == 2 + 10
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_second_run_adds_nothing_to_mlflow(project: Project) -> None:
+    _run(project)
+    _run(project)
+    client = MlflowClient(tracking_uri=store_uri(project))
+    (parent,) = [r for r in _runs(project) if "mlflow.parentRunId" not in r.data.tags]
+    assert len(client.get_metric_history(parent.info.run_id, "exponent_hoffmann")) == 1
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_mlflow_that_fails_at_the_end_is_told_and_not_fatal(project: Project) -> None:
+    (project.path / "mlartifacts").write_text("in the way")
+    outcome = _run(project)
+    assert outcome.finished
+    assert outcome.tracking_error
+    assert outcome.to_json()["complete"] == 15
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_executed_sweep_is_kept_as_a_file_that_runs(project: Project) -> None:
+    _run(project)
+    kept = project.path / "plans" / "s.toml"
+    again = make_plan(read_spec(kept))
+    assert directory_for(kept, "s") == project.path
+    with Path(os.devnull).open("w") as file:
+        assert run(project, again, Console(file=file), started=time.time()).trained == 0
+
+
 def test_a_broken_mlflow_store_does_not_stop_the_sweep(project: Project) -> None:
     (project.path / "mlflow.db").write_text("no database")
     plan = make_plan(parse_spec(SWEEP, source=Path("s.toml")))
@@ -204,6 +253,25 @@ def test_an_interrupted_driver_goes_on_where_it_was(
     assert {p: p.stat().st_mtime_ns for p in done} == done
     assert counts(project.outcomes(project.plans()[0])) == {"complete": 15}
     assert len(_runs(project)) == 16
+
+
+def test_a_killed_worker_is_recorded_and_its_trial_tried_again(
+    tmp_path: Path, sweep_file: Callable[..., Path]
+) -> None:
+    spec = sweep_file(simulated="seconds = 1.5", budgets="[1e16, 3e16]")
+    project = Project(tmp_path / "project")
+    command = _command(spec, project.path)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
+        _wait(lambda: len(project.ledger.files()) >= 2, driver)
+        children = psutil.Process(driver.pid).children(recursive=True)
+        busy = [c for c in children if c.cmdline()[:1] and "ImplicitFunc" in c.cmdline()[0]]
+        busy[0].kill()
+        out, errors = driver.communicate(timeout=120)
+    found = json.loads(out)
+    assert (found["complete"], found["failed"]) == (10, 0)
+    (record,) = project.ledger.failures()
+    assert record["error"] == "the worker process died"
+    assert "raylet" not in errors.decode()
 
 
 def test_real_training_on_text_goes_through_the_same_path(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Corpora: disjoint, pure, and with the entropy that they claim."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -54,23 +55,26 @@ def test_stdlib_is_real_text_of_megabytes() -> None:
 
 
 def test_a_pass_reads_every_window_once() -> None:
-    tokens = np.arange(64 * 21, dtype=np.int64).astype(np.uint8)
-    position = np.arange(len(tokens))
-    corpus = Corpus("positions", 256, tokens, tokens)
+    """Bytes such that every pair of neighbours is unique: a window is known by how it starts."""
+    tokens = _unique_pairs()
+    corpus = Corpus("pairs", 256, tokens, tokens)
+    place = {pair: i for i, pair in enumerate(pairwise(tokens.tolist()))}
+    assert len(place) == len(tokens) - 1
     windows = windows_per_pass(len(tokens), 8)
-    batches = Batches(corpus, context=8, sequences=3, seed=5)
-    steps = -(-windows // 3)
-    rows = np.concatenate([batches.batch(s) for s in range(steps)])[:windows]
-    # A window is known by its first byte and its offset; windows of one pass share a phase.
-    starts = {tuple(row) for row in rows[:, :9]}
-    phases = {
-        p
-        for p in range(8)
-        if {tuple(tokens[p + 8 * i : p + 8 * i + 9].astype(np.int64)) for i in range(windows)}
-        == starts
-    }
-    assert len(phases) >= 1
-    assert len(position) - 16 <= windows * 8 <= len(position)
+    batches = Batches(corpus, context=8, sequences=7, seed=5)
+    rows = np.concatenate([batches.batch(s) for s in range(-(-windows // 7))])[:windows]
+    starts = sorted(place[int(row[0]), int(row[1])] for row in rows)
+    assert np.diff(starts).tolist() == [8] * (windows - 1)
+    assert starts[0] < 8
+    assert starts[0] + windows * 8 + 8 > len(tokens) - 8
+    for row, start in zip(rows, (place[int(r[0]), int(r[1])] for r in rows), strict=True):
+        np.testing.assert_array_equal(row, tokens[start : start + 9])
+
+
+def _unique_pairs() -> np.ndarray:
+    """(a, a+k) for k = 1, 2, ...: a walk through the bytes whose steps never repeat."""
+    steps = np.repeat(np.arange(1, 9, 2), 256)  # odd steps visit all 256 bytes
+    return (np.concatenate([[0], np.cumsum(steps)]) % 256).astype(np.uint8)
 
 
 def test_batches_are_a_pure_function_of_the_step() -> None:

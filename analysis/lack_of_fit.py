@@ -1,0 +1,78 @@
+"""Whether a law's residuals are noise: compared with scatter that owes nothing to any law.
+
+Where they are not, intervals made from them are about a law that does not hold.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import fdtri
+
+from analysis.approaches import IsoflopFit
+from analysis.fitting import Fit
+from analysis.observations import Observations
+
+OVER_REPLICATES = 2.0
+"""Residual over replicate standard deviation from which a law is said not to fit."""
+OVER_PARABOLAS = 4.0
+"""The same over the scatter around parabolas, which three constants a budget keep low."""
+_CONFIDENCE = 0.999  # of the F test: by luck alone one study in a thousand is warned of a law
+_EXACT = 1e-5  # residuals of ln L below this are rounding and the optimiser's tolerance
+
+
+def lack_of_fit(item: Fit, obs: Observations, valleys: IsoflopFit) -> str | None:
+    """Say that a law does not describe the observations, or None.
+
+    Parameters
+    ----------
+    item
+        The law, as fitted to `obs`.
+    obs
+        All observations.
+    valleys
+        Their parabolas.
+
+    Notes
+    -----
+    An F test of the law's residual variance of ln L, by more than a fixed factor so that it
+    matters. Against replicates, where there are any, the law's own part alone is tested (Draper and
+    Smith 1998, section 2.1): residuals less what replicates scatter by themselves.
+    """
+    scatter, dof = _replicates(obs)
+    variance, against, least = item.sigma**2, "of replicates", OVER_REPLICATES
+    spare: float = item.dof
+    if dof:
+        spare = item.dof - dof
+        variance = max(item.objective - dof * scatter**2, 0.0) / spare if spare > 0 else 0.0
+    else:
+        scatter, dof = _around_parabolas(valleys)
+        against, least = "around the parabolas", OVER_PARABOLAS
+    if dof == 0.0 or item.sigma < max(least * scatter, _EXACT):
+        return None
+    if variance <= scatter**2 * float(fdtri(spare, dof, _CONFIDENCE)):
+        return None
+    times = f"{item.sigma / scatter:.1f} times" if scatter > _EXACT else "far more than"
+    return (
+        f"lack of fit, its residuals ({item.sigma:.2%}) are {times} the scatter {against} "
+        f"({scatter:.2%}): these observations do not follow one such law"
+    )
+
+
+def _replicates(obs: Observations) -> tuple[float, float]:
+    """Pooled standard deviation of ln L among rows of one N and budget, and its freedom."""
+    planned = obs.select(np.isfinite(obs.budget))
+    log_loss = np.log(planned.loss)
+    pairs = np.stack([planned.params, planned.budget], axis=1)
+    _, index = np.unique(pairs, axis=0, return_inverse=True)
+    count = np.bincount(index)
+    residual = log_loss - (np.bincount(index, log_loss) / count)[index]
+    dof = float(len(planned) - len(count))
+    return (float(np.sqrt(residual @ residual / dof)) if dof else 0.0), dof
+
+
+def _around_parabolas(valleys: IsoflopFit) -> tuple[float, float]:
+    """Pooled residual standard deviation of the parabolas, as a fraction of L, and its freedom."""
+    known = [(v.dof, v.sigma) for v in valleys.vertices if v.sigma is not None]
+    dof = sum(part for part, _ in known)
+    pooled = sum(part * sigma**2 for part, sigma in known)
+    return (float(np.sqrt(pooled / dof)) if dof else 0.0), dof

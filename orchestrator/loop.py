@@ -13,6 +13,7 @@ from analysis.errors import InputError
 from analysis.observations import ObservationId
 from analysis.study import Study, to_json
 from analysis.wording import count
+from cluster.placement import cpu_slots
 from orchestrator.conclusion import (
     Convention,
     Evidence,
@@ -23,8 +24,8 @@ from orchestrator.conclusion import (
 )
 from orchestrator.planner import Plan
 from orchestrator.progress import Board, Progress
-from orchestrator.project import Project, counts, locked, missing
-from orchestrator.sweep import cpu_slots, train
+from orchestrator.project import Project, counts, locked, missing, observation_ids
+from orchestrator.sweep import train
 from orchestrator.tracking import BackgroundTracker
 
 
@@ -98,7 +99,9 @@ def run(project: Project, plan: Plan, console: Console, *, started: float) -> Ou
         If every observation diverged.
     """
     with locked(project):
-        before = {(r["trial"], r["tokens"]) for r in _names(project)}  # and every file is sound
+        before = set(
+            observation_ids(project.ledger.read())
+        )  # reads all: a damaged file ends it here
         project.save_plan(plan)
         with BackgroundTracker(project, plan) as tracking:
             board = Board(plan, cpu_slots())
@@ -159,11 +162,6 @@ def _propose(found: Evidence, project: Project) -> tuple[str, bool]:
         return f"none: {error}", False
     sizes = f"{len(plan.planned)} trials at {chosen.flops:.3g} FLOPs around N = "
     return f"{project.proposal.name}: {sizes}{count(chosen.centre)}, {plan.flops:.3g} in all", True
-
-
-def _names(project: Project) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = project.ledger.read().select(["trial", "tokens"]).to_pylist()
-    return rows
 
 
 def _losses(project: Project, plan: Plan) -> dict[str, float]:

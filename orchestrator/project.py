@@ -89,7 +89,7 @@ class Project:
         """State of every observation of a plan: complete, diverged, failed or waiting."""
         measured = self.ledger.ids()
         table = self.ledger.read({p.id for p in plan.planned} & measured)
-        state = dict(zip(_ids(table), table["status"].to_pylist(), strict=True))
+        state = dict(zip(observation_ids(table), table["status"].to_pylist(), strict=True))
         failed = {(r["trial"], r["tokens"]) for r in self.ledger.failures()}
         return {
             p.id: state.get(p.id) or ("failed" if p.id in failed else "waiting")
@@ -101,7 +101,8 @@ class Project:
         return self.path / "plans"
 
 
-def _ids(table: pa.Table) -> list[ObservationId]:
+def observation_ids(table: pa.Table) -> list[ObservationId]:
+    """Names of the rows of a table, in its order."""
     return list(zip(table["trial"].to_pylist(), table["tokens"].to_pylist(), strict=True))
 
 

@@ -13,9 +13,15 @@ from analysis.forecast import Heldout
 from analysis.intervals import Interval
 from analysis.study import Study
 from analysis.wording import CONVENTIONS, count, percent, span
+from cluster.capacity import estimated_seconds
+from cluster.placement import cpu_slots
 from orchestrator.planner import PF_DAY, Plan
 from orchestrator.project import Project, counts
 from trainers.flops import params, trial_flops
+
+
+DAY = 86_400
+"""Seconds; what would take longer on CPU cores is not meant for them."""
 
 
 def show_study(console: Console, found: Study) -> None:
@@ -78,6 +84,11 @@ def show_plan(console: Console, plan: Plan) -> None:
         )
     _show(console, f"{plan.name}: {len(plan.planned)} trials", table)
     console.print(f"{plan.flops:.4g} FLOPs in all, {plan.flops / PF_DAY:.3g} PF-days")
+    seconds = [estimated_seconds(trial) for trial in plan.trials]
+    slots = cpu_slots()
+    here = max(sum(seconds) / slots, max(seconds))
+    if here < DAY:
+        console.print(f"roughly {here / 60:.1f} minutes on {slots} CPU cores like these")
 
 
 def show_status(console: Console, project: Project, plans: list[Plan]) -> None:

@@ -14,13 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray import tune
 from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from cluster.placement import resources
+from cluster.placement import cpu_slots, resources
 from cluster.queue import ordered
 from orchestrator.ledger import Ledger
 from orchestrator.planner import Plan
@@ -45,9 +44,6 @@ QUEUE_AHEAD = 4
 """Trials that Tune holds beyond those that can run, so that none waits to be asked for."""
 OBJECT_STORE_BYTES = 80_000_000
 """Nothing large goes through Ray's object store; this is near its least."""
-
-WORKER_BYTES = 1.5e9
-"""Memory to allow a CPU worker: Ray and torch take 0.6 GB of it, a mini trial the rest."""
 
 Finished = Callable[[str], None]
 """Told a trial's key once its row is in the ledger."""
@@ -128,13 +124,6 @@ def ray_cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def cpu_slots() -> int:
-    """Trials that this machine trains at once: one a core, as far as its memory goes."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(cores, int(psutil.virtual_memory().total / WORKER_BYTES)))
 
 
 class _Grid(Searcher):

@@ -19,7 +19,6 @@ from orchestrator.planner import PF_DAY, Plan
 from orchestrator.project import Project, counts
 from trainers.flops import params, trial_flops
 
-
 DAY = 86_400
 """Seconds; what would take longer on CPU cores is not meant for them."""
 
@@ -88,7 +87,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     slots = cpu_slots()
     here = max(sum(seconds) / slots, max(seconds))
     if here < DAY:
-        console.print(f"roughly {here / 60:.1f} minutes on {slots} CPU cores like these")
+        console.print(f"roughly {here / 60:.1f} minutes on this machine's {slots} cores")
 
 
 def show_status(console: Console, project: Project, plans: list[Plan]) -> None:

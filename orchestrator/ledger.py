@@ -19,6 +19,9 @@ from analysis.observations import SCHEMA, SCHEMA_VERSION, ObservationId, read_pa
 from trainers.flops import flops_per_token, params
 from trainers.trial import Measurement, Trial
 
+WORKER_DIED = "the worker process died"
+"""Error of an attempt that could leave no record of its own."""
+
 
 class Ledger:
     """Every observation of a project, in `<project>/ledger/`. The truth.
@@ -89,6 +92,14 @@ class Ledger:
         }
         path = self.attempts / f"{trial.key}-{uuid.uuid4().hex[:8]}.json"
         write_text(path, json.dumps(record, indent=1))
+
+    def raised(self, key: str, *, since: str) -> int:
+        """Attempts of a trial that raised, since a time in ISO format."""
+        return sum(
+            record["trial"] == key and record["failed_at"] >= since
+            for record in self.failures()
+            if record["error"] != WORKER_DIED
+        )
 
     def failures(self) -> list[dict[str, Any]]:
         """All records of failed attempts, oldest first."""

@@ -21,7 +21,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from cluster.placement import cpu_slots, resources
 from cluster.queue import ordered
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import WORKER_DIED, Ledger
 from orchestrator.planner import Plan
 from orchestrator.progress import Progress
 from orchestrator.project import Project, missing
@@ -37,7 +37,10 @@ ENVIRONMENT = {
 }
 """Read by Ray when it starts, and inherited by its workers."""
 RETRIES = 1
-"""Further attempts of a trial that raised or whose worker died."""
+"""Further attempts of a trial that raised, each in a new process: the old one may be spoilt."""
+RESTARTS = 4
+"""Times that Tune starts a trial again, whatever happened: workers that die are not the trial's
+fault, and one killed between trials fails the next one once more, since Tune hands it out again."""
 REPORT_EVERY_SECONDS = 1.0
 """Between reports of a running trial: each waits for the driver."""
 QUEUE_AHEAD = 4
@@ -77,7 +80,7 @@ def train(project: Project, plan: Plan, progress: Progress, finished: Finished) 
                 name=plan.name,
                 storage_path=str(scratch),
                 verbose=0,
-                failure_config=FailureConfig(max_failures=RETRIES),
+                failure_config=FailureConfig(max_failures=RESTARTS),
                 callbacks=[_Watch(project.ledger, progress, finished)],
             ),
         )
@@ -137,6 +140,7 @@ class _Grid(Searcher):
                 "trial": json.dumps(trial.to_dict()),
                 "project": str(project),
                 "workspace": str(scratch / trial.key),
+                "since": datetime.now(UTC).isoformat(),
                 "resources": resources(trial, gpus=gpus),
             }
             for trial in reversed(trials)
@@ -163,6 +167,9 @@ def _observe(config: dict[str, Any]) -> None:
     trial = Trial.from_dict(json.loads(config["trial"]))
     ledger = Ledger(Path(config["project"]))
     row = ledger.find((trial.key, trial.tokens))
+    if row is None and ledger.raised(trial.key, since=config["since"]) > RETRIES:
+        tune.report({"status": "failed", "loss": None, "seconds": None})
+        return
     if row is None:
         workspace = Path(config["workspace"])
         workspace.mkdir(parents=True, exist_ok=True)
@@ -208,7 +215,8 @@ class _Watch(Callback):
             self._progress.running(key, result["fraction"], result["train_loss"])
         elif "status" in result:
             self._progress.ended(key, result["status"], result["loss"], result["seconds"])
-            self._finished(key)
+            if result["status"] != "failed":
+                self._finished(key)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed and will be tried again."""
@@ -228,4 +236,5 @@ class _Watch(Callback):
         )
         if known < trial.num_failures:
             lost = Trial.from_dict(json.loads(trial.config["trial"]))
-            self._ledger.record_failure(lost, "the worker process died", str(trial.get_error()))
+            # Ray's account of it, and of earlier failures; Tune keeps it until the sweep ends.
+            self._ledger.record_failure(lost, WORKER_DIED, Path(trial.error_file).read_text())

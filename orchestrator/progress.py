@@ -135,6 +135,10 @@ class Progress:
         cell = self.board.cells[key]
         cell.state, cell.fraction, cell.loss = "running", fraction, loss
 
+    def waiting(self, key: str) -> None:
+        """A trial has to start again."""
+        self.board.cells[key] = Cell(self.board.cells[key].planned)
+
     def ended(self, key: str, state: State, loss: float | None, seconds: float | None) -> None:
         """A trial has ended."""
         cell = self.board.cells[key]

@@ -29,7 +29,8 @@ def show_study(console: Console, found: Study) -> None:
     conventions = f"N: {CONVENTIONS[obs.params_convention]}, C: {CONVENTIONS[obs.flops_convention]}"
     title = f"Compute-optimal models  ({len(obs)} observations; {conventions})"
     _show(console, title, _valleys(found))
-    _show(console, "\nExponent a of N_opt ∝ C^a", _exponents(found))
+    if found.at_top or found.isoflop.exponent:
+        _show(console, "\nExponent a of N_opt ∝ C^a", _exponents(found))
     if found.heldout is not None:
         top = f"{found.heldout.vertex.flops:.3g} FLOPs"
         title = f"\nThe valley at {top}, predicted from the budgets below"

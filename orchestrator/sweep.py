@@ -39,8 +39,7 @@ ENVIRONMENT = {
 RETRIES = 1
 """Further attempts of a trial that raised, each in a new process: the old one may be spoilt."""
 RESTARTS = 4
-"""Times that Tune starts a trial again, whatever happened: workers that die are not the trial's
-fault, and one killed between trials fails the next one once more, since Tune hands it out again."""
+"""Times that a trial may lose its worker: dying workers are not the trial's fault."""
 REPORT_EVERY_SECONDS = 1.0
 """Between reports of a running trial: each waits for the driver."""
 QUEUE_AHEAD = 4
@@ -60,31 +59,58 @@ def train(project: Project, plan: Plan, progress: Progress, finished: Finished) 
     trials = ordered({p.trial.key: p.trial for p in missing(project, plan)}.values())
     if not trials:
         return
+    since = datetime.now(UTC).isoformat()
     with _scratch() as scratch, _quiet(scratch / "ray.log"), ray_cluster():
-        found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        gpus = found.get("GPU", 0.0)
-        slots = progress.board.slots = int(gpus or found["CPU"])
-        searcher = ConcurrencyLimiter(
-            _Grid(trials, project.path, scratch, gpus=gpus), max_concurrent=slots + QUEUE_AHEAD
-        )
-        tuner = Tuner(
-            tune.with_resources(_observe, _placement),
-            tune_config=TuneConfig(
-                search_alg=searcher,
-                num_samples=len(trials),
-                reuse_actors=True,
-                trial_name_creator=lambda trial: str(trial.trial_id),
-                trial_dirname_creator=lambda trial: str(trial.trial_id),
-            ),
-            run_config=RunConfig(
-                name=plan.name,
-                storage_path=str(scratch),
-                verbose=0,
-                failure_config=FailureConfig(max_failures=RESTARTS),
-                callbacks=[_Watch(project.ledger, progress, finished)],
-            ),
-        )
-        tuner.fit()
+        # Tune ends a trial for good when the actor that it hands out turns out to be dead. That is
+        # not the trial's fault: it goes into a further round.
+        for _ in range(1 + RESTARTS):
+            lost = _tune(project, trials, scratch, since, progress, finished)
+            trials = [
+                trial
+                for trial in trials
+                if trial.key in lost and project.ledger.raised(trial.key, since=since) <= RETRIES
+            ]
+            if not trials:
+                return
+        for trial in trials:
+            progress.ended(trial.key, "failed", None, None)
+
+
+def _tune(
+    project: Project,
+    trials: list[Trial],
+    scratch: Path,
+    since: str,
+    progress: Progress,
+    finished: Finished,
+) -> set[str]:
+    """One run of Ray Tune over `trials`; returns the keys of those whose worker was lost.
+
+    After an interrupt there are none: nothing is to be tried again then.
+    """
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = found.get("GPU", 0.0)
+    slots = progress.board.slots = int(gpus or found["CPU"])
+    grid = _Grid(trials, project.path, scratch, since, gpus=gpus)
+    lost: set[str] = set()
+    tuner = Tuner(
+        tune.with_resources(_observe, _placement),
+        tune_config=TuneConfig(
+            search_alg=ConcurrencyLimiter(grid, max_concurrent=slots + QUEUE_AHEAD),
+            num_samples=len(trials),
+            reuse_actors=True,
+            trial_name_creator=lambda trial: str(trial.trial_id),
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=RunConfig(
+            storage_path=str(scratch / "tune"),
+            verbose=0,
+            failure_config=FailureConfig(max_failures=RESTARTS),
+            callbacks=[_Watch(project.ledger, since, progress, finished, lost)],
+        ),
+    )
+    tuner.fit()
+    return lost
 
 
 @contextmanager
@@ -132,7 +158,9 @@ def ray_cluster() -> Iterator[None]:
 class _Grid(Searcher):
     """Hands out the trials of a plan in their order."""
 
-    def __init__(self, trials: list[Trial], project: Path, scratch: Path, *, gpus: float) -> None:
+    def __init__(
+        self, trials: list[Trial], project: Path, scratch: Path, since: str, *, gpus: float
+    ) -> None:
         super().__init__()
         self._configs = [
             {
@@ -140,7 +168,7 @@ class _Grid(Searcher):
                 "trial": json.dumps(trial.to_dict()),
                 "project": str(project),
                 "workspace": str(scratch / trial.key),
-                "since": datetime.now(UTC).isoformat(),
+                "since": since,
                 "resources": resources(trial, gpus=gpus),
             }
             for trial in reversed(trials)
@@ -193,9 +221,17 @@ def _observe(config: dict[str, Any]) -> None:
 class _Watch(Callback):
     """Passes Tune's events on to the progress view and the tracker, in the driver."""
 
-    def __init__(self, ledger: Ledger, progress: Progress, finished: Finished) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        since: str,
+        progress: Progress,
+        finished: Finished,
+        lost: set[str],
+    ) -> None:
         self._ledger = ledger
-        self._since = datetime.now(UTC).isoformat()
+        self._since = since
+        self._lost = lost
         self._progress = progress
         self._finished = finished
 
@@ -223,18 +259,21 @@ class _Watch(Callback):
         self._record(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial failed for the last time."""
+        """Tune gives a trial up."""
         self._record(trial)
-        self._progress.ended(trial.config["key"], "failed", None, None)
+        self._progress.waiting(trial.config["key"])
+        self._lost.add(trial.config["key"])
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """The run is over: by an interrupt, if it left trials unfinished."""
+        if not all(trial.is_finished() for trial in trials):
+            self._lost.clear()
 
     def _record(self, trial: Any) -> None:
         """Keep the failure of a worker that died: one that raised has left its own record."""
-        key = trial.config["key"]
-        known = sum(
-            record["trial"] == key and record["failed_at"] > self._since
-            for record in self._ledger.failures()
-        )
-        if known < trial.num_failures:
+        # Ray's account of this failure, after those of earlier ones.
+        account = Path(trial.error_file).read_text().rsplit("Failure # ", 1)[-1]
+        known = any(record["traceback"] == account for record in self._ledger.failures())
+        if "The actor died" in account and not known:
             lost = Trial.from_dict(json.loads(trial.config["trial"]))
-            # Ray's account of it, and of earlier failures; Tune keeps it until the sweep ends.
-            self._ledger.record_failure(lost, WORKER_DIED, Path(trial.error_file).read_text())
+            self._ledger.record_failure(lost, WORKER_DIED, account)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -50,7 +52,7 @@ def serve(project: Project, port: int, console: Console) -> None:
             with console.status("starting MLflow"):
                 _wait_until_healthy(process, port)
             if process.poll() is None:
-                address = f"http://{HOST}:{port}"
+                address = f"http://{HOST}:{port}/#/experiments/{_experiment(project, port)}/runs"
                 console.print(f"MLflow for {project.path.name}: [bold]{address}[/]  (Ctrl-C ends)")
             code = process.wait()
             last = Path(log.name).read_text(errors="replace").strip().splitlines()[-1:]
@@ -69,6 +71,14 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int) -> None:
                 return
         except OSError:
             time.sleep(0.2)
+
+
+def _experiment(project: Project, port: int) -> str:
+    """Id of the project's experiment, so that the address leads to its runs."""
+    name = urllib.parse.quote(project.path.name)
+    path = f"api/2.0/mlflow/experiments/get-by-name?experiment_name={name}"
+    with urllib.request.urlopen(f"http://{HOST}:{port}/{path}", timeout=20) as answer:
+        return str(json.load(answer)["experiment"]["experiment_id"])
 
 
 def _require_free(port: int) -> None:

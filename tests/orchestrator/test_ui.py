@@ -41,7 +41,8 @@ def test_the_ui_serves_the_projects_runs_and_ends_on_interrupt(tmp_path: Path) -
         assert process.stdout is not None
         line = process.stdout.readline()
         address = f"http://127.0.0.1:{port}"
-        assert line.strip() == f"MLflow for shown: {address}  (Ctrl-C ends)"
+        runs = f"{address}/#/experiments/1/runs"
+        assert line.strip() == f"MLflow for shown: {runs}  (Ctrl-C ends)"
         request = urllib.request.Request(
             f"{address}/api/2.0/mlflow/runs/search",
             data=json.dumps({"experiment_ids": ["1"], "max_results": 10}).encode(),

@@ -268,4 +268,4 @@ def metrics(seen: Study) -> dict[str, float]:
     if seen.next:
         values["next_params"] = seen.next.params.estimate
         values["next_loss"] = seen.next.loss.estimate
-    return {name: value for name, value in values.items() if math.isfinite(np.float64(value))}
+    return {name: value for name, value in values.items() if math.isfinite(value)}

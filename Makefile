@@ -29,6 +29,8 @@ bench: .venv/installed
 	$(BIN)/pip install --quiet $(PINS) -e '.[dev,bench]'
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.mini
+	$(BIN)/python -m benchmarks.fit
+	$(BIN)/python -m benchmarks.coverage
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isoflop needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

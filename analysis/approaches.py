@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from analysis.errors import InputError
 from analysis.intervals import Interval, interval
 from analysis.observations import FloatArray, Observations
 
@@ -97,11 +96,6 @@ def isoflop(obs: Observations, level: float = 0.9) -> IsoflopFit:
         Nominal coverage of the exponents' t intervals, with (interior vertices - 2) degrees of
         freedom.
 
-    Raises
-    ------
-    InputError
-        If no observation has a nominal budget.
-
     Notes
     -----
     Under 6ND the rows of a budget still share what they were planned with, exact FLOPs: their
@@ -125,13 +119,11 @@ def isoflop(obs: Observations, level: float = 0.9) -> IsoflopFit:
     but doubles its error; parabolas of ln L instead of L are biased up to +.18% off centre.
     """
     budgets = obs.budgets()
-    if len(budgets) == 0:
-        raise InputError("IsoFLOP parabolas need nominal budgets, and no observation has one")
     vertices = tuple(_vertex(obs.select(obs.budget == budget), float(budget)) for budget in budgets)
     found = IsoflopFit(vertices=vertices, exponent=None, tokens_exponent=None, reason=None)
     used = found.interior
     if len(used) < 2:
-        reason = "an exponent needs two budgets, and there is one"
+        reason = f"an exponent needs two budgets, and there are {len(budgets)}"
         if found.faults:
             faults = "; ".join(found.faults)
             reason = f"an exponent needs two budgets with their optimum inside the grid ({faults})"
@@ -206,7 +198,7 @@ def _bottom(obs: Observations) -> _Bottom:
     log_n = np.log(obs.params)
     origin = float(log_n.mean())
     x = log_n - origin
-    fitted = _parabola(x, obs.loss, _nearness(x, obs.loss, sizes))
+    fitted = _parabola(x, obs.loss, obs.weight, _nearness(x, obs, sizes))
     c0, c1, c2 = (float(value) for value in fitted.coefficients)
     if c2 <= 0.0:
         reason = "the loss does not curve upwards with ln N: no optimum in sight"
@@ -226,9 +218,10 @@ def _bottom(obs: Observations) -> _Bottom:
     )
 
 
-def _nearness(x: FloatArray, y: FloatArray, sizes: int) -> FloatArray:
+def _nearness(x: FloatArray, obs: Observations, sizes: int) -> FloatArray:
     """Weight of each row: less with distance from the bottom of a plain parabola."""
-    _, c1, c2 = _parabola(x, y, np.ones(len(x))).coefficients
+    y = obs.loss
+    _, c1, c2 = _parabola(x, y, obs.weight, np.ones(len(x))).coefficients
     inside = c2 > 0.0 and x.min() <= -c1 / (2.0 * c2) <= x.max()
     # With no bottom inside the grid to weight around, weight around the best observation.
     around = -c1 / (2.0 * c2) if inside else x[np.argmin(y)]
@@ -260,25 +253,28 @@ def _by_size(params: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatA
     return sizes, np.bincount(index, values) / np.bincount(index)
 
 
-def _parabola(x: FloatArray, y: FloatArray, weight: FloatArray) -> _Parabola:
-    """Weighted least squares of c0 + c1 x + c2 x^2.
+def _parabola(x: FloatArray, y: FloatArray, weight: FloatArray, near: FloatArray) -> _Parabola:
+    """Least squares of c0 + c1 x + c2 x^2, weighted by `weight` and, near the bottom, by `near`.
 
-    The weights localise, they do not describe the noise, which is the same for every row: hence the
-    sandwich. With Q = W (I - H) the weighted sum of squared residuals has mean s^2 tr Q and
-    as many degrees of freedom as tr(Q)^2 / tr(Q^2) (Satterthwaite 1946).
+    `weight` tells the noise of the rows apart; `near` localises and tells nothing of noise: hence
+    the sandwich. With rows scaled to equal noise and Q = W (I - H) the sum of squared residuals
+    weighted by W = diag(near) has mean s^2 tr Q and as many degrees of freedom as tr(Q)^2 / tr(Q^2)
+    (Satterthwaite 1946).
     """
-    design = np.stack([np.ones_like(x), x, x * x], axis=1)
-    bread = np.linalg.inv(design.T @ (weight[:, None] * design))
-    onto = bread @ (design * weight[:, None]).T
-    coefficients = onto @ y
-    residual = y - design @ coefficients
-    form = weight[:, None] * (np.eye(len(x)) - design @ onto)
-    trace = float(np.trace(form))
+    root = np.sqrt(weight)
+    design = root[:, None] * np.stack([np.ones_like(x), x, x * x], axis=1)
+    first, second, third = (design.T @ (near[:, None] ** k * design) for k in (1, 2, 3))
+    bread = np.linalg.inv(first)
+    coefficients = bread @ (design.T @ (near * root * y))
+    residual = root * y - design @ coefficients
+    meat = bread @ second
+    trace = float(near.sum() - np.trace(meat))
     if trace < 1e-6:
         return _Parabola(coefficients, np.zeros((3, 3)), 0.0, 0.0)
-    variance = float(weight @ residual**2) / trace
-    dof = max(trace**2 / float(np.sum(form * form.T)), 1.0)  # below 1 by rounding only
-    return _Parabola(coefficients, variance * (onto @ onto.T), variance, dof)
+    variance = float(near @ residual**2) / trace
+    square = float(near @ near - 2.0 * np.trace(bread @ third) + np.trace(meat @ meat))
+    dof = max(trace**2 / square, 1.0)  # below 1 by rounding only
+    return _Parabola(coefficients, variance * (meat @ bread), variance, dof)
 
 
 def _log_flops(obs: Observations, log_n: float | None) -> float:

@@ -9,24 +9,27 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.approaches import Vertex
 from analysis.fitting import Fit
-from analysis.forecast import RECENT_BUDGETS
-from analysis.laws import GENERALISED, HOFFMANN, loss, optimum
+from analysis.laws import GENERALISED, HOFFMANN, loss
 from analysis.observations import FloatArray, Observations
+from analysis.optimum import optimum
+from analysis.pair import RECENT_BUDGETS
 from analysis.study import Study
 from analysis.wording import CONVENTIONS, SUFFIXES
 
 INK, GRID = "#1f2430", "#e4e6eb"
-LAW_COLOURS = {"hoffmann": "#c2410c", "generalised": "#1d4ed8"}
+LAW_COLOURS = {"hoffmann": "#c2410c", "generalised": "#1d4ed8", "kaplan": "#7c8594"}
 
 
 def draw(found: Study) -> dict[str, Figure]:
     """All figures of a study, by name; without a law there is nothing that scales."""
-    drawn = {"isoflop": isoflop_figure(found)}
+    valleys = len(found.obs.budgets()) > 0
+    drawn = {"isoflop": isoflop_figure(found)} if valleys else {"losses": law_figure(found)}
     return {**drawn, "scaling": scaling_figure(found)} if found.fits else drawn
 
 
@@ -75,29 +78,56 @@ def isoflop_figure(found: Study) -> Figure:
     return figure
 
 
+def law_figure(found: Study) -> Figure:
+    """Where no budgets make valleys: losses by compute and size, and what laws leave of them."""
+    figure, (left, right) = _canvas(2, 10.4, 4.6)
+    obs = found.obs
+    shades = LogNorm(float(obs.params.min()), float(obs.params.max()))
+    order = np.argsort(obs.params)
+    drawn = left.scatter(
+        obs.flops[order], obs.loss[order], c=obs.params[order], s=16, norm=shades, cmap="viridis"
+    )
+    bar = figure.colorbar(drawn, ax=left, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.set_label(f"N, {CONVENTIONS[obs.params_convention]}")
+    _counted(bar.ax.yaxis)
+    grid = np.geomspace(obs.flops.min(), obs.flops.max() * 1.6, 80)
+    for item in found.fits[:2]:
+        best = [optimum(item.law, item.theta, float(c), found.cost).loss for c in grid]
+        fitted = loss(item.law, item.theta, obs.params, obs.tokens)
+        colour, label = LAW_COLOURS[item.law.name], f"{item.law.name} law"
+        left.plot(grid, best, color=colour, lw=1.6, label=f"lowest by the {label}")
+        above = 100.0 * np.log(obs.loss / fitted)
+        right.plot(fitted, above, "o", ms=4, alpha=0.7, mew=0, color=colour, label=label)
+    left.set_xscale("log")
+    left.set_xlabel(f"C, {CONVENTIONS[obs.flops_convention]}")
+    left.set_ylabel("L, held-out loss, nats/token")
+    right.axhline(0.0, color=INK, lw=0.8)
+    right.set_xlabel("L by the law, nats/token")
+    right.set_ylabel("measured above fitted loss, %")
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=9)
+    _title(left, "Loss by compute and size", "no nominal budgets: no valleys to draw")
+    _title(right, "Residuals", "")
+    return figure
+
+
 def scaling_figure(found: Study) -> Figure:
     """N_opt and L by budget: minima, both laws, and the forecast at the next budget."""
     figure, (left, right) = _canvas(2, 10.4, 4.4)
     obs = found.obs
-    usable = found.isoflop.interior
-    c = np.array([v.flops for v in usable])
-    n = np.array([v.params or np.nan for v in usable])
-    bars = [v.params_interval(found.level) for v in usable]
-    low_n = np.array([i.low if i else x for i, x in zip(bars, n, strict=True)])
-    high_n = np.array([i.high if i else x for i, x in zip(bars, n, strict=True)])
-    spread = np.array([n - np.maximum(low_n, n / 30), np.minimum(high_n, n * 30) - n])
-    minima = f"IsoFLOP minima, {found.level:.0%}"
-    left.errorbar(c, n, yerr=spread, fmt="o", ms=6, color=INK, capsize=3, label=minima)
-    right.plot(c, [v.loss or np.nan for v in usable], "o", ms=6, color=INK, label="IsoFLOP minima")
-    low = found.isoflop.vertices[0].flops / 1.6
+    _minima(found, left, right)
     high = (found.next.flops if found.next else found.top_flops) * 1.6
-    grid = np.geomspace(low, high, 80)
-    for item in found.next.fits if found.next else found.fits:
-        best = [optimum(item.law, item.theta, float(flops), found.cost) for flops in grid]
-        colour, label = LAW_COLOURS[item.law.name], f"{item.law.name} law"
+    grid = np.geomspace(obs.flops.min() / 1.6, high, 80)
+    for item in found.next.recent.fits if found.next else found.fits:
+        label = f"{item.law.name} law"
         label += f", last {RECENT_BUDGETS} budgets" if item.n < len(obs) else ""
-        left.plot(grid, [b.params for b in best], color=colour, lw=1.6, label=label)
-        right.plot(grid, [b.loss for b in best], color=colour, lw=1.6, label=label)
+        n = [optimum(item.law, item.theta, float(c), found.cost).params for c in grid]
+        left.plot(grid, n, color=LAW_COLOURS[item.law.name], lw=1.6, label=label)
+    for item in found.next.all.fits if found.next else found.fits:
+        best = [optimum(item.law, item.theta, float(c), found.cost).loss for c in grid]
+        label = f"{item.law.name} law"
+        right.plot(grid, best, color=LAW_COLOURS[item.law.name], lw=1.6, label=label)
     if found.next:
         for axes, part in ((left, found.next.params), (right, found.next.loss)):
             ends = np.clip([part.low, part.high], part.estimate / 30, part.estimate * 30)
@@ -115,11 +145,31 @@ def scaling_figure(found: Study) -> Figure:
     left.set_ylabel(f"N_opt, {CONVENTIONS[obs.params_convention]}")
     right.set_ylabel("L at the optimum, nats/token")
     planned = (
-        "" if obs.flops_convention == "exact" else "minima: at equal exact FLOPs, not equal 6ND"
+        "minima: at equal exact FLOPs, not equal 6ND"
+        if obs.flops_convention == "6nd"
+        and found.isoflop.interior
+        and any(v.flops != v.budget for v in found.isoflop.interior)
+        else ""
     )
     _title(left, "Compute-optimal size", planned)
     _title(right, "Compute-optimal loss", "")
     return figure
+
+
+def _minima(found: Study, left: Axes, right: Axes) -> None:
+    """The bottoms of the budgets' parabolas, N with its interval."""
+    usable = found.isoflop.interior
+    if not usable:
+        return
+    c = np.array([v.flops for v in usable])
+    n = np.array([v.params or np.nan for v in usable])
+    bars = [v.params_interval(found.level) for v in usable]
+    low = np.array([i.low if i else x for i, x in zip(bars, n, strict=True)])
+    high = np.array([i.high if i else x for i, x in zip(bars, n, strict=True)])
+    spread = np.array([n - np.maximum(low, n / 30), np.minimum(high, n * 30) - n])
+    minima = f"IsoFLOP minima, {found.level:.0%}"
+    left.errorbar(c, n, yerr=spread, fmt="o", ms=6, color=INK, capsize=3, label=minima)
+    right.plot(c, [v.loss or np.nan for v in usable], "o", ms=6, color=INK, label="IsoFLOP minima")
 
 
 def _along(

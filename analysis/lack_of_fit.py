@@ -43,7 +43,7 @@ def lack_of_fit(item: Fit, obs: Observations, valleys: IsoflopFit) -> str | None
     spare: float = item.dof
     if dof:
         spare = item.dof - dof
-        variance = max(item.objective - dof * scatter**2, 0.0) / spare if spare > 0 else 0.0
+        variance = max(item.rss - dof * scatter**2, 0.0) / spare if spare > 0 else 0.0
     else:
         scatter, dof = _around_parabolas(valleys)
         against, least = "around the parabolas", OVER_PARABOLAS

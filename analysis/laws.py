@@ -1,47 +1,95 @@
-"""The laws: loss as a formula of (N, D), with gradients, and the optimum at a FLOP budget.
+"""The laws: loss as a formula of (N, D), with its gradient, and the constants that papers print.
 
-Pure functions of arrays. How constants are estimated is `fitting.py`'s business.
+Pure functions of arrays. Where a law has its optimum is `optimum.py`'s business, how its constants
+are estimated `fitting.py`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
-from scipy.optimize import brentq
+from numpy.typing import NDArray
 
 from analysis.errors import InputError
-from analysis.observations import FloatArray, Observations
+from analysis.observations import FloatArray, ParamsConvention
 
-LawName = Literal["hoffmann", "generalised"]
+BoolArray = NDArray[np.bool_]
+LawName = Literal[
+    "hoffmann", "generalised", "kaplan", "kaplan_params", "kaplan_tokens", "kaplan_flops"
+]
+
+NAMES = ("A", "B", "E", "alpha", "beta", "gamma")
+"""The constants of every law, in the order of `theta`."""
+_LOGARITHMIC = frozenset({"A", "B", "gamma"})
 
 
 @dataclass(frozen=True)
 class Law:
-    """A formula L(N, D), its constants in a vector `theta`.
+    """L = E + (A N^-alpha + B D^-beta)^gamma with some of its constants held.
 
-    theta = (ln A, ln B, E, alpha, beta[, ln gamma]). E is held as it is, in nats/token, not as its
-    logarithm: the loss is linear in it, E = 0 is then an ordinary value (Kaplan's law has it), and
-    a fit that ends there still has a finite gradient in E for its intervals.
+    theta = (ln A, ln B, E, alpha, beta, ln gamma), shape (6,), for every law. E is held as it is,
+    in nats/token, not as its logarithm: the loss is linear in it, E = 0 is then an ordinary value
+    (Kaplan's laws have it), and a fit that ends there still has a finite gradient in E for its
+    intervals.
     """
 
     name: LawName
     formula: str
     source: str
-    names: tuple[str, ...]
-    """Names of the constants, in the order of `theta`."""
+    held: Mapping[str, float]
+    """Constants that the formula holds, or a user pinned, by name."""
+    variables: tuple[str, str | None] = ("params", "tokens")
+    """Which observed quantities stand for N and D; a law of one variable has no second."""
+    pinned: frozenset[str] = field(default=frozenset())
+    """Which of `held` a user pinned."""
+
+    @cached_property
+    def free(self) -> BoolArray:
+        """Which entries of theta a fit estimates, shape (6,)."""
+        return np.array([name not in self.held for name in NAMES])
 
     @property
-    def has_gamma(self) -> bool:
-        """Whether theta ends with ln gamma; without it gamma is 1."""
-        return "gamma" in self.names
+    def names(self) -> tuple[str, ...]:
+        """Names of the constants that a fit estimates."""
+        return tuple(name for name in NAMES if name not in self.held)
+
+    @property
+    def unit_gamma(self) -> bool:
+        """Whether gamma is held at 1, so that the formula is a plain sum."""
+        return self.held.get("gamma") == 1.0
+
+    def pin(self, constants: Mapping[str, float]) -> Law:
+        """The law with more of its constants held.
+
+        Raises
+        ------
+        InputError
+            If the law has no such free constant, or the value is outside its range.
+
+        Examples
+        --------
+        >>> HOFFMANN.pin({"E": 1.7}).names
+        ('A', 'B', 'alpha', 'beta')
+        """
+        for name, value in constants.items():
+            if name not in self.names:
+                raise InputError(
+                    f"the {self.name} law has no free constant {name!r} to pin; "
+                    f"it has {', '.join(self.names)}"
+                )
+            if not (np.isfinite(value) and (value > 0 or (name == "E" and value == 0))):
+                raise InputError(f"{name} cannot be pinned at {value}: it must be positive")
+        if not constants:
+            return self
+        held = {**self.held, **constants}
+        return replace(self, held=held, pinned=self.pinned | frozenset(constants))
 
     def constants(self, theta: FloatArray) -> dict[str, float]:
-        """Constants by name: A, B, E (nats/token), alpha, beta[, gamma].
+        """Constants by name: A, B, E (nats/token), alpha, beta, and gamma where it is not 1.
 
         Examples
         --------
@@ -49,58 +97,144 @@ class Law:
         >>> round(HOFFMANN.constants(theta)["A"], 6)
         406.4
         """
-        return {
+        values = {
             name: float(np.exp(value)) if name in _LOGARITHMIC else float(value)
-            for name, value in zip(self.names, theta, strict=True)
+            for name, value in zip(NAMES, theta, strict=True)
         }
+        if self.unit_gamma and "gamma" not in self.pinned:
+            del values["gamma"]
+        return values
 
     def theta(self, constants: Mapping[str, float]) -> FloatArray:
-        """The vector, shape (p,), of which `constants` are the constants."""
-        return np.array(
-            [
-                np.log(constants[name]) if name in _LOGARITHMIC else constants[name]
-                for name in self.names
-            ],
-            dtype=np.float64,
-        )
+        """The vector, shape (6,), of which `constants`, and those that the law holds, are such."""
+        values = {**constants, **self.held}
+        with np.errstate(divide="ignore"):  # A = 0 or B = 0: a law of one variable
+            return np.array(
+                [np.log(values[name]) if name in _LOGARITHMIC else values[name] for name in NAMES],
+                dtype=np.float64,
+            )
 
-
-_LOGARITHMIC = frozenset({"A", "B", "gamma"})
 
 HOFFMANN = Law(
     "hoffmann",
     "L = E + A N^-alpha + B D^-beta",
     "Hoffmann et al. 2022, arXiv 2203.15556, Eq. 2",
-    ("A", "B", "E", "alpha", "beta"),
+    {"gamma": 1.0},
 )
 GENERALISED = Law(
     "generalised",
     "L = E + (A N^-alpha + B D^-beta)^gamma",
     "Busbridge et al. 2025, arXiv 2502.08606",
-    ("A", "B", "E", "alpha", "beta", "gamma"),
+    {},
 )
-LAWS = (HOFFMANN, GENERALISED)
+KAPLAN = Law(
+    "kaplan",
+    "L = (A N^-alpha + B / D)^gamma, which is [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D",
+    "Kaplan et al. 2020, arXiv 2001.08361, Eq. 1.5",
+    {"E": 0.0, "beta": 1.0},
+)
+_ONE_VARIABLE = {"B": 0.0, "E": 0.0, "beta": 1.0, "gamma": 1.0}
+KAPLAN_PARAMS = Law(
+    "kaplan_params",
+    "L = (N_c/N)^alpha_N = A N^-alpha",
+    "Kaplan et al. 2020, arXiv 2001.08361, Eq. 1.1",
+    _ONE_VARIABLE,
+    ("params", None),
+)
+KAPLAN_TOKENS = Law(
+    "kaplan_tokens",
+    "L = (D_c/D)^alpha_D = A D^-alpha",
+    "Kaplan et al. 2020, arXiv 2001.08361, Eq. 1.2",
+    _ONE_VARIABLE,
+    ("tokens", None),
+)
+KAPLAN_FLOPS = Law(
+    "kaplan_flops",
+    "L = (C_c/C)^alpha_C = A C^-alpha",
+    "Kaplan et al. 2020, arXiv 2001.08361, Eq. 1.3",
+    _ONE_VARIABLE,
+    ("flops", None),
+)
+LAWS = (HOFFMANN, GENERALISED, KAPLAN)
+"""The laws of (N, D), which every study fits."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """Constants as a paper prints them; N in total parameters, D in tokens, C = 6 N D."""
+    """Constants as a paper prints them, with N as the paper counts it."""
 
     law: Law
     constants: Mapping[str, float]
+    params_convention: ParamsConvention
+    cite: str
+    """Short name, as in "the law of ..."."""
     source: str
 
+    @property
+    def theta(self) -> FloatArray:
+        """The constants as a vector, shape (6,)."""
+        return self.law.theta(self.constants)
 
+
+PF_DAY = 1e15 * 86_400
+"""FLOPs of a petaFLOP/s-day (Kaplan et al. 2020)."""
+
+
+def _scale(critical: float, exponent: float) -> dict[str, float]:
+    """The constants of (critical/x)^exponent."""
+    return {"A": critical**exponent, "alpha": exponent}
+
+
+_KAPLAN_2020 = "Kaplan et al. 2020"
 PUBLISHED: Mapping[str, Published] = {
     "hoffmann-2022": Published(
         HOFFMANN,
         {"A": 406.4, "B": 410.7, "E": 1.69, "alpha": 0.34, "beta": 0.28},
-        "Hoffmann et al. 2022, arXiv 2203.15556, Eq. 10",
+        "total",
+        "Hoffmann et al. 2022",
+        "arXiv 2203.15556, Eq. 10",
     ),
     "besiroglu-2024": Published(
         HOFFMANN,
         {"A": 482.01, "B": 2085.43, "E": 1.8172, "alpha": 0.3478, "beta": 0.3658},
-        "Besiroglu et al. 2024, arXiv 2404.10102: Hoffmann's own points, refitted",
+        "total",
+        "Besiroglu et al. 2024",
+        "arXiv 2404.10102: Hoffmann's own points, refitted",
+    ),
+    "besiroglu-2024-converged": Published(
+        HOFFMANN,
+        {"A": 477.83, "B": 2143.42, "E": 1.81722, "alpha": 0.34731, "beta": 0.36717},
+        "total",
+        "Besiroglu et al. 2024, at the minimum of their objective",
+        "arXiv 2404.10102: objective 1.0182740e-3, of which the printed constants stop just short",
+    ),
+    "kaplan-2020": Published(
+        KAPLAN,
+        {"A": 6.4e13 ** (0.076 / 0.103), "B": 1.8e13, "alpha": 0.076 / 0.103, "gamma": 0.103},
+        "non_embedding",
+        _KAPLAN_2020,
+        "arXiv 2001.08361, Eq. 1.5 and Table 2",
+    ),
+    "kaplan-2020-params": Published(
+        KAPLAN_PARAMS,
+        _scale(8.8e13, 0.076),
+        "non_embedding",
+        _KAPLAN_2020,
+        "arXiv 2001.08361, Eq. 1.1",
+    ),
+    "kaplan-2020-tokens": Published(
+        KAPLAN_TOKENS,
+        _scale(5.4e13, 0.095),
+        "non_embedding",
+        _KAPLAN_2020,
+        "arXiv 2001.08361, Eq. 1.2",
+    ),
+    "kaplan-2020-flops": Published(
+        KAPLAN_FLOPS,
+        _scale(3.1e8 * PF_DAY, 0.050),
+        "non_embedding",
+        _KAPLAN_2020,
+        "arXiv 2001.08361, Eq. 1.3: C_min, at batches far below the critical one",
     ),
 }
 
@@ -116,12 +250,12 @@ class _Parts(NamedTuple):
     log_loss: FloatArray
 
 
-def _parts(law: Law, theta: FloatArray, log_params: FloatArray, log_tokens: FloatArray) -> _Parts:
+def _parts(theta: FloatArray, log_params: FloatArray, log_tokens: FloatArray) -> _Parts:
     # Everything stays in logarithms: A N^-alpha alone may overflow where their product does not.
     term_n = theta[0] - theta[3] * log_params
     term_d = theta[1] - theta[4] * log_tokens
     bracket = np.logaddexp(term_n, term_d)
-    gamma = float(np.exp(theta[5])) if law.has_gamma else 1.0
+    gamma = float(np.exp(theta[5]))
     log_e = np.log(theta[2]) if theta[2] > 0 else -np.inf
     return _Parts(np.exp(term_n - bracket), bracket, gamma, np.logaddexp(log_e, gamma * bracket))
 
@@ -130,219 +264,23 @@ def log_loss(
     law: Law, theta: FloatArray, log_params: FloatArray, log_tokens: FloatArray
 ) -> FloatArray:
     """Log loss, ln L with L in nats/token, at ln N and ln D of the same shape. Needs E >= 0."""
-    return _parts(law, theta, log_params, log_tokens).log_loss
+    return _parts(theta, log_params, log_tokens).log_loss
 
 
 def log_loss_jacobian(
     law: Law, theta: FloatArray, log_params: FloatArray, log_tokens: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Log loss, shape (n,), and its derivatives by `theta`, shape (n, p). Needs E >= 0."""
-    share_n, bracket, gamma, value = _parts(law, theta, log_params, log_tokens)
+    """Log loss, shape (n,), and its derivatives by all of `theta`, shape (n, 6). Needs E >= 0."""
+    share_n, bracket, gamma, value = _parts(theta, log_params, log_tokens)
     reducible = gamma * np.exp(gamma * bracket - value)  # d ln L / d ln bracket
     by_a, by_b = reducible * share_n, reducible * (1.0 - share_n)
-    columns = [by_a, by_b, np.exp(-value), -by_a * log_params, -by_b * log_tokens]
-    if law.has_gamma:
-        columns.append(reducible * bracket)
+    columns = [
+        *(by_a, by_b, np.exp(-value)),
+        *(-by_a * log_params, -by_b * log_tokens, reducible * bracket),
+    ]
     return value, np.stack(columns, axis=-1)
 
 
 def loss(law: Law, theta: FloatArray, params: FloatArray, tokens: FloatArray) -> FloatArray:
     """L in nats/token, shape (n,), of N parameters trained on D tokens, each of shape (n,)."""
     return np.exp(log_loss(law, theta, np.log(params), np.log(tokens)))
-
-
-_DECAY = 0.5
-_POOL = np.log(1.25)
-_STEEPEST, _FLATTEST = 3.0, 0.1
-
-
-@dataclass(frozen=True, eq=False)
-class FlopsPerToken:
-    """c(N), training FLOPs per token, so that C = c(N) D.
-
-    Between its points ln c - ln 6N is a monotone cubic (PCHIP) in ln N: c then has a continuous
-    slope, without which the optimum would stick to the points. Beyond the largest N the slope of
-    ln c - ln 6N decays as N^-1/2, as the share of attention and head does where width grows: an
-    end slope of .94 held for 100x in N would put c 20% below 6N. Below the smallest N the slope is
-    kept.
-
-    Attributes
-    ----------
-    params
-        N, ascending, shape (m,). A single point means that c is proportional to N.
-    flops_per_token
-        c in FLOPs per token, ascending, shape (m,).
-    """
-
-    params: FloatArray
-    flops_per_token: FloatArray
-
-    def __post_init__(self) -> None:
-        if len(self.params) == 0 or self.params.shape != self.flops_per_token.shape:
-            raise InputError("FLOPs per token need one value for each of at least one model size")
-        if not (np.all(np.diff(self.params) > 0) and np.all(np.diff(self.flops_per_token) > 0)):
-            raise InputError("FLOPs per token must rise with the number of parameters")
-
-    @classmethod
-    def six_n(cls) -> FlopsPerToken:
-        """C = 6 N D: 2 FLOPs a parameter a token forward, twice that backward."""
-        return cls(np.array([1.0]), np.array([6.0]))
-
-    @classmethod
-    def from_observations(cls, observations: Observations) -> FlopsPerToken:
-        """C/D of the observations, sizes closer than a factor 1.25 averaged in logarithms.
-
-        Averaging keeps the rounding of D in somebody's CSV from becoming a slope. Where c still
-        does not rise plausibly with N (a slope d ln c / d ln N outside 0.1 to 3), c is taken as
-        proportional to N.
-
-        Examples
-        --------
-        >>> from analysis.observations import Observations
-        >>> n, d, nan = np.array([1e6, 1e8]), np.array([1e9, 1e9]), np.full(2, np.nan)
-        >>> obs = Observations(
-        ...     params=n, tokens=d, flops=6 * n * d, loss=nan, loss_stderr=nan, budget=nan)
-        >>> bool(np.isclose(FlopsPerToken.from_observations(obs)(1e7), 6e7, rtol=1e-12))
-        True
-        """
-        log_n = np.log(observations.params)
-        ratio = np.log(observations.flops / observations.tokens) - log_n
-        order = np.argsort(log_n, kind="stable")
-        log_n, ratio = log_n[order], ratio[order]
-        group = np.zeros(len(log_n), dtype=np.intp)
-        first = log_n[0]
-        for i in range(1, len(log_n)):
-            same = log_n[i] - first < _POOL
-            first = first if same else log_n[i]
-            group[i] = group[i - 1] + (0 if same else 1)
-        count = np.bincount(group)
-        log_n = np.bincount(group, log_n) / count
-        ratio = np.bincount(group, ratio) / count
-        slope = 1.0 + np.diff(ratio) / np.diff(log_n)
-        if np.ptp(ratio) < 1e-9 or np.any((slope < _FLATTEST) | (slope > _STEEPEST)):
-            log_n, ratio = log_n[:1], np.array([ratio.mean()])
-        return cls(np.exp(log_n), np.exp(log_n + ratio))
-
-    @property
-    def proportional(self) -> bool:
-        """Whether c is proportional to N, so that the optimum has a closed form."""
-        return len(self.params) == 1
-
-    @cached_property
-    def _spline(self) -> tuple[PchipInterpolator, PchipInterpolator, FloatArray]:
-        log_n = np.log(self.params)
-        ratio = PchipInterpolator(log_n, np.log(self.flops_per_token) - np.log(6.0) - log_n)
-        return ratio, ratio.derivative(), log_n
-
-    def log_and_slope(self, log_params: FloatArray | float) -> tuple[FloatArray, FloatArray]:
-        """Both ln c and d ln c / d ln N at ln N, each of the shape of `log_params`."""
-        log_params = np.asarray(log_params, dtype=np.float64)
-        if self.proportional:
-            offset = np.log(self.flops_per_token[0] / self.params[0])
-            return offset + log_params, np.ones_like(log_params)
-        ratio, derivative, knots = self._spline
-        inside = np.clip(log_params, knots[0], knots[-1])
-        below = np.minimum(log_params - knots[0], 0.0)
-        decayed = np.exp(-_DECAY * np.maximum(log_params - knots[-1], 0.0))
-        slope = derivative(inside)
-        beyond = slope * (1.0 - decayed) / _DECAY
-        log_c = np.log(6.0) + log_params + ratio(inside) + slope * below + beyond
-        return log_c, 1.0 + slope * decayed
-
-    def __call__(self, params: float) -> float:
-        """FLOPs per token at N parameters."""
-        return float(np.exp(self.log_and_slope(np.log(params))[0]))
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """The compute-optimal model at one budget."""
-
-    params: float
-    """N_opt, in parameters."""
-    tokens: float
-    """D_opt, in tokens."""
-    loss: float
-    """L at (N_opt, D_opt), in nats/token."""
-
-
-def exponent(law: Law, theta: FloatArray) -> float:
-    """The a in N_opt ~ C^a where C = 6 N D: beta / (alpha + beta), Hoffmann et al. 2022, Eq. 4.
-
-    Raising the bracket to gamma moves no minimum, so it holds for every law here.
-    """
-    alpha, beta = theta[3], theta[4]
-    return float(beta / (alpha + beta))
-
-
-def log_optimal_params(law: Law, theta: FloatArray, flops: float, cost: FlopsPerToken) -> float:
-    """The ln N that minimises L(N, C/c(N)), accurate to 1e-10.
-
-    The loss is flat at its minimum, where a minimiser finds N to 1e-8 at best; this solves
-    d ln bracket / d ln N = 0 instead. For c proportional to N that is Hoffmann et al. 2022, Eq. 4.
-    """
-    log_a, log_b, _, alpha, beta = theta[:5]
-    log_c = np.log(flops)
-    balance = log_a + np.log(alpha) - log_b - np.log(beta)
-    offset = float(cost.log_and_slope(0.0)[0]) if cost.proportional else np.log(6.0)
-    closed = float((balance + beta * (log_c - offset)) / (alpha + beta))
-    if cost.proportional:
-        return closed
-
-    def gain(x: float) -> float:
-        """Log of what N still gains over what fewer tokens cost: positive below the optimum."""
-        log_cost, slope = cost.log_and_slope(x)
-        return float(balance - alpha * x + beta * (log_c - log_cost) - np.log(slope))
-
-    low, high, step = closed, closed, 1.0
-    while gain(low) <= 0.0:
-        low, step = low - step, 2.0 * step
-    step = 1.0
-    while gain(high) >= 0.0:
-        high, step = high + step, 2.0 * step
-    # A c(N) averaged from noisy rows may have several stationary points: take the lowest.
-    grid = np.linspace(low, high, 65)
-    tokens = log_c - cost.log_and_slope(grid)[0]
-    best = int(np.argmin(np.logaddexp(log_a - alpha * grid, log_b - beta * tokens)))
-    left, right = grid[max(best - 1, 0)], grid[min(best + 1, 64)]
-    if gain(left) > 0.0 > gain(right):
-        low, high = float(left), float(right)
-    return float(brentq(gain, low, high, xtol=1e-12, rtol=1e-14))
-
-
-_LARGEST_LOG = 700.0
-
-
-def optimum(law: Law, theta: FloatArray, flops: float, cost: FlopsPerToken) -> Optimum:
-    """The compute-optimal N, D and L at `flops` under C = c(N) D.
-
-    Examples
-    --------
-    Hoffmann's published law puts Chinchilla's 5.88e23 FLOPs at 32 billion parameters, not the 70
-    billion it has.
-
-    >>> paper = PUBLISHED["hoffmann-2022"]
-    >>> best = optimum(paper.law, paper.law.theta(paper.constants), 5.88e23, FlopsPerToken.six_n())
-    >>> round(best.params / 1e9), round(best.tokens / 1e12)
-    (32, 3)
-    """
-    x = log_optimal_params(law, theta, flops, cost)
-    y = float(np.log(flops) - cost.log_and_slope(x)[0])
-    value = float(log_loss(law, theta, np.array(x), np.array(y)))
-    # An unidentified exponent may send the optimum beyond what a double holds.
-    n, d, best = np.exp(np.minimum([x, y, value], _LARGEST_LOG))
-    return Optimum(float(n), float(d), float(best))
-
-
-def local_exponent(law: Law, theta: FloatArray, flops: float, cost: FlopsPerToken) -> float:
-    """The slope d ln N_opt / d ln C at `flops`, as a chord from half to twice C.
-
-    beta/(alpha+beta) where c is proportional to N. A chord, because the second derivative of the
-    interpolated c is only piecewise right (.03 off for the mini shapes), and N_opt is read off over
-    such a range anyway.
-    """
-    if cost.proportional:
-        return exponent(law, theta)
-    above = log_optimal_params(law, theta, 2.0 * flops, cost)
-    below = log_optimal_params(law, theta, 0.5 * flops, cost)
-    return (above - below) / float(np.log(4.0))

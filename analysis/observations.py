@@ -5,8 +5,9 @@ Where observations come from is of no interest here; `orchestrator/ledger.py` wr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 from analysis.errors import InputError
 
 FloatArray = NDArray[np.float64]
-ParamsConvention = Literal["non_embedding", "matmul", "total"]
-FlopsConvention = Literal["exact", "6nd"]
+IntArray = NDArray[np.int64]
+ParamsConvention = Literal["non_embedding", "matmul", "total", "given"]
+FlopsConvention = Literal["exact", "given", "6nd"]
+"""`given` is whatever the source of foreign data counted."""
 ObservationId = tuple[str, int]
 """(trial key, tokens): the name of one observation."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _CURVE = pa.list_(
     pa.struct(
@@ -79,12 +82,21 @@ SCHEMA = pa.schema(
         _column("versions", pa.string(), "JSON: versions of Python and libraries"),
         _column("finished_at", pa.timestamp("us", tz="UTC"), "UTC"),
         _column("schema_version", pa.int64(), "version of this schema"),
+        _column("budget", pa.float64(), "FLOPs, nominal, where no plan tells it"),
+        _column("params_given", pa.float64(), "parameters, as the source counts them"),
+        _column("flops_given", pa.float64(), "FLOPs, as the source counts them"),
+        _column("weight", pa.float64(), "of the squared residual, 1 where null"),
+        _column("trunk", pa.string(), "rows that share noise, else null"),
     ]
 )
+
+_LATER = ("budget", "params_given", "flops_given", "weight", "trunk")
+"""Columns that version 1 had not: null where a file lacks them."""
 
 KIND_COLUMNS = ("trainer", "recipe_hash", "schedule", "context", "vocabulary", "corpus_hash")
 """What observations of one fit must share: otherwise their losses are not comparable."""
 
+_SHOWN = 12  # values listed in an error
 _NAMES = {"recipe_hash": "recipe", "corpus_hash": "corpus"}
 """Columns with people's names for what a hash tells apart."""
 
@@ -107,6 +119,21 @@ class Observations:
     """Nominal FLOP budget that the observation was planned at; NaN where there is none."""
     params_convention: ParamsConvention = "non_embedding"
     flops_convention: FlopsConvention = "exact"
+    weight: FloatArray = field(default_factory=lambda: np.empty(0))
+    """What multiplies a row's squared residual, at least 0; by default 1."""
+    trunk: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Label of the training run; rows of one label share noise. By default each its own."""
+
+    rows: int = 0
+    """Rows behind them, more than there are here where they were pooled; by default as many."""
+
+    def __post_init__(self) -> None:
+        if self.rows == 0:
+            object.__setattr__(self, "rows", len(self))
+        if len(self.weight) == 0:
+            object.__setattr__(self, "weight", np.ones(len(self)))
+        if len(self.trunk) == 0:
+            object.__setattr__(self, "trunk", np.arange(len(self), dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -117,8 +144,30 @@ class Observations:
 
     def select(self, mask: NDArray[np.bool_]) -> Observations:
         """Those rows where `mask`, shape (n,), is true."""
-        columns = ("params", "tokens", "flops", "loss", "loss_stderr", "budget")
-        return replace(self, **{name: getattr(self, name)[mask] for name in columns})
+        columns = ("params", "tokens", "flops", "loss", "loss_stderr", "budget", "weight", "trunk")
+        return replace(self, **{name: getattr(self, name)[mask] for name in columns}, rows=0)
+
+    def without_largest(self, k: int) -> Observations:
+        """Those rows whose loss is strictly below the `k`-th largest; all of them where k is 0.
+
+        Hoffmann et al.'s points, as digitised by Besiroglu et al. 2024, are fitted so: with k = 5,
+        240 of the 245 are left.
+
+        Raises
+        ------
+        InputError
+            If k is negative or leaves nothing.
+        """
+        if k == 0:
+            return self
+        if not 0 < k <= len(self) or not np.any(
+            kept := self.loss < np.partition(self.loss, -k)[-k]
+        ):
+            raise InputError(
+                f"dropping the {k} largest losses of {len(self)} observations leaves none: "
+                "drop fewer"
+            )
+        return self.select(kept)
 
 
 def read_parquet(paths: Sequence[Path]) -> pa.Table:
@@ -140,19 +189,38 @@ def _read_one(path: Path) -> pa.Table:
             f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}): "
             "it was cut short or damaged; move it away and run the sweep again to measure it anew"
         ) from error
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    missing = [n for n in SCHEMA.names if n not in table.column_names and n not in _LATER]
     if missing:
         raise InputError(
             f"{path} is not an isoflop observation: it lacks the columns {', '.join(missing)}"
         )
+    return as_schema(table, str(path))
+
+
+def has_schema(names: Iterable[str]) -> bool:
+    """Whether columns of these names are isoflop observations of any version, curves or not."""
+    return set(SCHEMA.names) - {*_LATER, "curve"} <= set(names)
+
+
+def as_schema(table: pa.Table, name: str) -> pa.Table:
+    """Cast a table to `SCHEMA`; columns that it lacks are null.
+
+    Raises
+    ------
+    InputError
+        If a column is of another type; `name` says where it is from.
+    """
+    for column in SCHEMA:
+        if column.name not in table.column_names:
+            table = table.append_column(column, pa.nulls(table.num_rows, column.type))
     try:
         return table.select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise InputError(f"{path} has columns of foreign types: {error}") from error
+        raise InputError(f"{name} has columns of foreign types: {error}") from error
 
 
 def where(table: pa.Table, conditions: Mapping[str, str]) -> pa.Table:
-    """Rows whose columns equal the given values, compared as text.
+    """Rows whose columns equal the given values: numbers as numbers, all else as text.
 
     Raises
     ------
@@ -160,15 +228,40 @@ def where(table: pa.Table, conditions: Mapping[str, str]) -> pa.Table:
         If a column does not exist or nothing is left.
     """
     for name, value in conditions.items():
-        if name not in table.column_names or name == "curve":
-            choices = ", ".join((*_NAMES.values(), *KIND_COLUMNS))
-            raise InputError(f"no column {name!r} to select on; choose among {choices}")
-        kept = table.filter(pc.equal(pc.cast(table[name], pa.string()), value))
+        if table.column_names.count(name) != 1 or pa.types.is_nested(table[name].type):
+            ours = (
+                (*_NAMES.values(), *KIND_COLUMNS)
+                if has_schema(table.column_names)
+                else table.column_names
+            )
+            raise InputError(f"no column {name!r} to select on; choose among {', '.join(ours)}")
+        kept = table.filter(equals(table[name], value))
         if kept.num_rows == 0 and table.num_rows > 0:
-            have = sorted({str(v) for v in table[name].to_pylist()})
-            raise InputError(f"no observation has {name}={value}; there are {', '.join(have)}")
+            have = sorted({str(v) for v in pc.unique(table[name]).to_pylist()})
+            shown = ", ".join(have[:_SHOWN]) + (", ..." if len(have) > _SHOWN else "")
+            raise InputError(f"no observation has {name}={value}; there are {shown}")
         table = kept
     return table
+
+
+def equals(column: pa.ChunkedArray, value: str) -> pa.ChunkedArray:
+    """Whether each value of a column is what a person wrote, shape (n,); null is equal to nothing.
+
+    Examples
+    --------
+    >>> equals(pa.chunked_array([[1e19, 3e19]]), "1e19").to_pylist()
+    [True, False]
+    >>> equals(pa.chunked_array([[True, None, False]]), "False").to_pylist()
+    [False, False, True]
+    """
+    found = None
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        with suppress(ValueError):
+            found = pc.equal(pc.cast(column, pa.float64(), safe=False), float(value))
+    if found is None:
+        text = value.lower() if pa.types.is_boolean(column.type) else value
+        found = pc.equal(pc.cast(column, pa.string()), text)
+    return pc.fill_null(found, False)
 
 
 def kinds(table: pa.Table) -> list[dict[str, Any]]:
@@ -225,25 +318,32 @@ def observations(
     *,
     params: ParamsConvention = "non_embedding",
     flops: FlopsConvention = "exact",
+    loss: str = "loss",
 ) -> Observations:
     """View the complete rows of `table` as (N, D, C, L) under one convention.
 
     Parameters
     ----------
     table
-        Rows with `SCHEMA`'s columns. Rows that are not `complete` are left out.
+        Rows with `SCHEMA`'s columns. Rows that are not `complete` are left out, and those that have
+        no N, C or loss.
     budgets
-        Nominal budget in FLOPs by (trial, tokens); absent observations get NaN.
+        Nominal budget in FLOPs by (trial, tokens); other rows have that of their `budget` column,
+        if any, else NaN.
     params, flops
         How N and C are counted. `6nd` multiplies by the N of `params`.
+    loss
+        The column to fit; its standard errors are known for `loss` only.
 
     Raises
     ------
     InputError
-        If no complete row is left.
+        If no such row is left, or no column of numbers is called `loss`.
     """
     if params not in get_args(ParamsConvention) or flops not in get_args(FlopsConvention):
         raise ValueError(f"unknown convention {params!r}, {flops!r}")
+    if loss not in SCHEMA.names or not pa.types.is_floating(SCHEMA.field(loss).type):
+        raise InputError(f"--loss {loss}: no such column; choose among loss, bits_per_byte")
     complete = table.filter(pc.equal(table["status"], "complete"))
     if complete.num_rows == 0:
         if table.num_rows:
@@ -254,14 +354,38 @@ def observations(
         return np.asarray(complete[name].to_numpy(), dtype=np.float64)
 
     n, d = column(f"params_{params}"), column("tokens")
-    names = zip(complete["trial"].to_pylist(), complete["tokens"].to_pylist(), strict=True)
-    return Observations(
+    found = Observations(
         params=n,
         tokens=d,
-        flops=column("flops_exact") if flops == "exact" else 6 * n * d,
-        loss=column("loss"),
-        loss_stderr=column("loss_stderr"),
-        budget=np.array([budgets.get(name, np.nan) for name in names], dtype=np.float64),
+        flops=6 * n * d if flops == "6nd" else column(f"flops_{flops}"),
+        loss=column(loss),
+        loss_stderr=column("loss_stderr") if loss == "loss" else np.full(len(n), np.nan),
+        budget=_budgets(complete, budgets),
         params_convention=params,
         flops_convention=flops,
+        weight=np.nan_to_num(column("weight"), nan=1.0),
+        trunk=_trunks(complete),
     )
+    known = np.isfinite(found.params) & np.isfinite(found.flops) & np.isfinite(found.loss)
+    if not known.any():
+        raise InputError(
+            f"none of {len(n)} observations has {loss}, N as {params} and C as {flops}: "
+            "choose another convention or column"
+        )
+    return found.select(known)
+
+
+def _budgets(table: pa.Table, budgets: Mapping[ObservationId, float]) -> FloatArray:
+    own = np.array(table["budget"].to_numpy(), dtype=np.float64)
+    if budgets:  # a look-up a row: not for millions of rows, which no plan asks for
+        names = zip(table["trial"].to_pylist(), table["tokens"].to_pylist(), strict=True)
+        pairs = zip(names, own, strict=True)
+        own = np.array([budgets.get(name, value) for name, value in pairs], dtype=np.float64)
+    return own
+
+
+def _trunks(table: pa.Table) -> IntArray:
+    """One label a trial, or a trunk where it is named; rows without either stand alone."""
+    name = pc.coalesce(table["trunk"], table["trial"]).combine_chunks().dictionary_encode()
+    alone = -1 - np.arange(table.num_rows, dtype=np.int64)
+    return np.where(name.is_null(), alone, name.indices.fill_null(0)).astype(np.int64)

@@ -10,16 +10,16 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from analysis.figures import svg
-from analysis.intervals import constant_intervals
+from analysis.heldout import HEADLINE, median_error
 from analysis.study import Study
-from analysis.wording import CONVENTIONS, count, percent, span
+from analysis.wording import CONVENTIONS, count, figures_of, percent, span
 
 
 def page(
     found: Study,
     figures: dict[str, Figure],
     *,
-    table: pa.Table,
+    table: pa.Table | None,
     name: str,
     proposal: str | None,
 ) -> str:
@@ -32,9 +32,10 @@ def page(
     figures
         Its figures, by name.
     table
-        The observations behind it, all statuses, with `SCHEMA`'s columns.
+        The observations behind it, all statuses, with `SCHEMA`'s columns; None where they are
+        somebody else's, who has other columns.
     name
-        The sweep's name.
+        Of the sweep or the source.
     proposal
         Text of the proposed sweep file, if there is one.
     """
@@ -45,17 +46,32 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update({"count": count, "span": span, "percent": percent})
-    rows: list[dict[str, Any]] = table.drop_columns(["curve"]).sort_by("flops_exact").to_pylist()
+    environment.filters.update(
+        {"count": count, "span": span, "percent": percent, "figures": figures_of}
+    )
+    rows = _rows(table)
     return environment.get_template("report.html.j2").render(
         study=found,
         name=name,
         figures={key: Markup(svg(figure)) for key, figure in figures.items()},
-        constants=[(item, constant_intervals(item, found.level)) for item in found.fits],
+        constants=[
+            (item, known.constants) for item, known in zip(found.fits, found.intervals, strict=True)
+        ],
         rows=rows,
         proposal=proposal,
+        left_out=[
+            median_error(found.left_out, HEADLINE, part) for part in ("loss_error", "params_error")
+        ],
         params=CONVENTIONS[found.obs.params_convention],
         flops=CONVENTIONS[found.obs.flops_convention],
-        total_flops=sum(row["flops_spent"] for row in rows),
-        seconds=sum(row["seconds"] for row in rows),
+        total_flops=sum(row["flops_spent"] or 0.0 for row in rows) or found.obs.flops.sum(),
+        seconds=sum(row["seconds"] or 0.0 for row in rows),
     )
+
+
+def _rows(table: pa.Table | None) -> list[dict[str, Any]]:
+    """Rows by exact FLOPs; of somebody else's, whose training is not known here, none."""
+    if table is None:
+        return []
+    rows: list[dict[str, Any]] = table.drop_columns(["curve"]).sort_by("flops_exact").to_pylist()
+    return rows

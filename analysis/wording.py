@@ -13,6 +13,7 @@ CONVENTIONS = {
     "total": "total parameters",
     "exact": "exact FLOPs",
     "6nd": "FLOPs by 6ND",
+    "given": "as its source counts",
 }
 
 SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
@@ -65,3 +66,16 @@ def percent(log_ratio: float | None) -> str:
     if log_ratio is None:
         return "–"
     return f"{100 * math.expm1(log_ratio):+.1f}%".replace("-", "−")
+
+
+def figures_of(value: float) -> str:
+    """A constant, four digits, without an exponent where that is short.
+
+    Examples
+    --------
+    >>> [figures_of(v) for v in (0.34731, 1390.2, 5.488e10, math.inf)]
+    ['0.3473', '1390', '5.488e+10', '∞']
+    """
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.0f}" if 1e3 <= abs(value) < 1e5 else f"{value:.4g}"

@@ -1,0 +1,119 @@
+"""Intervals of a fit's constants and exponents, of whichever kind was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from analysis.bootstrap import bootstrap
+from analysis.errors import InputError
+from analysis.fitting import Fit
+from analysis.forecast import Forecast
+from analysis.intervals import Interval, constant_intervals
+from analysis.laws import NAMES
+from analysis.observations import FloatArray, Observations
+from analysis.optimum import FlopsPerToken, log_optimum_jacobian
+from analysis.profile import profile
+
+IntervalKind = Literal["t", "profile", "bootstrap", "cluster"]
+"""Gauss-Newton t with what budgets share; profile likelihood; bootstrap by pairs or by cluster."""
+
+REPLICATES = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawIntervals:
+    """How well one law's constants and exponents are known."""
+
+    constants: Mapping[str, Interval]
+    """Of the free constants, by name."""
+    exponent: Interval
+    """The local a of N_opt ~ C^a."""
+    tokens_exponent: Interval
+    """The local b of D_opt ~ C^b."""
+
+
+def law_intervals(
+    fit: Fit,
+    obs: Observations,
+    said: Forecast,
+    cost: FlopsPerToken,
+    kind: IntervalKind = "t",
+) -> LawIntervals:
+    """Intervals of constants and exponents at the level, and at the C, of a forecast.
+
+    Parameters
+    ----------
+    fit
+        The law; where it is not sound all intervals are open, of whatever kind.
+    obs
+        What it was fitted to.
+    said
+        Its forecast at the C for which exponents hold.
+    cost
+        Training FLOPs per token as a function of N.
+    kind
+        See `IntervalKind`.
+
+    Raises
+    ------
+    InputError
+        If there is no such kind, for a profile of Huber's loss, or as `bootstrap` does.
+    """
+    if kind not in get_args(IntervalKind):
+        raise InputError(f"intervals are {', '.join(get_args(IntervalKind))}, not {kind!r}")
+    level = said.loss.level
+    if kind == "t" or not fit.sound:
+        constants = constant_intervals(fit, level)
+        return LawIntervals(
+            constants=constants, exponent=said.exponent, tokens_exponent=said.tokens_exponent
+        )
+    if kind == "profile":
+        return _profiled(fit, obs, said, cost)
+    found = bootstrap(fit, obs, replicates=REPLICATES, by="pairs" if kind == "bootstrap" else kind)
+
+    def exponents(row: int) -> Callable[[FloatArray], FloatArray]:
+        def of(thetas: FloatArray) -> FloatArray:
+            each = [log_optimum_jacobian(fit.law, t, said.flops, cost)[0][row] for t in thetas]
+            return np.array(each)
+
+        return of
+
+    return LawIntervals(
+        constants=found.constants(level),
+        exponent=found.interval(exponents(3), level),
+        tokens_exponent=found.interval(exponents(4), level),
+    )
+
+
+def _profiled(fit: Fit, obs: Observations, said: Forecast, cost: FlopsPerToken) -> LawIntervals:
+    if fit.method.objective != "squares":
+        raise InputError(
+            "profile intervals need the objective squares, Huber's loss has no such likelihood: "
+            "take bootstrap intervals"
+        )
+    level = said.loss.level
+
+    def constant(name: str) -> Interval:
+        i = NAMES.index(name)
+        found = profile(fit, obs, lambda theta: (float(theta[i]), np.eye(len(NAMES))[i]), level)
+        if name not in ("A", "B", "gamma"):
+            return found
+        estimate, low, high = np.exp([found.estimate, found.low, found.high])
+        return Interval(float(estimate), float(low), float(high), level)
+
+    def exponent(row: int) -> Interval:
+        def quantity(theta: FloatArray) -> tuple[float, FloatArray]:
+            values, gradient = log_optimum_jacobian(fit.law, theta, said.flops, cost)
+            return float(values[row]), gradient[row]
+
+        return profile(fit, obs, quantity, level)
+
+    return LawIntervals(
+        constants={name: constant(name) for name in fit.law.names},
+        exponent=exponent(3),
+        tokens_exponent=exponent(4),
+    )

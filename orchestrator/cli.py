@@ -1,25 +1,33 @@
-"""The command line. Thin: every verb parses, calls one function and prints what it gave.
+"""The command line: the verbs that plan, train and keep. Those of `cli_analysis.py` join them.
 
-Nothing heavy is imported before a verb needs it, so that help answers at once.
+Thin: every verb parses, calls one function and prints what it gave. Nothing heavy is imported
+before a verb needs it, so that help answers at once.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from analysis.errors import InputError
+from orchestrator.cli_analysis import add_verbs
+from orchestrator.options import (
+    Columns,
+    Json,
+    Loss,
+    ProjectPath,
+    Where,
+    console,
+    print_json,
+    read_as,
+)
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from orchestrator.conclusion import Convention, Evidence
     from orchestrator.loop import Outcome
 
 STARTED = time.time()
@@ -37,7 +45,6 @@ app = typer.Typer(
 )
 
 Spec = Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="The sweep file.")]
-ProjectPath = Annotated[Path, typer.Argument(metavar="PROJECT", help="A project directory.")]
 ProjectOption = Annotated[
     Path | None,
     typer.Option(
@@ -47,19 +54,6 @@ ProjectOption = Annotated[
         "else projects/NAME.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Where = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--where", metavar="COLUMN=VALUE", help="Select observations of one kind; repeatable."
-    ),
-]
-Params = Annotated[
-    str, typer.Option("--params", help="How N counts: non_embedding, matmul or total.")
-]
-Flops = Annotated[str, typer.Option("--flops", "--flops-as", help="How C counts: exact or 6nd.")]
-FlopsAs = Annotated[str, typer.Option("--flops-as", help="How C counts: exact or 6nd.")]
-Level = Annotated[float, typer.Option("--level", help="Coverage of intervals, between 0 and 1.")]
 
 
 @app.callback()
@@ -98,11 +92,11 @@ def plan(spec: Spec, as_json: Json = False) -> None:
 
     made = make_plan(read_spec(spec))
     if as_json:
-        _print_json(made.summary())
+        print_json(made.summary())
         return
     from orchestrator.summary import show_plan
 
-    show_plan(_console(), made)
+    show_plan(console(), made)
 
 
 @app.command()
@@ -111,17 +105,19 @@ def status(project: ProjectPath, as_json: Json = False) -> None:
 
     Example: `isoflop status projects/mini`
     """
+    from orchestrator.external import external_counts
     from orchestrator.project import counts, open_project
 
     opened = open_project(project)
-    plans = opened.plans()
+    plans, external = opened.plans(), external_counts(opened)
     if as_json:
         states = ("complete", "diverged", "failed", "waiting")
         found = {made.name: counts(opened.outcomes(made)) for made in plans}
-        _print_json(
+        print_json(
             {
                 "project": str(opened.path),
                 "plans": [{"name": k, **{s: v[s] for s in states}} for k, v in found.items()],
+                "external": [{"name": k, "complete": n} for k, n in external.items()],
                 "failures": [
                     {k: v for k, v in record.items() if k != "traceback"}
                     for record in opened.ledger.failures()
@@ -131,137 +127,47 @@ def status(project: ProjectPath, as_json: Json = False) -> None:
         return
     from orchestrator.summary import show_status
 
-    show_status(_console(), opened, plans)
+    show_status(console(), opened, plans, external)
+
+
+add_verbs(app)
 
 
 @app.command()
-def fit(
+def add(
     project: ProjectPath,
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="A .csv or .parquet file.")],
+    columns: Columns = None,
     where: Where = None,
-    params: Params = "non_embedding",
-    flops_as: Flops = "exact",
-    level: Level = 0.9,
+    loss: Loss = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="What the runs are called. Default: the file's name."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fit the laws to everything that a project holds.
+    """Put runs that were trained elsewhere into a project's ledger, marked as external.
 
-    Example: `isoflop fit projects/mini --params total`
+    Example: `isoflop add projects/ours runs.csv --columns params=size,tokens=seen,loss=val`
     """
-    from analysis.study import require_laws, to_json
+    from analysis.files import read_table
+    from orchestrator.external import add as add_runs
+    from orchestrator.source import points
 
-    found = _evidence(project, where).study(_convention(params, flops_as, level))
-    require_laws(found)
+    found = points(read_table(runs), runs.name, read_as(columns, where, loss=loss))
+    called = name or runs.stem
+    added = add_runs(project, found.found.obs, called)
+    excluded = [{"reason": reason, "count": n} for reason, n in found.excluded.items()]
     if as_json:
-        _print_json(to_json(found))
+        counted = {"added": added.written, "known": added.known, "excluded": excluded}
+        print_json({"project": str(project), "name": called, **counted, "warnings": found.notes})
         return
-    from orchestrator.summary import show_study
-
-    show_study(_console(), found)
-
-
-@app.command()
-def forecast(
-    project: ProjectPath,
-    flops: Annotated[float, typer.Option("--flops", help="The compute budget C, in FLOPs.")],
-    where: Where = None,
-    params: Params = "non_embedding",
-    flops_as: FlopsAs = "exact",
-    level: Level = 0.9,
-    as_json: Json = False,
-) -> None:
-    """Say how large a model to train on how many tokens at a budget, and the loss to expect.
-
-    Example: `isoflop forecast projects/mini --flops 1e13`
-    """
-    from analysis.study import forecast_json, require_laws
-
-    _require_positive("--flops", flops)
-    found = _evidence(project, where).study(_convention(params, flops_as, level), flops)
-    require_laws(found)
-    assert found.next is not None
-    if as_json:
-        excluded = [{"reason": r, "count": n} for r, n in found.excluded.items()]
-        convention = {"params": params, "flops": flops_as}
-        _print_json(forecast_json(found.next) | {"convention": convention, "excluded": excluded})
-        return
-    from orchestrator.summary import show_forecast
-
-    show_forecast(_console(), found)
-
-
-@app.command()
-def propose(
-    project: ProjectPath,
-    flops: Annotated[
-        float | None, typer.Option("--flops", help="FLOPs of each trial. Default: the next budget.")
-    ] = None,
-    spend: Annotated[
-        float | None, typer.Option("--spend", help="FLOPs of all trials together, at most.")
-    ] = None,
-    sizes: Annotated[int, typer.Option("--sizes", help="Model sizes.")] = 7,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="The sweep file to write. Default: PROJECT/next.toml"),
-    ] = None,
-    where: Where = None,
-    as_json: Json = False,
-) -> None:
-    """Write the next sweep: sizes around the forecast, spanning its uncertainty.
-
-    Example: `isoflop propose projects/mini --spend 2e13`
-    """
-    from orchestrator.conclusion import propose_next
-
-    _require_positive("--flops", flops)
-    _require_positive("--spend", spend)
-    found = _evidence(project, where)
-    path = output or found.project.proposal
-    chosen, made = propose_next(found, output=path, flops=flops, spend=spend, sizes=sizes)
-    if as_json:
-        _print_json(
-            {
-                "proposal": str(path),
-                "flops": chosen.flops,
-                "convention": {"params": "non_embedding", "flops": "exact"},
-                "params": chosen.centre,
-                "span": [chosen.low, chosen.high],
-                "trials": len(made.planned),
-                "spend": made.flops,
-                "reason": chosen.reason,
-            }
-        )
-        return
-    from orchestrator.summary import show_plan
-
-    show_plan(_console(), made)
-    _console().print(f"[bold]{path}[/]" + (f"\n{chosen.reason}" if chosen.reason else ""))
-
-
-@app.command()
-def report(
-    project: ProjectPath,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="The page to write. Default: PROJECT/report.html"),
-    ] = None,
-    where: Where = None,
-    params: Params = "non_embedding",
-    flops_as: Flops = "exact",
-    level: Level = 0.9,
-) -> None:
-    """Write one self-contained HTML page with figures, tables and the proposal.
-
-    Example: `isoflop report projects/mini -o mini.html`
-    """
-    from analysis.study import require_laws
-    from orchestrator.conclusion import write_report
-
-    found = _evidence(project, where)
-    seen = found.study(_convention(params, flops_as, level))
-    require_laws(seen)
-    path = output or found.project.report
-    write_report(found, seen, path, found.project.proposal)
-    _console().print(str(path))
+    known = f", {added.known} were there already" if added.known else ""
+    console().print(f"{added.written} runs of {called} added to {project}{known}")
+    for reason, n in found.excluded.items():
+        console().print(f"{n} rows not added: {reason}", markup=False)
+    for note in found.notes:
+        console().print(note, markup=False)
 
 
 @app.command()
@@ -278,7 +184,7 @@ def ui(
     from orchestrator.project import open_project
     from orchestrator.ui import serve
 
-    serve(open_project(project), port, _console())
+    serve(open_project(project), port, console())
 
 
 def _run(spec: Path, directory: Path | None, as_json: bool) -> None:
@@ -290,9 +196,9 @@ def _run(spec: Path, directory: Path | None, as_json: bool) -> None:
     project = create_project(directory or directory_for(spec, made.name))
     from orchestrator.loop import run as run_loop
 
-    outcome = run_loop(project, made, _console(stderr=True), started=STARTED)
+    outcome = run_loop(project, made, console(stderr=True), started=STARTED)
     if as_json:
-        _print_json(outcome.to_json())
+        print_json(outcome.to_json())
     else:
         _show(outcome)
     if not outcome.finished:
@@ -314,57 +220,19 @@ class _Told(SystemExit):
 def _show(outcome: Outcome) -> None:
     from orchestrator.summary import show_files, show_study
 
-    console = _console()
+    printed = console()
     if outcome.study is not None:
-        show_study(console, outcome.study)
-        show_files(console, outcome.project, outcome.proposal)
+        show_study(printed, outcome.study)
+        show_files(printed, outcome.project, outcome.proposal)
     if outcome.tracking_error:
-        console.print(
+        printed.print(
             f"[yellow]! MLflow lacks some runs ({outcome.tracking_error}); the next run of a sweep "
             "in this project writes them"
         )
-    console.print(
+    printed.print(
         f"{outcome.trained} trained now, {outcome.seconds:.0f} s, "
         f"{outcome.training_share:.0%} of it training"
     )
-
-
-def _evidence(project: Path, where: list[str] | None) -> Evidence:
-    from orchestrator.conclusion import evidence
-    from orchestrator.project import open_project
-
-    conditions = {}
-    for item in where or []:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise InputError(f"--where {item}: write COLUMN=VALUE")
-        conditions[name] = value
-    return evidence(open_project(project), conditions)
-
-
-def _convention(params: str, flops_as: str, level: float) -> Convention:
-    from orchestrator.conclusion import Convention
-
-    return Convention(params=cast(Any, params), flops=cast(Any, flops_as), level=level)
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    # The stream itself, not its name: Ray's chatter is kept off by redirecting the name.
-    console = Console(file=sys.stderr if stderr else sys.stdout, highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # a pipe has no width: do not fold tables
-    return console
-
-
-def _require_positive(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value < float("inf"):
-        raise InputError(f"{name} is {value}; it must be a positive number of FLOPs")
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def main() -> None:

@@ -1,33 +1,21 @@
-"""From a project's ledger to what it says: study, proposal, figures, report."""
+"""From a source to what follows from it: proposal, figures, report."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from analysis.design import Centre, Proposal, propose
 from analysis.errors import InputError
-from analysis.forecast import headline
-from analysis.observations import (
-    KIND_COLUMNS,
-    FlopsConvention,
-    ParamsConvention,
-    observations,
-    require_one_kind,
-    where,
-)
-from analysis.study import Study, next_budget, study
+from analysis.headline import headline
+from analysis.study import Study, next_budget
 from analysis.wording import count
 from orchestrator.ledger import write_text
-from orchestrator.planner import Plan, family_cost, make_plan, trainable
-from orchestrator.project import Project
+from orchestrator.planner import Plan, make_plan, trainable
+from orchestrator.reading import Convention
+from orchestrator.source import Source
 from orchestrator.spec import Budget, SweepSpec, to_toml
 from trainers.flops import params as count_params
 from trainers.recipe import named
@@ -36,110 +24,8 @@ SIZES = 7
 """Sizes of a proposal, unless its spend allows fewer."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Convention:
-    """How N and C are counted, and how sure intervals are."""
-
-    params: ParamsConvention = "non_embedding"
-    flops: FlopsConvention = "exact"
-    level: float = 0.9
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("--params", self.params, get_args(ParamsConvention)),
-            ("the convention of FLOPs", self.flops, get_args(FlopsConvention)),
-        ):
-            if value not in known:
-                raise InputError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """The rows of one kind that a project holds, and the family of models that they are of."""
-
-    project: Project
-    table: pa.Table
-    """Rows of one kind, diverged ones included."""
-    excluded: Mapping[str, int]
-    """Rows of other kinds, by reason."""
-    plan: Plan
-    """The latest plan with rows of that kind."""
-
-    def study(self, convention: Convention, next_flops: float | None = None) -> Study:
-        """Fit everything, under a convention."""
-        diverged = pc.sum(pc.equal(self.table["status"], "diverged")).as_py() or 0
-        excluded = {**self.excluded, **({"diverged": diverged} if diverged else {})}
-        return study(
-            observations(
-                self.table,
-                self.project.budgets(),
-                params=convention.params,
-                flops=convention.flops,
-            ),
-            cost=family_cost(self.plan.spec, params=convention.params, flops=convention.flops),
-            level=convention.level,
-            excluded=excluded,
-            next_flops=next_flops,
-        )
-
-
-def evidence(
-    project: Project, conditions: Mapping[str, str] | None = None, *, kind_of: Plan | None = None
-) -> Evidence:
-    """What a project's ledger holds of one kind.
-
-    Parameters
-    ----------
-    project
-        Where to read.
-    conditions
-        Column = value, to select among kinds.
-    kind_of
-        Select the kind of this plan's own rows instead; others are counted as excluded.
-
-    Raises
-    ------
-    InputError
-        If there are no rows, or rows of several kinds and nothing selects one.
-    """
-    table = project.ledger.read()
-    if table.num_rows == 0:
-        raise InputError(f"the ledger of {project.path} is empty: run its sweep first")
-    total = table.num_rows
-    table = where(table, conditions or {})
-    if kind_of is not None:
-        own = pc.is_in(table["trial"], pa.array([trial.key for trial in kind_of.trials]))
-        first = table.filter(own).slice(0, 1).to_pylist()[0]
-        for name in KIND_COLUMNS:
-            table = table.filter(pc.equal(table[name], first[name]))
-    require_one_kind(table)
-    trials = set(table["trial"].to_pylist())
-    reason = "of another kind" if kind_of else "not selected"
-    left = total - table.num_rows
-    excluded = {reason: left} if left else {}
-    plan = kind_of or _latest_plan(project, trials)
-    own_family = _of_family(table, plan)
-    foreign = table.num_rows - (pc.sum(own_family).as_py() or 0)
-    if foreign and kind_of is None:
-        raise InputError(
-            f"{foreign} observations are of another family of shapes than those of {plan.name}, "
-            "so that N does not fix their FLOPs a token: select with --where depth=... or heads=..."
-        )
-    if foreign:
-        table = table.filter(own_family)
-        excluded["of another family of shapes"] = foreign
-    return Evidence(project=project, table=table, excluded=excluded, plan=plan)
-
-
-def _of_family(table: pa.Table, plan: Plan) -> pa.Array:
-    """Which rows have the shape that the plan's family has at their width."""
-    shapes = plan.spec.shapes
-    rows = table.select(["width", "depth", "vocabulary"]).to_pylist()
-    return pa.array([shapes.depth_at(row["width"]) == row["depth"] for row in rows], pa.bool_())
-
-
 def propose_next(
-    found: Evidence,
+    found: Source,
     *,
     output: Path,
     flops: float | None = None,
@@ -164,8 +50,13 @@ def propose_next(
     Raises
     ------
     InputError
-        If no law can be fitted, or the spend is too small.
+        If no law can be fitted, the spend is too small, or the source has no sweep to go on with.
     """
+    if found.plan is None:
+        raise InputError(
+            f"no sweep trained the runs of {found.name}, so that nothing says which models can be "
+            "built: use isoflop forecast for N and D, and write a sweep around them"
+        )
     seen = found.study(Convention())
     obs, cost = seen.obs, seen.cost
     spec = found.plan.spec
@@ -224,13 +115,6 @@ def _why(chosen: Proposal, ahead: Centre, plan: Plan) -> str:
     return "\n".join([*lines, *([f"Note: {chosen.reason}."] if chosen.reason else [])])
 
 
-def _latest_plan(project: Project, trials: set[str]) -> Plan:
-    for plan in reversed(project.plans()):
-        if any(trial.key in trials for trial in plan.trials):
-            return plan
-    raise InputError(f"no plan of {project.path} asks for the rows in its ledger")
-
-
 def _write(path: Path, text: str) -> None:
     try:
         write_text(path, text)
@@ -238,15 +122,18 @@ def _write(path: Path, text: str) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def write_report(found: Evidence, seen: Study, output: Path, proposal: Path | None) -> list[Path]:
-    """Figures into the project and one self-contained page at `output`; returns the pictures."""
+def write_report(found: Source, seen: Study, output: Path, proposal: Path | None) -> list[Path]:
+    """One self-contained page at `output`, and figures into the project, if there is one.
+
+    Returns the pictures.
+    """
     from analysis.figures import draw, save
     from analysis.report import page
 
     figures = draw(seen)
-    html = page(seen, figures, table=found.table, name=found.plan.name, proposal=_text(proposal))
+    html = page(seen, figures, table=found.table, name=found.name, proposal=_text(proposal))
     _write(output, html)
-    return save(figures, found.project.figures)
+    return save(figures, found.project.figures) if found.project else []
 
 
 def _text(path: Path | None) -> str | None:
@@ -260,7 +147,7 @@ def metrics(seen: Study) -> dict[str, float]:
         values[f"exponent_{item.law}"] = item.exponent.estimate
     if seen.isoflop.exponent:
         values["exponent_isoflop"] = seen.isoflop.exponent.estimate
-    for error in seen.heldout.errors if seen.heldout else ():
+    for error in seen.heldout[0].errors if seen.heldout else ():
         for part in ("loss_error", "params_error"):
             value = getattr(error, part)
             if value is not None:

@@ -38,9 +38,12 @@ class Ledger:
 
     def write(self, trial: Trial, measurement: Measurement) -> bool:
         """Record an observation. False if it was there already: the first one stays."""
-        row = _row(trial, measurement)
+        return self.write_row(_row(trial, measurement))
+
+    def write_row(self, row: dict[str, Any]) -> bool:
+        """Record a row of `SCHEMA`, with the same promises; columns that it lacks are null."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        final = self.directory / _file_name((trial.key, measurement.tokens))
+        final = self.directory / _file_name((row["trial"], row["tokens"]))
         temporary = self.directory / f".{final.name}.{uuid.uuid4().hex}"
         try:
             with temporary.open("wb") as file:

@@ -11,20 +11,16 @@ from rich.console import Console
 
 from analysis.errors import InputError
 from analysis.observations import ObservationId
-from analysis.study import Study, to_json
+from analysis.study import Study
+from analysis.study_json import to_json
 from analysis.wording import count
 from cluster.placement import cpu_slots
-from orchestrator.conclusion import (
-    Convention,
-    Evidence,
-    evidence,
-    metrics,
-    propose_next,
-    write_report,
-)
+from orchestrator.conclusion import metrics, propose_next, write_report
 from orchestrator.planner import Plan
 from orchestrator.progress import Board, Progress
 from orchestrator.project import Project, counts, locked, missing, observation_ids
+from orchestrator.reading import Convention
+from orchestrator.source import Evidence, evidence
 from orchestrator.sweep import train
 from orchestrator.tracking import BackgroundTracker
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from analysis.design import spread
 from analysis.errors import InputError
-from analysis.laws import FlopsPerToken
 from analysis.observations import FloatArray, FlopsConvention, ObservationId, ParamsConvention
+from analysis.optimum import FlopsPerToken
 from orchestrator.spec import Budget, SweepSpec
 from trainers.corpus import (
     HuggingFace,
@@ -27,7 +27,9 @@ from trainers.registry import trainer_version
 from trainers.simulated import SimulatedSettings
 from trainers.trial import CorpusId, Shape, Trial
 
-Role = Literal["grid", "replicate"]
+Role = Literal["grid", "replicate", "probe", "held-out", "confirm"]
+FIT_ROLES: tuple[Role, ...] = ("grid", "replicate")
+"""Roles whose observations enter a fit, unless others are asked for."""
 
 PF_DAY = 1e15 * 86400
 """FLOPs of a petaFLOP/s-day (Kaplan et al. 2020)."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 from analysis.errors import InputError
 from analysis.observations import ObservationId
 from orchestrator.ledger import Ledger, read_json, write_text
-from orchestrator.planner import Plan, Planned
+from orchestrator.planner import Plan, Planned, Role
 from orchestrator.spec import to_toml
 
 PROJECTS = Path("projects")
@@ -84,6 +84,13 @@ class Project:
         """Nominal FLOP budget of every planned observation: that of the first plan to ask."""
         plans = reversed(self.plans())
         return {p.id: p.budget for plan in plans for p in plan.planned}
+
+    def roles(self) -> dict[ObservationId, frozenset[Role]]:
+        """In which roles plans ask for every planned observation."""
+        found: dict[ObservationId, frozenset[Role]] = {}
+        for p in (p for plan in self.plans() for p in plan.planned):
+            found[p.id] = found.get(p.id, frozenset()) | {p.role}
+        return found
 
     def outcomes(self, plan: Plan) -> dict[ObservationId, str]:
         """State of every observation of a plan: complete, diverged, failed or waiting."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.approaches import Vertex
-from analysis.forecast import Heldout
+from analysis.heldout import HEADLINE, median_error
 from analysis.intervals import Interval
 from analysis.study import Study
 from analysis.wording import CONVENTIONS, count, percent, span
@@ -24,47 +25,34 @@ DAY = 86_400
 
 
 def show_study(console: Console, found: Study) -> None:
-    """A row a budget, the forecast, the exponents and the held-out errors."""
+    """A row a budget, the forecast, the exponents, the constants and the held-out errors."""
     obs = found.obs
     conventions = f"N: {CONVENTIONS[obs.params_convention]}, C: {CONVENTIONS[obs.flops_convention]}"
-    title = f"Compute-optimal models  ({len(obs)} observations; {conventions})"
+    title = f"Compute-optimal models  ({obs.rows} observations; {conventions})"
     _show(console, title, _valleys(found))
     if found.at_top or found.isoflop.exponent:
         _show(console, "\nExponent a of N_opt ∝ C^a", _exponents(found))
-    if found.heldout is not None:
-        top = f"{found.heldout.vertex.flops:.3g} FLOPs"
-        title = f"\nThe valley at {top}, predicted from the budgets below"
-        _show(console, title, _heldout(found.heldout))
+    if found.fits:
+        objective = found.method.objective
+        by = objective if objective == "squares" else f"huber, delta {found.method.delta:g}"
+        _show(console, f"\nConstants, by {by}", _constants(found))
+    if found.gamma:
+        console.print(
+            f"gamma = 1 (hoffmann) against gamma free: F = {found.gamma.statistic:.3g}, "
+            f"p = {found.gamma.p:.2g}"
+        )
+    if found.heldout:
+        _show(
+            console, "\nL / N_opt at budgets held out, predicted from those below", _heldout(found)
+        )
+    for item in found.heldout:
+        for reason in dict.fromkeys(error.reason for error in item.errors if error.reason):
+            console.print(Text(f"at {item.vertex.flops:.3g} FLOPs: {reason}", style="yellow"))
     console.print()
     for warning in found.warnings:
         console.print(Text(f"! {warning}", style="yellow"))
     for reason, n in found.excluded.items():
         console.print(Text(f"! {n} observations not in the fit: {reason}", style="yellow"))
-
-
-def show_forecast(console: Console, found: Study) -> None:
-    """The answer at one budget, and what each law says by itself."""
-    ahead = found.next
-    assert ahead is not None
-    conventions = (found.obs.params_convention, found.obs.flops_convention)
-    table = _table("", "estimate", f"{found.level:.0%} interval", "law")
-    rows = (
-        (f"N_opt, {CONVENTIONS[conventions[0]]}", ahead.params, ahead.params_law, "count"),
-        ("D_opt, tokens", ahead.tokens, ahead.tokens_law, "count"),
-        ("L, nats/token", ahead.loss, ahead.loss_law, "plain"),
-        ("a = d ln N_opt / d ln C", ahead.exponent, ahead.exponent_law, "plain"),
-    )
-    for name, part, law, style in rows:
-        estimate = count(part.estimate) if style == "count" else f"{part.estimate:.4f}"
-        table.add_row(name, estimate, span(part, "count" if style == "count" else "plain"), law)
-    _show(console, f"At C = {ahead.flops:.4g} ({CONVENTIONS[conventions[1]]})", table)
-    for item in ahead.forecasts:
-        console.print(
-            f"{item.law} law alone: N_opt {count(item.params.estimate)}, "
-            f"D_opt {count(item.tokens.estimate)}, L {item.loss.estimate:.4f}"
-        )
-    for note in ahead.notes:
-        console.print(Text(f"! {note}", style="yellow"))
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -91,8 +79,10 @@ def show_plan(console: Console, plan: Plan) -> None:
         console.print(f"roughly {here / 60:.1f} minutes on this machine's {slots} cores")
 
 
-def show_status(console: Console, project: Project, plans: list[Plan]) -> None:
-    """A line a plan: how many observations are in which state."""
+def show_status(
+    console: Console, project: Project, plans: list[Plan], external: Mapping[str, int]
+) -> None:
+    """A line a plan, then a line a set of external runs: how many are in which state."""
     states = ("complete", "diverged", "failed", "waiting")
     table = _table("plan", "observations", *states)
     for plan in plans:
@@ -102,6 +92,8 @@ def show_status(console: Console, project: Project, plans: list[Plan]) -> None:
             str(len(plan.planned)),
             *(str(found[state]) for state in states),
         )
+    for name, n in external.items():
+        table.add_row(f"{name} (external)", str(n), str(n), *("–" for _ in states[1:]))
     console.print(table)
 
 
@@ -135,7 +127,7 @@ def _valleys(found: Study) -> Table:
             span(d),
             "",
             span(loss, "plain"),
-            f"N, D by the {found.next.params_law} law, L by the {found.next.loss_law} law",
+            f"{_share(found.next.params_weight)} in N and D, {_share(found.next.loss_weight)} in L",
             style="cyan",
         )
     return table
@@ -152,25 +144,59 @@ def _vertex_cells(vertex: Vertex) -> list[str]:
     ]
 
 
+def _share(weight: float) -> str:
+    """How much of a forecast is by which law."""
+    return f"generalised {weight:.0%}" if weight else "hoffmann"
+
+
 def _exponents(found: Study) -> Table:
     table = _table("by", "a", f"{found.level:.0%} interval", "where")
 
     def row(name: str, part: Interval, where: str) -> None:
         table.add_row(name, f"{part.estimate:.3f}", span(part, "plain"), where)
 
+    if found.envelope.exponent is not None:
+        crossings = f"line through {len(found.envelope.crossings)} crossings"
+        biased = ", biased: curves not decayed" if found.envelope.status == "biased" else ""
+        row("envelope of runs", found.envelope.exponent, crossings + biased)
     if found.isoflop.exponent is not None:
         interior = len(found.isoflop.interior)
         row("IsoFLOP parabolas", found.isoflop.exponent, f"line through {interior} minima")
-    for item in found.at_top:
-        row(f"{item.law} law", item.exponent, f"local, at {item.flops:.3g} FLOPs")
+    for item, known in zip(found.at_top, found.intervals, strict=True):
+        row(f"{item.law} law", known.exponent, f"local, at {item.flops:.3g} FLOPs")
     return table
 
 
-def _heldout(found: Heldout) -> Table:
-    table = _table("by", "L", "N_opt", "")
-    for error in found.errors:
-        errors = (percent(error.loss_error), percent(error.params_error))
-        table.add_row(f"{error.law} law", *errors, error.reason or "")
+def _constants(found: Study) -> Table:
+    names = ("A", "B", "E", "alpha", "beta", "gamma")
+    table = _table("law", *names, "rmse of ln L", "")
+    for item in found.fits:
+        known = item.constants
+        cells = [f"{known[name]:.4g}" if name in known else "–" for name in names]
+        pinned = ", ".join(f"{name} pinned" for name in sorted(item.law.pinned))
+        rmse = f"{item.rmse:.2%}"
+        status = item.status if item.status != "converged" else pinned
+        table.add_row(item.law.name, *cells, rmse, status)
+    return table
+
+
+def _heldout(found: Study) -> Table:
+    """Errors of L and N_opt: a row a law, a column a budget, and their medians."""
+    laws = dict.fromkeys(error.law for item in found.heldout for error in item.errors)
+    budgets = [f"{item.vertex.flops:.3g}" for item in found.heldout]
+    several = len(budgets) > 1
+    table = _table("by", *budgets, *(["median, without sign"] if several else []))
+    for law in laws:
+        cells = []
+        for item in found.heldout:
+            error = next((error for error in item.errors if error.law == law), None)
+            parts = (error.loss_error, error.params_error) if error else (None, None)
+            cells.append(" / ".join(percent(part) for part in parts))
+        if several:
+            names = ("loss_error", "params_error")
+            medians = [percent(median_error(found.heldout, law, name)) for name in names]
+            cells.append(" / ".join(median.lstrip("+") for median in medians))
+        table.add_row(law, *cells, style="bold" if law == HEADLINE else "")
     return table
 
 

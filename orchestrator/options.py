@@ -1,0 +1,343 @@
+"""The options that verbs share, in groups, and how a group is given to a verb.
+
+Imports nothing heavy: help is made from this.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+
+import typer
+
+from analysis.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from analysis.diagnosis import Rate
+    from analysis.fitting import Method
+    from analysis.study import Study
+    from orchestrator.reading import Convention, Reading
+    from orchestrator.source import Source
+
+READING, FITTING, PRICE = "What is read", "How it is fitted", "What it costs"
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+ProjectPath = Annotated[Path, typer.Argument(metavar="PROJECT", help="A project directory.")]
+_PARAMS_HELP = "How N counts: non_embedding, matmul or total; given, of others' data."
+Params = Annotated[
+    str | None,
+    typer.Option("--params", "--params-as", help=_PARAMS_HELP, rich_help_panel=FITTING),
+]
+ParamsAs = Annotated[
+    str | None, typer.Option("--params-as", help=_PARAMS_HELP, rich_help_panel=FITTING)
+]
+_FLOPS_HELP = "How C counts: exact, 6nd or, of others' data, given."
+Flops = Annotated[
+    str | None,
+    typer.Option("--flops", "--flops-as", help=_FLOPS_HELP, rich_help_panel=FITTING),
+]
+FlopsAs = Annotated[
+    str | None, typer.Option("--flops-as", help=_FLOPS_HELP, rich_help_panel=FITTING)
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="KEY=COLUMN,...",
+        help="Which column is what, for tables of others: params, tokens, flops (two of these), "
+        "loss, loss_stderr, budget, weight, trunk. Common names are known. Repeatable.",
+        rich_help_panel=READING,
+    ),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="COLUMN=VALUE",
+        help="Select rows, or one of several kinds; repeatable.",
+        rich_help_panel=READING,
+    ),
+]
+Loss = Annotated[
+    str | None,
+    typer.Option(
+        "--loss", metavar="COLUMN", help="The loss to fit, if another.", rich_help_panel=READING
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A source and how it is read."""
+
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A project, a .csv or .parquet file, or mlflow:EXPERIMENT."
+        ),
+    ]
+    columns: Columns = None
+    where: Where = None
+    loss: Loss = None
+    drop_largest: Annotated[
+        int,
+        typer.Option(
+            "--drop-largest",
+            metavar="K",
+            help="Leave out losses from the K-th largest on.",
+            rich_help_panel=READING,
+        ),
+    ] = 0
+    roles: Annotated[
+        str | None,
+        typer.Option(
+            "--roles",
+            metavar="ROLE,...",
+            help="What a project's runs were planned as: grid,replicate unless given; also "
+            "probe, held-out, confirm.",
+            rich_help_panel=READING,
+        ),
+    ] = None
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(
+            "--tracking-uri",
+            metavar="URI",
+            help="MLflow's store, such as sqlite:///mlflow.db. Default: MLFLOW_TRACKING_URI",
+            rich_help_panel=READING,
+        ),
+    ] = None
+
+    def open(self) -> Source:
+        """Open the source."""
+        from orchestrator.source import open_source
+
+        return open_source(self.source, self.reading())
+
+    def reading(self) -> Reading:
+        """How the source is read."""
+        from orchestrator.planner import FIT_ROLES
+
+        roles = tuple(part.strip() for part in self.roles.split(",")) if self.roles else FIT_ROLES
+        return read_as(
+            self.columns,
+            self.where,
+            loss=self.loss,
+            drop_largest=self.drop_largest,
+            roles=roles,
+            tracking_uri=self.tracking_uri,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """How laws are fitted."""
+
+    level: Annotated[
+        float,
+        typer.Option(
+            "--level", help="Coverage of intervals, between 0 and 1.", rich_help_panel=FITTING
+        ),
+    ] = 0.9
+    objective: Annotated[
+        str,
+        typer.Option(
+            "--objective", help="Loss of the residuals: squares or huber.", rich_help_panel=FITTING
+        ),
+    ] = "squares"
+    delta: Annotated[
+        float,
+        typer.Option("--delta", help="Huber's threshold, in ln L.", rich_help_panel=FITTING),
+    ] = 1e-3
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pin",
+            metavar="NAME=VALUE",
+            help="Hold a constant of the laws, such as E=1.7; repeatable.",
+            rich_help_panel=FITTING,
+        ),
+    ] = None
+
+    def convention(self, params: str | None, flops_as: str | None) -> Convention:
+        """How N and C are counted."""
+        from orchestrator.reading import Convention
+
+        n, c = cast(Any, params), cast(Any, flops_as)
+        return Convention(params=n, flops=c, level=self.level)
+
+    def method(self) -> Method:
+        """How constants are estimated."""
+        from analysis.fitting import Method
+
+        objective = cast(Any, self.objective)
+        return Method(objective=objective, delta=self.delta, pinned=_pinned(self.pin or []))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checking:
+    """What is said of the laws beside their constants."""
+
+    intervals: Annotated[
+        str,
+        typer.Option(
+            "--intervals",
+            help="Of constants and exponents: t, profile, bootstrap (pairs) or cluster.",
+            rich_help_panel=FITTING,
+        ),
+    ] = "t"
+    heldout: Annotated[
+        int | None,
+        typer.Option(
+            "--heldout",
+            metavar="K",
+            help="Largest budgets to predict from those below. Default: up to 3.",
+            rich_help_panel=FITTING,
+        ),
+    ] = None
+    undecayed: Annotated[
+        bool,
+        typer.Option(
+            "--undecayed",
+            help="Draw the envelope over undecayed points of training curves: more, and biased.",
+            rich_help_panel=FITTING,
+        ),
+    ] = False
+
+    def study(self, source: Source, convention: Convention, fitting: Fitting) -> Study:
+        """Study a source so."""
+        return source.study(
+            convention,
+            method=fitting.method(),
+            undecayed=self.undecayed,
+            heldout=self.heldout,
+            intervals=cast(Any, self.intervals),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """What a FLOP costs."""
+
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="A GPU type, such as H100.", rich_help_panel=PRICE)
+    ] = None
+    dollars: Annotated[
+        float | None,
+        typer.Option(
+            "--dollars-per-gpu-hour", help="What it costs an hour.", rich_help_panel=PRICE
+        ),
+    ] = None
+    mfu: Annotated[
+        float | None,
+        typer.Option(
+            "--mfu",
+            help="Share of its peak that training reaches. Default: 0.4.",
+            rich_help_panel=PRICE,
+        ),
+    ] = None
+
+    def rate(self) -> Rate | None:
+        """None where neither type nor price is given."""
+        from analysis.diagnosis import MFU
+        from orchestrator.verdict import rate_of
+
+        return rate_of(self.gpu, self.dollars, MFU if self.mfu is None else self.mfu)
+
+
+def read_as(columns: list[str] | None, where: list[str] | None, **rest: Any) -> Reading:
+    """A reading from what a person wrote."""
+    from analysis.foreign import parse_columns
+    from orchestrator.reading import Reading, parse_where
+
+    return Reading(columns=parse_columns(columns or []), where=parse_where(where or []), **rest)
+
+
+def _pinned(items: list[str]) -> dict[str, float]:
+    found = {}
+    for item in items:
+        name, _, value = item.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError as error:
+            raise InputError(f"--pin {item}: write NAME=VALUE, such as E=1.7") from error
+    return found
+
+
+def grouped(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that takes, for each parameter that is a group of options, the group's fields.
+
+    Typer reads options off a signature; this saves every verb from repeating a dozen of them.
+    """
+    hints = get_type_hints(verb, include_extras=True)
+    groups: dict[str, Any] = {}
+    parameters = []
+    for name, parameter in inspect.signature(verb).parameters.items():
+        if is_dataclass(hints[name]):
+            groups[name] = hints[name]
+            parameters += _parameters(groups[name])
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(annotation=hints[name], kind=kind))
+
+    @functools.wraps(verb)
+    def run(**given: Any) -> None:
+        made = {
+            name: group(**{item.name: given.pop(item.name) for item in fields(group)})
+            for name, group in groups.items()
+        }
+        verb(**made, **given)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def _parameters(group: Any) -> list[inspect.Parameter]:
+    """A group's fields as parameters."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            item.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=hints[item.name],
+            default=inspect.Parameter.empty if item.default is MISSING else item.default,
+        )
+        for item in fields(group)
+    ]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where a verb prints for people."""
+    from rich.console import Console
+
+    # The stream itself, not its name: Ray's chatter is kept off by redirecting the name.
+    made = Console(file=sys.stderr if stderr else sys.stdout, highlight=False)
+    if not made.is_terminal:
+        made.width = max(made.width, 120)  # a pipe has no width: do not fold tables
+    return made
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """What `--json` promises: one object."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def require_positive(name: str, value: float | None) -> None:
+    """Refuse a number of FLOPs that is none.
+
+    Raises
+    ------
+    InputError
+        With its name and value.
+    """
+    if value is not None and not 0 < value < float("inf"):
+        raise InputError(f"{name} is {value}; it must be a positive number of FLOPs")

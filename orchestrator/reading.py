@@ -1,0 +1,113 @@
+"""How a source is read and counted: the values behind the command line's options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import get_args
+
+from analysis.errors import InputError
+from analysis.observations import FlopsConvention, ParamsConvention
+from orchestrator.planner import FIT_ROLES, Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Which rows and columns of a source are taken."""
+
+    where: Mapping[str, str] = field(default_factory=dict)
+    """Column = value, to select rows."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Which column is what, for a table that is not isoflop's own; keys of `foreign.NAMES`."""
+    loss: str | None = None
+    """The column to fit; by default the held-out loss."""
+    drop_largest: int = 0
+    """Rows whose loss is at least the so manieth largest are left out."""
+    roles: tuple[Role, ...] = FIT_ROLES
+    """What an observation must have been planned as."""
+    tracking_uri: str | None = None
+    """MLflow's store, where the source is an experiment."""
+
+    def __post_init__(self) -> None:
+        for role in self.roles:
+            if role not in get_args(Role):
+                raise InputError(f"--roles {role}: the roles are {', '.join(get_args(Role))}")
+        if self.drop_largest < 0:
+            raise InputError(f"--drop-largest is {self.drop_largest}; it must be at least 0")
+        if self.loss and self.columns.get("loss", self.loss) != self.loss:
+            raise InputError(
+                f"--loss is {self.loss!r} and --columns says loss={self.columns['loss']}: "
+                "give one of them"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convention:
+    """How N and C are counted, None as the source is first given, and how sure intervals are."""
+
+    params: ParamsConvention | None = None
+    flops: FlopsConvention | None = None
+    level: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("--params", self.params, get_args(ParamsConvention)),
+            ("the convention of FLOPs", self.flops, get_args(FlopsConvention)),
+        ):
+            if value is not None and value not in known:
+                raise InputError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conventions:
+    """Under which conventions a source has numbers, the usual one first."""
+
+    params: tuple[ParamsConvention, ...]
+    flops: tuple[FlopsConvention, ...]
+    same_flops: bool = False
+    """Whether C is one and the same under all of `flops`."""
+
+    @property
+    def pairs(self) -> list[tuple[ParamsConvention, FlopsConvention]]:
+        """Those that differ."""
+        return [(n, c) for n in self.params for c in self.flops[: 1 if self.same_flops else None]]
+
+    def choose(self, convention: Convention) -> tuple[ParamsConvention, FlopsConvention]:
+        """The one asked for, else the usual one.
+
+        Raises
+        ------
+        InputError
+            If the source has no numbers under it.
+        """
+        params, flops = convention.params or self.params[0], convention.flops or self.flops[0]
+        for name, value, have in (
+            ("--params", params, self.params),
+            ("--flops", flops, self.flops),
+        ):
+            if value not in have:
+                raise InputError(
+                    f"{name} is {value!r}, but this source has {', '.join(have)} only: leave it out"
+                )
+        return params, flops
+
+
+def parse_where(items: Sequence[str]) -> dict[str, str]:
+    """Conditions as a person writes them, COLUMN=VALUE.
+
+    Raises
+    ------
+    InputError
+        If one is something else, or a column is given two values.
+    """
+    found: dict[str, str] = {}
+    for item in items:
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise InputError(f"--where {item}: write COLUMN=VALUE")
+        if found.setdefault(name, value) != value:
+            raise InputError(
+                f"--where {name} is given as {found[name]} and as {value}, and no row is both: "
+                "give one of them"
+            )
+    return found

@@ -1,0 +1,382 @@
+"""Where observations come from: a project, a file or an MLflow experiment, opened as one value.
+
+What follows from them is for `conclusion.py`; what columns and files mean, for `analysis`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypedDict, Unpack, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analysis.budgets import name_budgets
+from analysis.envelope import training_curves
+from analysis.errors import InputError
+from analysis.files import SUFFIXES, read_table
+from analysis.fitting import Method
+from analysis.foreign import Foreign, foreign
+from analysis.observations import (
+    KIND_COLUMNS,
+    FlopsConvention,
+    Observations,
+    ParamsConvention,
+    as_schema,
+    has_schema,
+    observations,
+    require_one_kind,
+    where,
+)
+from analysis.optimum import FlopsPerToken
+from analysis.pooling import CELL, pool
+from analysis.study import Study, study
+from analysis.uncertainty import IntervalKind
+from orchestrator.exclusion import read_exclusions, rule_out
+from orchestrator.planner import Plan, Role, family_cost
+from orchestrator.project import Project, observation_ids, open_project
+from orchestrator.reading import Convention, Conventions, Reading
+
+MLFLOW = "mlflow:"
+"""How a source begins that is an MLflow experiment's name."""
+
+
+class Options(TypedDict, total=False):
+    """What is passed on to `analysis.study.study`."""
+
+    method: Method
+    next_flops: float | None
+    heldout: int | None
+    intervals: IntervalKind
+
+
+class _Given(TypedDict):
+    """What a study is told of its observations."""
+
+    obs: Observations
+    cost: FlopsPerToken
+    excluded: Mapping[str, int]
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """The observations of a source under one convention, and what is known of them."""
+
+    obs: Observations
+    cost: FlopsPerToken
+    """Training FLOPs a token as a function of N."""
+    excluded: Mapping[str, int]
+    """Rows that were left out, by reason."""
+    notes: tuple[str, ...]
+    """What was assumed or is doubtful in reading, a sentence each."""
+
+    def given(self) -> _Given:
+        """As arguments of `analysis.study.study`."""
+        return {
+            "obs": self.obs,
+            "cost": self.cost,
+            "excluded": self.excluded,
+            "notes": self.notes,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Rows of isoflop's own schema, of one kind, and what is known of where they are from."""
+
+    name: str
+    table: pa.Table
+    """Rows of one kind, diverged ones included."""
+    excluded: Mapping[str, int]
+    """Rows that were left out, by reason."""
+    notes: tuple[str, ...] = ()
+    """What is doubtful in reading, a sentence each."""
+    reading: Reading = field(default_factory=Reading)
+    project: Project | None = None
+    """None where the rows are a file's or an experiment's."""
+    plan: Plan | None = None
+    """The latest plan with rows of that kind, if any: it tells the family of models."""
+
+    @property
+    def conventions(self) -> Conventions:
+        """Under which conventions its rows count N and C, the usual one first."""
+        params = tuple(c for c in get_args(ParamsConvention) if self._has(f"params_{c}"))
+        flops = tuple(c for c in get_args(FlopsConvention) if c == "6nd" or self._has(f"flops_{c}"))
+        return Conventions(params=params or ("non_embedding",), flops=flops)
+
+    def _has(self, column: str) -> bool:
+        return bool(self.table[column].null_count < self.table.num_rows)
+
+    def observed(self, convention: Convention) -> Observed:
+        """Its observations, under a convention."""
+        params, flops = self.conventions.choose(convention)
+        loss = self.reading.loss or "loss"
+        budgets = self.project.budgets() if self.project else {}
+        obs = observations(self.table, budgets, params=params, flops=flops, loss=loss)
+        usual = obs
+        if flops != self.conventions.flops[0]:
+            first = self.conventions.flops[0]
+            usual = observations(self.table, budgets, params=params, flops=first, loss=loss)
+        diverged = pc.sum(pc.equal(self.table["status"], "diverged")).as_py() or 0
+        lacking = self.table.num_rows - diverged - len(obs)
+        excluded = {**self.excluded, "diverged": diverged, f"without N, C or {loss}": lacking}
+        cost = None
+        if self.plan and "given" not in (params, flops):
+            cost = family_cost(self.plan.spec, params=params, flops=flops)
+        return _observed(self, obs, usual, excluded, cost)
+
+    def study(
+        self, convention: Convention, *, undecayed: bool = False, **options: Unpack[Options]
+    ) -> Study:
+        """Fit everything, under a convention; `undecayed` as in `envelope`."""
+        curves = None
+        if undecayed:
+            params, flops = self.conventions.choose(convention)
+            own = flops != "given"  # external rows have no curves
+            curves = training_curves(self.table, params=params, flops=flops) if own else ()
+        seen = self.observed(convention)
+        return study(**seen.given(), level=convention.level, curves=curves, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Rows of somebody else's table."""
+
+    name: str
+    found: Foreign
+    excluded: Mapping[str, int]
+    """Rows that were left out, by reason."""
+    reading: Reading = field(default_factory=Reading)
+    table: None = None
+    project: None = None
+    plan: None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed or is doubtful in reading, a sentence each."""
+        return self.found.notes
+
+    @property
+    def conventions(self) -> Conventions:
+        """N as given, and C as given or by 6ND."""
+        obs = self.found.obs
+        if obs.flops_convention == "6nd":
+            return Conventions(params=("given",), flops=("6nd",))
+        same = np.allclose(obs.flops, 6.0 * obs.params * obs.tokens, rtol=1e-6)
+        return Conventions(params=("given",), flops=("given", "6nd"), same_flops=same)
+
+    def observed(self, convention: Convention) -> Observed:
+        """Its observations, under a convention."""
+        _, flops = self.conventions.choose(convention)
+        usual = obs = self.found.obs
+        if flops != usual.flops_convention:
+            c = 6.0 * obs.params * obs.tokens
+            obs = replace(obs, flops=c, flops_convention=flops)
+        return _observed(self, obs, usual, self.excluded)
+
+    def study(
+        self, convention: Convention, *, undecayed: bool = False, **options: Unpack[Options]
+    ) -> Study:
+        """Fit everything, under a convention; `undecayed` as in `envelope`."""
+        seen, curves = self.observed(convention), () if undecayed else None
+        return study(**seen.given(), level=convention.level, curves=curves, **options)
+
+
+Source = Evidence | Points
+
+
+def _observed(
+    source: Source,
+    obs: Observations,
+    usual: Observations,
+    excluded: Mapping[str, int],
+    cost: FlopsPerToken | None = None,
+) -> Observed:
+    """What all sources have in common: the largest losses dropped, budgets and C/D found.
+
+    Budgets are found from C as it is `usual`: under 6ND trials of one budget differ in C.
+    """
+    k = source.reading.drop_largest
+    kept = obs.without_largest(k)
+    dropped = {f"among the largest losses (--drop-largest {k})": len(obs) - len(kept)}
+    notes = list(source.notes)
+    if not np.isfinite(kept.budget).any():
+        alike = usual.without_largest(k) if len(usual) == len(obs) else kept
+        budget, note = name_budgets(alike.flops, alike.params)
+        kept, notes = replace(kept, budget=budget), [*notes, note]
+    pooled = pool(kept)
+    if len(pooled) < len(kept):
+        notes.append(
+            f"{len(kept)} observations pooled into {len(pooled)} cells of N and D, each "
+            f"{CELL:.0%} wide and weighted by its number"
+        )
+    if cost is None and pooled.flops_convention == "6nd":
+        cost = FlopsPerToken.six_n()
+    return Observed(
+        obs=pooled,
+        cost=cost or FlopsPerToken.from_observations(pooled),
+        excluded={reason: n for reason, n in {**excluded, **dropped}.items() if n},
+        notes=tuple(notes),
+    )
+
+
+def open_source(source: str, reading: Reading) -> Source:
+    """Open a project directory, a CSV or Parquet file, or `mlflow:EXPERIMENT`.
+
+    Raises
+    ------
+    InputError
+        If there is none, it cannot be read, or it has rows of several kinds and nothing selects
+        one.
+    """
+    path = Path(source)
+    if source.startswith(MLFLOW):
+        from orchestrator.tracking import read_experiment
+
+        name = source.removeprefix(MLFLOW)
+        table = read_experiment(name, reading.tracking_uri, own=not reading.columns)
+    elif path.is_file() or path.suffix.lower() in SUFFIXES:
+        name, table = path.name, read_table(path)
+    else:
+        return evidence(open_project(path), reading)
+    if has_schema(table.column_names) and not reading.columns:
+        return _evidence_of(table, name, reading)
+    return points(table, name, reading)
+
+
+def points(table: pa.Table, name: str, reading: Reading) -> Points:
+    """What somebody else's table says.
+
+    Raises
+    ------
+    InputError
+        If a column is missing or holds no numbers, or nothing is left.
+    """
+    chosen = where(table, reading.where)
+    columns = {**reading.columns, **({"loss": reading.loss} if reading.loss else {})}
+    found = foreign(chosen, columns)
+    left = table.num_rows - chosen.num_rows
+    excluded = {**({"not selected": left} if left else {}), **found.excluded}
+    return Points(name=name, found=found, excluded=excluded, reading=reading)
+
+
+def _evidence_of(table: pa.Table, name: str, reading: Reading) -> Evidence:
+    """Rows of a file or an experiment that has the columns of a ledger."""
+    row = pa.array(np.arange(table.num_rows))
+    names = table.select(["trial", "tokens"]).append_column("row", row)
+    firsts = names.group_by(["trial", "tokens"]).aggregate([("row", "min")])["row_min"]
+    distinct = table.take(np.sort(firsts.to_numpy()))
+    excluded = _left("the same observation again", table, distinct)
+    if "role" in distinct.column_names:
+        kept = distinct.filter(pc.is_in(distinct["role"], pa.array(reading.roles)))
+        excluded |= _left("asked for in another role", distinct, kept)
+        distinct = kept
+    ours = as_schema(distinct, name)
+    chosen = where(ours, reading.where)
+    _require_rows(chosen, total=table.num_rows, excluded=excluded)
+    require_one_kind(chosen)
+    excluded |= _left("not selected", ours, chosen)
+    return Evidence(name=name, table=chosen, excluded=excluded, reading=reading)
+
+
+def _require_rows(chosen: pa.Table, *, total: int, excluded: Mapping[str, int]) -> None:
+    if chosen.num_rows == 0:
+        reasons = ", ".join(excluded) or "of another kind"
+        raise InputError(f"all {total} observations are left out: {reasons}")
+
+
+def _left(reason: str, before: pa.Table, after: pa.Table) -> dict[str, int]:
+    n = before.num_rows - after.num_rows
+    return {reason: n} if n else {}
+
+
+def evidence(
+    project: Project, reading: Reading | None = None, *, kind_of: Plan | None = None
+) -> Evidence:
+    """What a project's ledger holds of one kind.
+
+    Parameters
+    ----------
+    project
+        Where to read.
+    reading
+        Which of it; `where` selects among kinds.
+    kind_of
+        Select the kind of this plan's own rows; others are counted as excluded.
+
+    Raises
+    ------
+    InputError
+        If there are no rows, or rows of several kinds and nothing selects one.
+    """
+    reading = reading or Reading()
+    if reading.columns:
+        raise InputError(f"--columns is for tables of others; {project.path} has its own columns")
+    every = project.ledger.read()
+    if every.num_rows == 0:
+        raise InputError(f"the ledger of {project.path} is empty: run its sweep first")
+    allowed, excluded, notes = rule_out(every, read_exclusions(project.path))
+    table, other_roles = _of_roles(allowed, project, reading.roles)
+    chosen = where(table, reading.where)
+    if kind_of is not None:
+        own = pc.is_in(every["trial"], pa.array([trial.key for trial in kind_of.trials]))
+        first = every.filter(own).slice(0, 1).to_pylist()[0]
+        for name in KIND_COLUMNS:
+            chosen = chosen.filter(pc.equal(chosen[name], first[name]))
+    _require_rows(chosen, total=every.num_rows, excluded=excluded | other_roles)
+    require_one_kind(chosen)
+    excluded |= other_roles | _left("of another kind" if kind_of else "not selected", table, chosen)
+    plan = kind_of or _latest_plan(project, set(chosen["trial"].to_pylist()))
+    if plan is not None:
+        family = chosen.filter(_of_family(chosen, plan))
+        foreign_shapes = _left("of another family of shapes", chosen, family)
+        if foreign_shapes and kind_of is None:
+            raise InputError(
+                f"{chosen.num_rows - family.num_rows} observations are of another family of shapes "
+                f"than those of {plan.name}, so that N does not fix their FLOPs a token: select "
+                "with --where depth=... or heads=..."
+            )
+        chosen, excluded = family, excluded | foreign_shapes
+    return Evidence(
+        name=plan.name if plan else project.path.name,
+        table=chosen,
+        excluded=excluded,
+        notes=tuple(notes),
+        reading=reading,
+        project=project,
+        plan=plan,
+    )
+
+
+def _of_roles(
+    table: pa.Table, project: Project, roles: tuple[Role, ...]
+) -> tuple[pa.Table, dict[str, int]]:
+    """Rows that some plan asks for in one of `roles`, or that none asks for."""
+    asked = project.roles()
+    kept, excluded = [], Counter[str]()
+    for name in observation_ids(table):
+        found = asked.get(name, frozenset())
+        kept.append(not found or not found.isdisjoint(roles))
+        if not kept[-1]:
+            excluded[f"asked for as {' and '.join(sorted(found))} only"] += 1
+    return table.filter(pa.array(kept, pa.bool_())), dict(excluded)
+
+
+def _of_family(table: pa.Table, plan: Plan) -> pa.Array:
+    """Which rows have the shape that the plan's family has at their width."""
+    shapes = plan.spec.shapes
+    rows = table.select(["width", "depth"]).to_pylist()
+    return pa.array([shapes.depth_at(row["width"]) == row["depth"] for row in rows], pa.bool_())
+
+
+def _latest_plan(project: Project, trials: set[str]) -> Plan | None:
+    """The latest plan that asks for one of the trials; none does where all are external."""
+    for plan in reversed(project.plans()):
+        if any(trial.key in trials for trial in plan.trials):
+            return plan
+    return None

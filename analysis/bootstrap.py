@@ -90,7 +90,8 @@ def bootstrap(
     solved together (`minimise.py`), each from the estimate of all rows.
     """
     data = prepare(fit.law, obs)
-    counts = _counts(np.random.default_rng(seed), replicates, len(obs), by, data.groups)
+    n = len(data.rows.log_n)  # without rows of weight 0
+    counts = _counts(np.random.default_rng(seed), replicates, n, by, data.groups)
     begin = fit.theta.copy()
     begin[0] -= begin[3] * data.centre_n
     begin[1] -= begin[4] * data.centre_d

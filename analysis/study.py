@@ -15,7 +15,7 @@ from analysis.forecast import Forecast, forecast
 from analysis.headline import Headline, headline
 from analysis.heldout import Heldout, leave_one_out, roll_forward
 from analysis.lack_of_fit import lack_of_fit
-from analysis.laws import HOFFMANN, KAPLAN
+from analysis.laws import GENERALISED, HOFFMANN, KAPLAN
 from analysis.observations import Observations
 from analysis.optimum import FlopsPerToken
 from analysis.pair import Basis, GammaTest, fit_basis
@@ -177,7 +177,11 @@ def _fits(
         fits.append(fit(KAPLAN, obs, method=method))
     except InputError as error:
         refusals[KAPLAN.name] = str(error)
-    return basis, tuple(fits) if basis else (), refusals
+    if basis is None:
+        for law in (GENERALISED, KAPLAN):
+            refusals.setdefault(law.name, "fitted only beside the hoffmann law, which is refused")
+        fits.clear()
+    return basis, tuple(fits), refusals
 
 
 def _top(obs: Observations, valleys: IsoflopFit) -> float:

@@ -68,14 +68,17 @@ def percent(log_ratio: float | None) -> str:
     return f"{100 * math.expm1(log_ratio):+.1f}%".replace("-", "−")
 
 
-def figures_of(value: float) -> str:
-    """A constant, four digits, without an exponent where that is short.
+def figures_of(value: float, digits: int = 4) -> str:
+    """A constant, to some digits, without an exponent where that is short.
 
     Examples
     --------
     >>> [figures_of(v) for v in (0.34731, 1390.2, 5.488e10, math.inf)]
     ['0.3473', '1390', '5.488e+10', '∞']
+    >>> figures_of(1394.2, 3)
+    '1390'
     """
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return f"{value:.0f}" if 1e3 <= abs(value) < 1e5 else f"{value:.4g}"
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:.0f}" if 1e3 <= abs(rounded) < 1e5 else f"{rounded:.{digits}g}"

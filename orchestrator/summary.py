@@ -13,7 +13,7 @@ from analysis.approaches import Vertex
 from analysis.heldout import HEADLINE, median_error
 from analysis.intervals import Interval
 from analysis.study import Study
-from analysis.wording import CONVENTIONS, count, percent, span
+from analysis.wording import CONVENTIONS, count, figures_of, percent, span
 from cluster.capacity import estimated_seconds
 from cluster.placement import cpu_slots
 from orchestrator.planner import PF_DAY, Plan
@@ -168,15 +168,18 @@ def _exponents(found: Study) -> Table:
 
 
 def _constants(found: Study) -> Table:
+    """A row a law, and below it how well its constants are known."""
     names = ("A", "B", "E", "alpha", "beta", "gamma")
     table = _table("law", *names, "rmse of ln L", "")
-    for item in found.fits:
-        known = item.constants
-        cells = [f"{known[name]:.4g}" if name in known else "–" for name in names]
+    for item, known in zip(found.fits, found.intervals, strict=True):
+        constants = item.constants
+        cells = [figures_of(constants[name]) if name in constants else "–" for name in names]
         pinned = ", ".join(f"{name} pinned" for name in sorted(item.law.pinned))
-        rmse = f"{item.rmse:.2%}"
         status = item.status if item.status != "converged" else pinned
-        table.add_row(item.law.name, *cells, rmse, status)
+        table.add_row(item.law.name, *cells, f"{item.rmse:.2%}", status)
+        parts = [known.constants.get(name) for name in names]
+        ends = [f"{figures_of(i.low, 3)}–{figures_of(i.high, 3)}" if i else "" for i in parts]
+        table.add_row(f"  {found.level:.0%}", *ends, "", "", style="dim")
     return table
 
 

@@ -24,6 +24,13 @@ STDLIB = Stdlib()
 
 
 @pytest.fixture(scope="session")
+def reference() -> Path:
+    """Where published points are kept, beside the repository."""
+    here = Path(__file__).parents[1] / "../shared/reference"
+    return Path(os.environ.get("ISOFLOP_REFERENCE", here))
+
+
+@pytest.fixture(scope="session")
 def make_trial() -> MakeTrial:
     """A pretraining trial of a width at a budget, by default of the mini recipe on the stdlib."""
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from analysis.laws import FlopsPerToken, Law, loss
+from analysis.laws import Law, loss
 from analysis.observations import FloatArray, Observations
+from analysis.optimum import FlopsPerToken
 
 Sweep = Callable[..., Observations]
 MINI_GRID = {
@@ -108,10 +108,26 @@ def mini_sweep() -> Sweep:
 
 
 @pytest.fixture(scope="session")
-def reference() -> Path:
-    """Where published points are kept, beside the repository."""
-    here = Path(__file__).parents[2] / "../shared/reference"
-    return Path(os.environ.get("ISOFLOP_REFERENCE", here))
+def chinchilla_points(reference: Path) -> Sweep:
+    """Hoffmann et al.'s points as Besiroglu et al. 2024 digitised them, largest losses left out."""
+
+    def read(drop_largest: int = 5) -> Observations:
+        path = reference / "chinchilla_figure4_points.csv"
+        if not path.exists():
+            pytest.skip(f"no reference points at {reference}")
+        with path.open() as lines:
+            rows = list(csv.DictReader(lines))
+        n, c, losses = (
+            np.array([float(row[name]) for row in rows])
+            for name in ("Model Size", "Training FLOP", "loss")
+        )
+        nan = np.full(len(rows), np.nan)
+        every = Observations(
+            params=n, tokens=c / (6 * n), flops=c, loss=losses, loss_stderr=nan, budget=nan
+        )
+        return every.without_largest(drop_largest)
+
+    return read
 
 
 @pytest.fixture(scope="session")

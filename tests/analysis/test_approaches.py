@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from analysis.approaches import isoflop
-from analysis.errors import InputError
-from analysis.laws import HOFFMANN, PUBLISHED, FlopsPerToken, log_loss, optimum
+from analysis.laws import HOFFMANN, PUBLISHED, log_loss
 from analysis.observations import Observations
+from analysis.optimum import FlopsPerToken, optimum
 
 SIX_N = FlopsPerToken.six_n()
 CORRECTED = HOFFMANN.theta(PUBLISHED["besiroglu-2024"].constants)
@@ -111,7 +111,7 @@ def test_three_sizes_determine_a_vertex_but_not_its_error():
 def test_no_line_without_two_interior_vertices_and_no_interval_without_three():
     one = isoflop(bowls([1e8], [1e18]))
     assert one.exponent is None
-    assert one.reason == "an exponent needs two budgets, and there is one"
+    assert one.reason == "an exponent needs two budgets, and there are 1"
     lost = isoflop(bowls([1e8, 1e4], [1e18, 1e19], depth=0.01))
     assert lost.exponent is None
     assert "1e+19 FLOPs: the optimum" in lost.reason
@@ -120,12 +120,13 @@ def test_no_line_without_two_interior_vertices_and_no_interval_without_three():
     assert (two.exponent.low, two.exponent.high) == (-np.inf, np.inf)
 
 
-def test_rows_without_a_nominal_budget_are_left_out_and_alone_refused():
+def test_rows_without_a_nominal_budget_are_left_out_and_alone_give_a_reason():
     obs = bowls([1e8], [1e18])
     probe = replace(obs, budget=np.where(np.arange(7) == 0, np.nan, obs.budget))
     assert isoflop(probe).vertices[0].n == 6
-    with pytest.raises(InputError, match="nominal budgets"):
-        isoflop(replace(obs, budget=np.full(7, np.nan)))
+    unplanned = isoflop(replace(obs, budget=np.full(7, np.nan)))
+    assert (unplanned.vertices, unplanned.exponent, unplanned.faults) == ((), None, ())
+    assert unplanned.reason == "an exponent needs two budgets, and there are 0"
 
 
 @pytest.mark.parametrize(("span", "off"), [(16.0, 0.0), (28.0, 0.0), (28.0, 0.5)])

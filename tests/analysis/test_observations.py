@@ -1,5 +1,6 @@
 """The observation table: conventions, kinds, and what is left out."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -68,3 +69,57 @@ def test_selection_compares_as_text() -> None:
     assert where(table, {"context": "64"})["trial"].to_pylist() == ["a"]
     with pytest.raises(InputError, match="no observation has context=32; there are 128, 64"):
         where(table, {"context": "32"})
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "trials"),
+    [
+        ("flops_exact", "7e5", ["a"]),
+        ("flops_exact", "800000", ["b"]),
+        ("recipe", "mini", ["a", "b"]),
+        ("seed", "1", ["b"]),
+    ],
+)
+def test_numbers_are_selected_however_they_are_written(column, value, trials) -> None:
+    table = _table(_row(seed=None), _row(trial="b", flops_exact=8e5, seed=1))
+    assert where(table, {column: value})["trial"].to_pylist() == trials
+
+
+def test_a_plan_tells_the_budget_before_the_row_does() -> None:
+    table = _table(_row(budget=1e6), _row(trial="b", budget=2e6), _row(trial="c"))
+    budget = observations(table, {("a", 1000): 5e5}).budget
+    np.testing.assert_array_equal(budget, [5e5, 2e6, np.nan])
+
+
+def test_horizons_of_one_trial_share_a_trunk() -> None:
+    table = _table(
+        _row(), _row(tokens=2000), _row(trial="b"), _row(trial="c", trunk="t"), _row(trunk="t")
+    )
+    first, second, other, named, same = observations(table, {}).trunk
+    assert first == second
+    assert named == same
+    assert len({int(first), int(other), int(named)}) == 3
+
+
+def test_weights_are_one_where_a_row_has_none() -> None:
+    table = _table(_row(weight=0.5), _row(trial="b"))
+    assert observations(table, {}).weight.tolist() == [0.5, 1.0]
+
+
+def test_losses_equal_to_the_kth_largest_go_too() -> None:
+    losses = [2.0, 4.0, 3.0, 3.0, 1.0]
+    obs = observations(_table(*(_row(trial=str(i), loss=x) for i, x in enumerate(losses))), {})
+    assert obs.without_largest(0).loss.tolist() == losses
+    assert obs.without_largest(1).loss.tolist() == [2.0, 3.0, 3.0, 1.0]
+    assert obs.without_largest(2).loss.tolist() == [2.0, 1.0]
+    for k in (-1, 5, 6):
+        with pytest.raises(InputError, match=f"dropping the {k} largest losses of 5"):
+            obs.without_largest(k)
+
+
+def test_external_rows_are_counted_as_given() -> None:
+    row = _row(params_given=120.0, flops_given=9e5, params_total=None, flops_exact=None)
+    obs = observations(_table(row), {}, params="given", flops="given")
+    assert (obs.params[0], obs.flops[0]) == (120.0, 9e5)
+    with pytest.raises(InputError, match="none of 1 observations has loss, N as total"):
+        observations(_table(row), {}, params="total", flops="6nd")

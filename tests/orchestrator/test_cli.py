@@ -21,7 +21,7 @@ from trainers.registry import trainer
 
 Run = Callable[..., tuple[int, str, str]]
 LARGE = {"aspect": 64.0, "head_width": 32, "width_multiple": 32}
-VERBS = ("mini", "plan", "run", "status", "fit", "forecast", "propose", "report", "ui")
+VERBS = ("mini", "plan", "run", "status", "fit", "forecast", "propose", "report", "add", "ui")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_fit_prints_one_json_object(isoflop: Run, project: Project) -> None:
     assert (code, err) == (0, "")
     assert found["observations"] == 15
     assert found["convention"] == {"params": "non_embedding", "flops": "exact"}
-    assert set(found["exponents"]) == {"hoffmann", "generalised", "isoflop"}
+    assert set(found["exponents"]) == {"hoffmann", "generalised", "kaplan", "isoflop"}
     for item in found["exponents"].values():
         assert {"a", "a_interval", "level", "params", "flops"} <= set(item)
     assert set(found["vertices"][0]) >= {"flops", "params", "tokens", "loss", "status"}

@@ -1,0 +1,180 @@
+"""The command line on data of others: files, conventions, external runs, and what is refused."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+MAPPED = ("--columns", "params=Model Size,flops=Training FLOP,loss=loss")
+
+
+@pytest.fixture
+def isoflop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Run:
+    """Runs the command line in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["isoflop", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def _bad(isoflop: Run, *arguments: object) -> str:
+    """An error for a person: exit code 2, one line on stderr, nothing on stdout."""
+    code, out, err = isoflop(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("isoflop: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Four budgets of seven sizes under Hoffmann's published law, with .1% noise."""
+    budget = np.repeat([1e18, 4e18, 1.6e19, 6.4e19], 7)
+    n = np.sqrt(budget / 120) * np.tile(np.geomspace(0.25, 4, 7), 4)
+    loss = 1.69 + 406.4 * n**-0.34 + 410.7 * (budget / (6 * n)) ** -0.28
+    loss *= np.exp(0.001 * np.random.default_rng(0).standard_normal(28))
+    path = tmp_path / "runs.csv"
+    csv.write_csv(pa.table({"Model Size": n, "Training FLOP": budget, "loss": loss}), path)
+    return path
+
+
+def test_a_file_is_fitted_as_a_project_is(isoflop: Run, runs: Path) -> None:
+    code, out, _ = isoflop("fit", runs, *MAPPED, "--drop-largest", "2", "--json")
+    found = json.loads(out)
+    assert (code, found["observations"]) == (0, 26)
+    assert found["convention"] == {"params": "given", "flops": "given"}
+    assert found["excluded"] == [
+        {"reason": "among the largest losses (--drop-largest 2)", "count": 2}
+    ]
+    assert found["budgets"] == [1e18, 4e18, 1.6e19, 6.4e19]
+    assert any("budgets found from C" in warning for warning in found["warnings"])
+    assert isoflop("fit", runs, *MAPPED)[0] == 0
+
+
+def test_forecast_and_report_take_a_file(isoflop: Run, runs: Path, tmp_path: Path) -> None:
+    _, out, _ = isoflop("forecast", runs, *MAPPED, "--flops", "1e21", "--json")
+    found = json.loads(out)
+    assert found["convention"] == {"params": "given", "flops": "given"}
+    assert found["params_interval"][0] < found["params"] < found["params_interval"][1]
+    page = tmp_path / "page.html"
+    code, out, _ = isoflop("report", runs, *MAPPED, "-o", page)
+    assert (code, out.strip()) == (0, str(page))
+    assert "28 points of runs.csv" in page.read_text()
+
+
+def test_the_method_is_told_on_the_command_line(isoflop: Run, runs: Path) -> None:
+    told = ("--pin", "E=1.7", "--pin", "alpha=0.34", "--objective", "huber", "--delta", "0.01")
+    _, out, _ = isoflop("fit", runs, *MAPPED, *told, "--json")
+    laws = json.loads(out)["laws"]
+    assert laws["hoffmann"]["parameters"]["E"] == 1.7
+    assert laws["generalised"]["parameters"]["alpha"] == 0.34
+    _, squares, _ = isoflop("fit", runs, *MAPPED, "--json")
+    assert json.loads(squares)["laws"]["hoffmann"]["parameters"]["E"] != 1.7
+
+
+def test_the_points_of_besiroglu_et_al(isoflop: Run, reference: Path) -> None:
+    path = reference / "chinchilla_figure4_points.csv"
+    if not path.exists():
+        pytest.skip(f"no reference points at {reference}")
+    told = ("--drop-largest", "5", "--objective", "huber", "--delta", "1e-3")
+    _, out, _ = isoflop("fit", path, *MAPPED, *told, "--json")
+    found = json.loads(out)
+    assert found["observations"] == 240
+    assert found["excluded"][0]["count"] == 5
+    assert found["laws"]["hoffmann"]["objective"] <= 1.01828e-3
+    assert found["laws"]["hoffmann"]["parameters"]["E"] == pytest.approx(1.81722, rel=1e-3)
+
+
+def test_external_runs_make_a_project(isoflop: Run, runs: Path, tmp_path: Path) -> None:
+    project = tmp_path / "p"
+    code, out, _ = isoflop("add", project, runs, *MAPPED, "--name", "theirs", "--json")
+    assert (code, json.loads(out)["added"], json.loads(out)["known"]) == (0, 28, 0)
+    assert "28 were there already" in isoflop("add", project, runs, *MAPPED, "--name", "theirs")[1]
+    _, out, _ = isoflop("status", project, "--json")
+    assert json.loads(out)["external"] == [{"name": "theirs", "complete": 28}]
+    assert "theirs (external)" in isoflop("status", project)[1]
+    _, direct, _ = isoflop("fit", runs, *MAPPED, "--json")
+    _, added, _ = isoflop("fit", project, "--json")
+    one, other = (json.loads(out)["laws"]["hoffmann"]["parameters"] for out in (direct, added))
+    assert one == pytest.approx(other, rel=1e-6)
+    assert isoflop("forecast", project, "--flops", "1e21")[0] == 0
+    assert isoflop("report", project)[0] == 0
+    assert "theirs" in (project / "report.html").read_text()
+    assert "no sweep trained the runs" in _bad(isoflop, "propose", project)
+
+
+def test_conventions_are_compared_where_there_are_several(isoflop: Run, runs: Path) -> None:
+    assert "one convention only" in _bad(isoflop, "fit", runs, *MAPPED, "--conventions")
+    table = csv.read_csv(runs)
+    size, flops = table["Model Size"].to_numpy(), table["Training FLOP"].to_numpy()
+    path = runs.with_name("three.parquet")
+    tokens = pa.array(flops / (6.6 * size))
+    pq.write_table(table.append_column("tokens", tokens), path)
+    mapped = ("--columns", f"{MAPPED[1]},tokens=tokens")
+    _, out, _ = isoflop("fit", path, *mapped, "--conventions", "--json")
+    found = json.loads(out)
+    assert [row["flops"] for row in found["conventions"]] == ["given", "6nd"]
+    assert found["sentence"].startswith("Hoffmann's a goes from")
+    code, out, _ = isoflop("fit", path, *mapped, "--conventions")
+    assert code == 0
+    assert "FLOPs by 6ND" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--columns", "params=x,flops=y"), "there is no column 'x'; the columns are 'Model Size'"),
+        ((*MAPPED, "--where", "x=1"), "no column 'x' to select on"),
+        ((*MAPPED, "--where", "x"), "write COLUMN=VALUE"),
+        ((*MAPPED, "--loss", "val"), "give one of them"),
+        ((*MAPPED, "--drop-largest", "-1"), "--drop-largest is -1; it must be at least 0"),
+        ((*MAPPED, "--drop-largest", "99"), "the 99 largest losses of 28 observations leaves none"),
+        ((*MAPPED, "--params", "total"), "this source has given only"),
+        ((*MAPPED, "--params", "all"), "it must be one of non_embedding"),
+        ((*MAPPED, "--roles", "some"), "the roles are grid, replicate"),
+        ((*MAPPED, "--pin", "E"), "write NAME=VALUE"),
+        ((*MAPPED, "--pin", "Z=1"), "no constant 'Z' to pin"),
+        ((*MAPPED, "--objective", "mean"), "it must be squares or huber"),
+        ((*MAPPED, "--delta", "0"), "delta is 0.0"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(
+    isoflop: Run, runs: Path, arguments: tuple, message: str
+) -> None:
+    assert message in _bad(isoflop, "fit", runs, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("1e8,2e9,-1", "a L ('loss') that is not positive, the first is -1 in row 1"),
+        ("0,2e9,3", "a N ('N') that is not positive"),
+        ("big,2e9,3", "column 'N' is not numeric: row 1 has 'big'"),
+        ("", "has no rows"),
+        ("1e8,2e9,3\n2e8,2e9,2.9\n4e8,4e9,2.8", "3 observations cannot determine"),
+    ],
+)
+def test_bad_rows_are_refused_in_one_sentence(
+    isoflop: Run, tmp_path: Path, rows: str, message: str
+) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(f"N,D,loss\n{rows}\n")
+    assert message in _bad(isoflop, "fit", path)
+    assert message in _bad(isoflop, "forecast", path, "--flops", "1e20")
+    if "observations" not in message:
+        assert message in _bad(isoflop, "add", tmp_path / "p", path)
+        assert not (tmp_path / "p").exists()

@@ -167,7 +167,7 @@ def diagnose(basis: Basis, params: float, tokens: float, level: float = 0.9) -> 
     law, theta, cost = basis.law, basis.theta, basis.cost
     flops = cost(params) * tokens
     needed = needed_flops(law, theta, params, tokens, cost)
-    best = optimum(law, theta, flops, cost)
+    best = optimum(theta, flops, cost)
     # At the optimum itself rounding may put the need above what was spent.
     excess = max(flops / needed - 1.0, 0.0)
     return Diagnosis(
@@ -176,10 +176,10 @@ def diagnose(basis: Basis, params: float, tokens: float, level: float = 0.9) -> 
         params=params,
         tokens=tokens,
         flops=flops,
-        loss=float(np.exp(log_loss(law, theta, np.log(params), np.log(tokens)))),
+        loss=float(np.exp(log_loss(theta, np.log(params), np.log(tokens)))),
         optimum=best,
         needed_flops=min(needed, flops),
-        needed=optimum(law, theta, min(needed, flops), cost),
+        needed=optimum(theta, min(needed, flops), cost),
         excess=excess,
         excess_interval=_excess_interval(basis, params, tokens, excess, level),
         verdict=_verdict(excess, params, best.params),
@@ -213,7 +213,7 @@ def _excess_interval(
 
     def quantities(theta: FloatArray) -> FloatArray:
         needed = needed_flops(fit.law, theta, params, tokens, cost)
-        off = math.log(params) - log_optimal_params(fit.law, theta, flops, cost)
+        off = math.log(params) - log_optimal_params(theta, flops, cost)
         return np.array([math.log(flops) - math.log(needed), off])
 
     found = standard_errors(fit, quantities)

@@ -93,8 +93,8 @@ def law_figure(found: Study) -> Figure:
     _counted(bar.ax.yaxis)
     grid = np.geomspace(obs.flops.min(), obs.flops.max() * 1.6, 80)
     for item in found.fits[:2]:
-        best = [optimum(item.law, item.theta, float(c), found.cost).loss for c in grid]
-        fitted = loss(item.law, item.theta, obs.params, obs.tokens)
+        best = [optimum(item.theta, float(c), found.cost).loss for c in grid]
+        fitted = loss(item.theta, obs.params, obs.tokens)
         colour, label = LAW_COLOURS[item.law.name], f"{item.law.name} law"
         left.plot(grid, best, color=colour, lw=1.6, label=f"lowest by the {label}")
         above = 100.0 * np.log(obs.loss / fitted)
@@ -122,10 +122,10 @@ def scaling_figure(found: Study) -> Figure:
     for item in found.next.recent.fits if found.next else found.fits:
         label = f"{item.law.name} law"
         label += f", last {RECENT_BUDGETS} budgets" if item.n < len(obs) else ""
-        n = [optimum(item.law, item.theta, float(c), found.cost).params for c in grid]
+        n = [optimum(item.theta, float(c), found.cost).params for c in grid]
         left.plot(grid, n, color=LAW_COLOURS[item.law.name], lw=1.6, label=label)
     for item in found.next.all.fits if found.next else found.fits:
-        best = [optimum(item.law, item.theta, float(c), found.cost).loss for c in grid]
+        best = [optimum(item.theta, float(c), found.cost).loss for c in grid]
         label = f"{item.law.name} law"
         right.plot(grid, best, color=LAW_COLOURS[item.law.name], lw=1.6, label=label)
     if found.next:
@@ -183,7 +183,7 @@ def _along(
         n = np.geomspace(rows.params.min(), rows.params.max(), 120)
         order = np.argsort(rows.params)
         d = np.exp(np.interp(np.log(n), np.log(rows.params[order]), np.log(rows.tokens[order])))
-    return n, loss(item.law, item.theta, n, d)
+    return n, loss(item.theta, n, d)
 
 
 def _canvas(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

@@ -186,7 +186,7 @@ def fit(
     >>> truth = {"A": 400.0, "B": 1000.0, "E": 1.7, "alpha": 0.35, "beta": 0.36}
     >>> nan = np.full(6, np.nan)
     >>> obs = Observations(params=n, tokens=d, flops=6 * n * d, loss_stderr=nan, budget=nan,
-    ...                    loss=loss(HOFFMANN, HOFFMANN.theta(truth), n, d))
+    ...                    loss=loss(HOFFMANN.theta(truth), n, d))
     >>> round(fit(HOFFMANN, obs).constants["E"], 4)
     1.7
     """
@@ -261,7 +261,7 @@ def _describe(law: Law, method: Method, data: Data, theta: FloatArray, converged
     margin = 1e-6 * (data.high - data.low)
     on_bound = law.free & ((theta <= data.low + margin) | (theta >= data.high - margin))
     on_bound[2] = False  # at zero E keeps its uncertainty, see `fit`
-    value, jacobian = log_loss_jacobian(law, theta, rows.log_n, rows.log_d)
+    value, jacobian = log_loss_jacobian(theta, rows.log_n, rows.log_d)
     # A term on its way to nothing has no slope left to take its coefficient to the bound.
     on_bound[:2] |= law.free[:2] & np.all(jacobian[:, :2] < _VANISHED, axis=0)
     free = law.free & ~on_bound

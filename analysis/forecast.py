@@ -68,7 +68,7 @@ def forecast(fit: Fit, flops: float, cost: FlopsPerToken, level: float = 0.9) ->
     """
     if not (math.isfinite(flops) and flops > 0):
         raise InputError(f"a forecast needs a positive number of FLOPs, not {flops}")
-    values, gradient = log_optimum_jacobian(fit.law, fit.theta, flops, cost)
+    values, gradient = log_optimum_jacobian(fit.theta, flops, cost)
     found = errors(fit, values, gradient)
     scatter, dof = fit.stderr(gradient[2], new_run=True) if fit.sound else (math.inf, 1.0)
     params, tokens, loss, a, b = intervals(found, level)

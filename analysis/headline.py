@@ -182,9 +182,7 @@ def flops_for(
     target = math.log(wanted)
 
     def distance(log_c: float) -> float:
-        at = [
-            log_optimum_jacobian(f.law, f.theta, math.exp(log_c), cost)[0][row] for f in pair.fits
-        ]
+        at = [log_optimum_jacobian(f.theta, math.exp(log_c), cost)[0][row] for f in pair.fits]
         return float((1.0 - pair.weight) * at[0] + pair.weight * at[-1]) - target
 
     low, high = math.log(obs.flops.min()) - 69.0, math.log(obs.flops.max()) + 69.0

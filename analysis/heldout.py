@@ -156,7 +156,7 @@ def _error(law: str, fits: tuple[Fit, Fit], held: Observations, vertex: Vertex) 
 
 
 def _log_losses(item: Fit, held: Observations) -> FloatArray:
-    return log_loss(item.law, item.theta, np.log(held.params), np.log(held.tokens))
+    return log_loss(item.theta, np.log(held.params), np.log(held.tokens))
 
 
 def _mean_losses(pair: Pair, held: Observations) -> FloatArray:

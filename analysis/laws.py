@@ -260,15 +260,13 @@ def _parts(theta: FloatArray, log_params: FloatArray, log_tokens: FloatArray) ->
     return _Parts(np.exp(term_n - bracket), bracket, gamma, np.logaddexp(log_e, gamma * bracket))
 
 
-def log_loss(
-    law: Law, theta: FloatArray, log_params: FloatArray, log_tokens: FloatArray
-) -> FloatArray:
+def log_loss(theta: FloatArray, log_params: FloatArray, log_tokens: FloatArray) -> FloatArray:
     """Log loss, ln L with L in nats/token, at ln N and ln D of the same shape. Needs E >= 0."""
     return _parts(theta, log_params, log_tokens).log_loss
 
 
 def log_loss_jacobian(
-    law: Law, theta: FloatArray, log_params: FloatArray, log_tokens: FloatArray
+    theta: FloatArray, log_params: FloatArray, log_tokens: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """Log loss, shape (n,), and its derivatives by all of `theta`, shape (n, 6). Needs E >= 0."""
     share_n, bracket, gamma, value = _parts(theta, log_params, log_tokens)
@@ -281,6 +279,6 @@ def log_loss_jacobian(
     return value, np.stack(columns, axis=-1)
 
 
-def loss(law: Law, theta: FloatArray, params: FloatArray, tokens: FloatArray) -> FloatArray:
+def loss(theta: FloatArray, params: FloatArray, tokens: FloatArray) -> FloatArray:
     """L in nats/token, shape (n,), of N parameters trained on D tokens, each of shape (n,)."""
-    return np.exp(log_loss(law, theta, np.log(params), np.log(tokens)))
+    return np.exp(log_loss(theta, np.log(params), np.log(tokens)))

@@ -14,7 +14,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
 
 from analysis.errors import InputError
-from analysis.laws import Law, log_loss, log_loss_jacobian
+from analysis.laws import log_loss, log_loss_jacobian
 from analysis.observations import FloatArray, Observations
 
 _DECAY = 0.5
@@ -134,7 +134,7 @@ class Optimum:
     """L at (N_opt, D_opt), in nats/token."""
 
 
-def exponent(law: Law, theta: FloatArray) -> float:
+def exponent(theta: FloatArray) -> float:
     """The a in N_opt ~ C^a where C = 6 N D: beta / (alpha + beta), Hoffmann et al. 2022, Eq. 4.
 
     Raising the bracket to gamma moves no minimum, so it holds for every law here.
@@ -143,7 +143,7 @@ def exponent(law: Law, theta: FloatArray) -> float:
     return float(beta / (alpha + beta))
 
 
-def log_optimal_params(law: Law, theta: FloatArray, flops: float, cost: FlopsPerToken) -> float:
+def log_optimal_params(theta: FloatArray, flops: float, cost: FlopsPerToken) -> float:
     """The ln N that minimises L(N, C/c(N)), accurate to 1e-10.
 
     The loss is flat at its minimum, where a minimiser finds N to 1e-8 at best; this solves
@@ -181,7 +181,7 @@ def log_optimal_params(law: Law, theta: FloatArray, flops: float, cost: FlopsPer
 _LARGEST_LOG = 700.0
 
 
-def optimum(law: Law, theta: FloatArray, flops: float, cost: FlopsPerToken) -> Optimum:
+def optimum(theta: FloatArray, flops: float, cost: FlopsPerToken) -> Optimum:
     """The compute-optimal N, D and L at `flops` under C = c(N) D.
 
     Examples
@@ -191,19 +191,19 @@ def optimum(law: Law, theta: FloatArray, flops: float, cost: FlopsPerToken) -> O
 
     >>> from analysis.laws import PUBLISHED
     >>> paper = PUBLISHED["hoffmann-2022"]
-    >>> best = optimum(paper.law, paper.theta, 5.88e23, FlopsPerToken.six_n())
+    >>> best = optimum(paper.theta, 5.88e23, FlopsPerToken.six_n())
     >>> round(best.params / 1e9), round(best.tokens / 1e12)
     (32, 3)
     """
-    x = log_optimal_params(law, theta, flops, cost)
+    x = log_optimal_params(theta, flops, cost)
     y = float(np.log(flops) - cost.log_and_slope(x)[0])
-    value = float(log_loss(law, theta, np.array(x), np.array(y)))
+    value = float(log_loss(theta, np.array(x), np.array(y)))
     # An unidentified exponent may send the optimum beyond what a double holds.
     n, d, best = np.exp(np.minimum([x, y, value], _LARGEST_LOG))
     return Optimum(float(n), float(d), float(best))
 
 
-def local_exponent(law: Law, theta: FloatArray, flops: float, cost: FlopsPerToken) -> float:
+def local_exponent(theta: FloatArray, flops: float, cost: FlopsPerToken) -> float:
     """The slope d ln N_opt / d ln C at `flops`, as a chord from half to twice C.
 
     beta/(alpha+beta) where c is proportional to N. A chord, because the second derivative of the
@@ -211,14 +211,14 @@ def local_exponent(law: Law, theta: FloatArray, flops: float, cost: FlopsPerToke
     such a range anyway.
     """
     if cost.proportional:
-        return exponent(law, theta)
-    above = log_optimal_params(law, theta, 2.0 * flops, cost)
-    below = log_optimal_params(law, theta, 0.5 * flops, cost)
+        return exponent(theta)
+    above = log_optimal_params(theta, 2.0 * flops, cost)
+    below = log_optimal_params(theta, 0.5 * flops, cost)
     return (above - below) / _LOG_4
 
 
 def log_optimum_jacobian(
-    law: Law, theta: FloatArray, flops: float, cost: FlopsPerToken
+    theta: FloatArray, flops: float, cost: FlopsPerToken
 ) -> tuple[FloatArray, FloatArray]:
     """The values (ln N_opt, ln D_opt, ln L, a, b), shape (5,), and their gradients, shape (5, 6).
 
@@ -226,16 +226,16 @@ def log_optimum_jacobian(
     implicit function theorem on the condition that `log_optimal_params` solves; the loss has no
     slope along the budget there, so that its gradient is that of L at fixed (N, D).
     """
-    at = _point(law, theta, flops, cost)
-    value, by_loss = log_loss_jacobian(law, theta, np.array(at.log_n), np.array(at.log_d))
+    at = _point(theta, flops, cost)
+    value, by_loss = log_loss_jacobian(theta, np.array(at.log_n), np.array(at.log_d))
     if cost.proportional:
         alpha, beta = theta[3], theta[4]
-        a = exponent(law, theta)
+        a = exponent(theta)
         by_a = np.zeros(6)
         by_a[3:5] = np.array([-beta, alpha]) / (alpha + beta) ** 2
         b, by_b = 1.0 - a, -by_a
     else:
-        above, below = _point(law, theta, 2.0 * flops, cost), _point(law, theta, flops / 2, cost)
+        above, below = _point(theta, 2.0 * flops, cost), _point(theta, flops / 2, cost)
         a, b = (np.array(above[:2]) - np.array(below[:2])) / _LOG_4
         by_a, by_b = (above.by_n - below.by_n) / _LOG_4, (above.by_d - below.by_d) / _LOG_4
     values = np.array([at.log_n, at.log_d, float(value), a, b])
@@ -251,9 +251,9 @@ class _Point(NamedTuple):
     by_d: FloatArray
 
 
-def _point(law: Law, theta: FloatArray, flops: float, cost: FlopsPerToken) -> _Point:
+def _point(theta: FloatArray, flops: float, cost: FlopsPerToken) -> _Point:
     alpha, beta = theta[3], theta[4]
-    at = log_optimal_params(law, theta, flops, cost)
+    at = log_optimal_params(theta, flops, cost)
     log_cost, slope = (float(part) for part in cost.log_and_slope(at))
     log_d = float(np.log(flops)) - log_cost
     bend = 0.0

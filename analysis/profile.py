@@ -87,7 +87,7 @@ def profile(fit: Fit, obs: Observations, quantity: Quantity, level: float = 0.9)
 
 def _least(fit: Fit, data: Data, quantity: Quantity, held: float, stderr: float) -> float:
     """The smallest sum of squares with the quantity held."""
-    rows, free, law = data.rows, np.flatnonzero(fit.free), fit.law
+    rows, free = data.rows, np.flatnonzero(fit.free)
     root_weight = np.sqrt(rows.weights[0])
     stiff = _STIFF * fit.sigma / stderr
     full = fit.theta.copy()
@@ -97,7 +97,7 @@ def _least(fit: Fit, data: Data, quantity: Quantity, held: float, stderr: float)
     def at(x: FloatArray) -> tuple[FloatArray, FloatArray]:
         theta = full.copy()
         theta[free] = x
-        value, jacobian = log_loss_jacobian(law, theta, rows.log_n, rows.log_d)
+        value, jacobian = log_loss_jacobian(theta, rows.log_n, rows.log_d)
         there, slope = quantity(data.uncentred(theta))
         residual = np.append(root_weight * (value - rows.log_loss[0]), stiff * (there - held))
         weighted = root_weight[:, None] * jacobian[:, free]

@@ -98,9 +98,9 @@ def within(
 
     def excess(x: float) -> float:
         y = log_c - float(cost.log_and_slope(x)[0])
-        return float(log_loss(law, theta, np.array(x), np.array(y))) - bound
+        return float(log_loss(theta, np.array(x), np.array(y))) - bound
 
-    best = log_optimal_params(law, theta, flops, cost)
+    best = log_optimal_params(theta, flops, cost)
     bound = 0.0
     bound = excess(best) + math.log1p(share)
     low, high = (_first_root(excess, best, step) for step in (-0.1, 0.1))
@@ -190,7 +190,7 @@ def _flops_reaching(
     # Under C = 6ND and without a service the bracket is a power of C: there is its root.
     power = terms.alpha * terms.beta / (terms.alpha + terms.beta)
     six = FlopsPerToken.six_n()
-    x = log_optimal_params(law, theta, 1.0, six)
+    x = log_optimal_params(theta, 1.0, six)
     guess = (terms.log_bracket(x, -math.log(6.0) - x) - target) / power
     root = _root(above, guess) if abs(guess) < _LARGEST_LOG else guess
     # Exponents near zero: the loss hardly depends on C, and C may be anything above nothing.
@@ -259,7 +259,7 @@ def _at(
     law: Law, theta: FloatArray, x: float, y: float, cost: FlopsPerToken
 ) -> tuple[float, Optimum]:
     log_c = y + float(cost.log_and_slope(x)[0])
-    value = float(log_loss(law, theta, np.array(x), np.array(y)))
+    value = float(log_loss(theta, np.array(x), np.array(y)))
     flops, n, d, best = np.exp(np.minimum([log_c, x, y, value], _LARGEST_LOG))
     return float(flops), Optimum(float(n), float(d), float(best))
 
@@ -351,7 +351,7 @@ def _served(
 ) -> tuple[float, float]:
     """The ln N and ln D of least loss with c(N) (D + T/3) = C."""
     terms = _terms(law, theta)
-    x = log_optimal_params(law, theta, flops, cost)
+    x = log_optimal_params(theta, flops, cost)
     log_c, serving = math.log(flops), served_tokens * _FORWARD
     if serving == 0.0:
         return x, log_c - float(cost.log_and_slope(x)[0])

@@ -77,7 +77,7 @@ def law_intervals(
 
     def exponents(row: int) -> Callable[[FloatArray], FloatArray]:
         def of(thetas: FloatArray) -> FloatArray:
-            each = [log_optimum_jacobian(fit.law, t, said.flops, cost)[0][row] for t in thetas]
+            each = [log_optimum_jacobian(t, said.flops, cost)[0][row] for t in thetas]
             return np.array(each)
 
         return of
@@ -107,7 +107,7 @@ def _profiled(fit: Fit, obs: Observations, said: Forecast, cost: FlopsPerToken) 
 
     def exponent(row: int) -> Interval:
         def quantity(theta: FloatArray) -> tuple[float, FloatArray]:
-            values, gradient = log_optimum_jacobian(fit.law, theta, said.flops, cost)
+            values, gradient = log_optimum_jacobian(theta, said.flops, cost)
             return float(values[row]), gradient[row]
 
         return profile(fit, obs, quantity, level)

@@ -98,7 +98,7 @@ class Cell:
 def observations(law: Law, theta: FloatArray, design: Design) -> Observations:
     """The design's noise-free sweep of a truth."""
     flops = 1e18 * 3.0 ** np.arange(design.budgets)
-    centre = np.exp([log_optimal_params(law, theta, float(c), COST) for c in flops])
+    centre = np.exp([log_optimal_params(theta, float(c), COST) for c in flops])
     centre *= design.centre * design.drift ** np.arange(design.budgets)
     steps = np.exp(np.linspace(-0.5, 0.5, design.sizes) * np.log(design.span))
     n = np.outer(centre, steps).ravel()
@@ -108,7 +108,7 @@ def observations(law: Law, theta: FloatArray, design: Design) -> Observations:
         params=n,
         tokens=d,
         flops=c,
-        loss=np.exp(log_loss(law, theta, np.log(n), np.log(d))),
+        loss=np.exp(log_loss(theta, np.log(n), np.log(d))),
         loss_stderr=np.full(len(n), np.nan),
         budget=c,
     )
@@ -150,7 +150,7 @@ def cell(task: tuple[str, str, str, int]) -> Cell:
     rng = np.random.default_rng([list(TRUTHS).index(truth), NOISES.index(noise), len(design)])
     losses = obs.loss * np.exp(scatter(noise, obs, rng, repetitions))
     flops = REACH * float(obs.flops.max())
-    true = np.exp(log_optimum_jacobian(law, theta, flops, COST)[0][[0, 2]])
+    true = np.exp(log_optimum_jacobian(theta, flops, COST)[0][[0, 2]])
     everything, worst = pairs(obs, losses)
     kept = np.isin(obs.budget, recent(obs).budgets())
     last = everything if kept.all() else pairs(obs.select(kept), losses[:, kept])[0]

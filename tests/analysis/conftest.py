@@ -34,7 +34,7 @@ def _observed(
     noise: float,
     seed: int,
 ) -> Observations:
-    exact = loss(law, law.theta(constants), params, tokens)
+    exact = loss(law.theta(constants), params, tokens)
     scatter = np.random.default_rng(seed).standard_normal(len(exact))
     return Observations(
         params=params,

@@ -37,9 +37,9 @@ def law_sweep(*, noise=0.0, seed=0, span=16.0, off=0.0, budgets=4, sizes=7):
     rng = np.random.default_rng(seed)
     parts = []
     for c in 1e18 * 8.0 ** np.arange(budgets):
-        best = optimum(HOFFMANN, CORRECTED, c, SIX_N).params
+        best = optimum(CORRECTED, c, SIX_N).params
         n = best * np.exp(off + np.linspace(-0.5, 0.5, sizes) * np.log(span))
-        exact = log_loss(HOFFMANN, CORRECTED, np.log(n), np.log(c / 6 / n))
+        exact = log_loss(CORRECTED, np.log(n), np.log(c / 6 / n))
         parts.append((n, np.full(sizes, c), np.exp(exact + noise * rng.standard_normal(sizes))))
     return rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -132,7 +132,7 @@ def test_rows_without_a_nominal_budget_are_left_out_and_alone_give_a_reason():
 @pytest.mark.parametrize(("span", "off"), [(16.0, 0.0), (28.0, 0.0), (28.0, 0.5)])
 def test_the_vertex_of_a_lawful_valley_is_nearly_its_optimum(span, off):
     for vertex in isoflop(law_sweep(span=span, off=off)).vertices:
-        best = optimum(HOFFMANN, CORRECTED, vertex.flops, SIX_N)
+        best = optimum(CORRECTED, vertex.flops, SIX_N)
         assert np.log(vertex.params / best.params) == pytest.approx(0.0, abs=0.02)
         assert np.log(vertex.loss / best.loss) == pytest.approx(0.0, abs=5e-4)
 
@@ -140,7 +140,7 @@ def test_the_vertex_of_a_lawful_valley_is_nearly_its_optimum(span, off):
 def test_on_a_very_wide_grid_the_vertex_is_nearer_than_a_plain_parabolas():
     obs = law_sweep(span=150.0)
     for vertex in isoflop(obs).vertices:
-        best = optimum(HOFFMANN, CORRECTED, vertex.flops, SIX_N)
+        best = optimum(CORRECTED, vertex.flops, SIX_N)
         mine = obs.select(obs.budget == vertex.flops)
         plain = np.polynomial.Polynomial.fit(np.log(mine.params), mine.loss, 2)
         (bottom,) = plain.deriv().roots()
@@ -155,7 +155,7 @@ def test_standard_error_of_the_vertex_is_the_spread_of_repeated_sweeps():
     logs = np.log([vertex.params for vertex in found])
     claimed = np.sqrt(np.mean([vertex.params_stderr**2 for vertex in found]))
     assert claimed == pytest.approx(np.std(logs), rel=0.15)
-    best = optimum(HOFFMANN, CORRECTED, 8e18, SIX_N).params
+    best = optimum(CORRECTED, 8e18, SIX_N).params
     assert np.sqrt(np.mean((logs - np.log(best)) ** 2)) < 0.08
 
 
@@ -191,7 +191,7 @@ def test_under_6nd_a_vertex_has_the_compute_of_its_own_n_and_d(mini_sweep):
     cost = FlopsPerToken(24 * widths**2, 6 * (24 * widths**2 + 256 * widths) + 780 * widths)
     truth = {"A": 30.0, "B": 60.0, "E": 0.3, "alpha": 0.35, "beta": 0.3}
     budgets = 4e10 * 6.0 ** np.arange(4)
-    best = [optimum(HOFFMANN, HOFFMANN.theta(truth), c, cost) for c in budgets]
+    best = [optimum(HOFFMANN.theta(truth), c, cost) for c in budgets]
     grid = {
         float(c): np.round(np.sqrt(b.params / 24) * np.geomspace(0.5, 2, 9))
         for c, b in zip(budgets, best, strict=True)
@@ -249,7 +249,7 @@ def test_the_interval_of_a_vertex_covers():
     found = [isoflop(law_sweep(noise=0.003, seed=s, sizes=5, span=12)).vertices for s in range(100)]
     inside, tight = [], []
     for vertex in (v for vertices in found for v in vertices if v.status == "interior"):
-        best = optimum(HOFFMANN, CORRECTED, vertex.flops, SIX_N).params
+        best = optimum(CORRECTED, vertex.flops, SIX_N).params
         ends = vertex.params_interval(0.9)
         inside.append(ends.low <= best <= ends.high)
         tight.append(abs(np.log(vertex.params / best)) <= 1.645 * vertex.params_stderr)

@@ -32,7 +32,7 @@ def test_chinchilla_points_give_the_refitted_intervals(chinchilla_points):
     assert ends["beta"] == pytest.approx((0.332, 0.416), rel=0.03)
     a = found.exponent(0.95)
     assert (a.low, a.high) == pytest.approx((0.481, 0.556), rel=0.03)
-    assert a.estimate == pytest.approx(exponent(HOFFMANN, found.fit.theta), rel=1e-12)
+    assert a.estimate == pytest.approx(exponent(found.fit.theta), rel=1e-12)
 
 
 @pytest.mark.parametrize("method", [Method(), HUBER], ids=lambda method: method.objective)

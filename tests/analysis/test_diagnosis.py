@@ -82,7 +82,7 @@ def test_gpt_3_was_what_its_own_laboratorys_law_asked_for():
 
 def test_what_is_needed_has_the_same_loss_and_what_was_spent_a_better_one():
     found = diagnose(REFIT, *GOPHER)
-    by_hand = float(loss(HOFFMANN, REFIT.theta, np.array(280e9), np.array(300e9)))
+    by_hand = float(loss(REFIT.theta, np.array(280e9), np.array(300e9)))
     assert found.loss == pytest.approx(by_hand, rel=1e-12)
     assert found.needed.loss == pytest.approx(found.loss, rel=1e-12)
     assert found.optimum.loss < found.loss
@@ -97,7 +97,7 @@ def test_a_small_model_on_many_tokens_is_overtrained():
 
 def test_a_size_within_18_per_cent_of_the_best_is_compute_optimal():
     """Excess of ln r: half (alpha + beta) its square, .01 at r = e^.167 for these exponents."""
-    best = optimum(HOFFMANN, REFIT.theta, 1e23, SIX_N)
+    best = optimum(REFIT.theta, 1e23, SIX_N)
     for ratio, verdict in (
         (1.16, "compute-optimal"),
         (1 / 1.16, "compute-optimal"),
@@ -110,7 +110,7 @@ def test_a_size_within_18_per_cent_of_the_best_is_compute_optimal():
 
 def test_the_optimum_itself_wastes_nothing_under_any_cost(mini_cost):
     for cost, flops in ((SIX_N, 1e23), (mini_cost, 1e12)):
-        best = optimum(HOFFMANN, REFIT.theta, flops, cost)
+        best = optimum(REFIT.theta, flops, cost)
         found = diagnose(replace(REFIT, cost=cost), best.params, best.tokens)
         assert found.excess == pytest.approx(0.0, abs=1e-9)
         assert found.excess >= 0.0
@@ -235,7 +235,7 @@ def test_a_fit_of_hoffmanns_digitised_points_judges_as_the_literature_does(refer
 def test_an_excess_that_the_data_cannot_tell_from_none_says_so(sweep):
     obs = sweep(HOFFMANN, TRUTH, noise=0.01, seed=3)
     basis = fitted_basis(fit(HOFFMANN, obs), obs, SIX_N)
-    best = optimum(HOFFMANN, basis.theta, 1e23, SIX_N)
+    best = optimum(basis.theta, 1e23, SIX_N)
     found = diagnose(basis, 1.25 * best.params, best.tokens / 1.25)
     assert found.verdict == "undertrained"
     assert found.excess_interval.low == 0.0
@@ -266,7 +266,7 @@ def test_intervals_of_the_excess_cover(sweep, law, truth, ratio):
     """Nominally 90%; at the optimum itself zero is an end, and always inside."""
     theta = law.theta(truth)
     flops = 1e21
-    n = ratio * optimum(law, theta, flops, SIX_N).params
+    n = ratio * optimum(theta, flops, SIX_N).params
     excess = flops / needed_flops(law, theta, n, flops / 6 / n, SIX_N) - 1
     inside = 0
     for seed in range(60):
@@ -283,7 +283,7 @@ def test_intervals_of_a_small_excess_do_not_trust_its_vanishing_gradient(sweep):
     """The excess' own delta method covers 83% here, instead of 90."""
     constants = {"A": 482.01, "B": 2085.43, "E": 1.8172, "alpha": 0.3478, "beta": 0.3658}
     theta, flops = HOFFMANN.theta(constants), 1e21
-    n = 1.2 * optimum(HOFFMANN, theta, flops, SIX_N).params
+    n = 1.2 * optimum(theta, flops, SIX_N).params
     excess = flops / needed_flops(HOFFMANN, theta, n, flops / 6 / n, SIX_N) - 1
     inside = 0
     for seed in range(100):

@@ -14,7 +14,7 @@ from analysis.optimum import FlopsPerToken, exponent, optimum
 
 SIX_N = FlopsPerToken.six_n()
 CORRECTED = PUBLISHED["besiroglu-2024"].theta
-A = exponent(HOFFMANN, CORRECTED)
+A = exponent(CORRECTED)
 
 
 def observed(params, tokens, losses):
@@ -35,7 +35,7 @@ def ladder(*, theta=CORRECTED, sizes=10, ratios=8, noise=0.0, seed=0, low=5e7, h
     n, r = np.meshgrid(np.geomspace(low, high, sizes), np.geomspace(3, 300, ratios))
     n, d = n.ravel(), (n * r).ravel()
     scatter = np.random.default_rng(seed).standard_normal(len(n))
-    return observed(n, d, loss(HOFFMANN, theta, n, d) * np.exp(noise * scatter))
+    return observed(n, d, loss(theta, n, d) * np.exp(noise * scatter))
 
 
 UNEQUAL = HOFFMANN.theta({"A": 2000.0, "B": 139.0, "E": 1.69, "alpha": 0.45, "beta": 0.25})
@@ -49,10 +49,10 @@ UNEQUAL = HOFFMANN.theta({"A": 2000.0, "B": 139.0, "E": 1.69, "alpha": 0.45, "be
 def test_a_dense_grid_of_an_exact_law_gives_its_exponent(theta, low, high, tolerance):
     found = envelope(ladder(theta=theta, ratios=60, sizes=12, low=low, high=high))
     assert (found.status, found.reason, found.sizes) == ("ok", None, 12)
-    assert found.exponent.estimate == pytest.approx(exponent(HOFFMANN, theta), abs=tolerance)
+    assert found.exponent.estimate == pytest.approx(exponent(theta), abs=tolerance)
     assert found.tokens_exponent.estimate == pytest.approx(1 - found.exponent.estimate, abs=1e-4)
     for flops in (1e20, 5.88e23):
-        best = optimum(HOFFMANN, theta, flops, SIX_N)
+        best = optimum(theta, flops, SIX_N)
         assert found.params_at(flops).estimate == pytest.approx(best.params, rel=0.05)
         assert found.tokens_at(flops).estimate == pytest.approx(best.tokens, rel=0.05)
 
@@ -71,7 +71,6 @@ def test_a_crossing_is_where_two_neighbouring_sizes_have_the_same_loss():
         assert crossing.params == pytest.approx(math.sqrt(small * large), rel=1e-9)
         assert crossing.tokens == pytest.approx(crossing.flops / 6 / crossing.params, rel=1e-6)
         both = loss(
-            HOFFMANN,
             CORRECTED,
             np.array([small, large]),
             crossing.flops / 6 / np.array([small, large]),
@@ -86,7 +85,7 @@ def test_where_the_best_curve_ends_nothing_crosses():
         parts = [(n, n * ratio[: last if n < 4e8 else 100]) for n in sizes]
         size = np.concatenate([np.full(len(d), n) for n, d in parts])
         tokens = np.concatenate([d for _, d in parts])
-        found = envelope(observed(size, tokens, loss(HOFFMANN, CORRECTED, size, tokens)))
+        found = envelope(observed(size, tokens, loss(CORRECTED, size, tokens)))
         assert len(found.crossings) == crossings
         assert found.status == ("ok" if crossings else "no_crossings")
     assert found.exponent is None
@@ -177,7 +176,7 @@ def undecayed(penalty, sizes=10):
     for n in np.geomspace(5e7, 5e9, sizes):
         tokens = np.geomspace(1.0, 100.0, 300) * n
         left = 1.0 - tokens / tokens[-1]
-        value = loss(HOFFMANN, CORRECTED, np.full(300, n), tokens) * (1.0 + penalty * left)
+        value = loss(CORRECTED, np.full(300, n), tokens) * (1.0 + penalty * left)
         curves.append(Curve(params=n, tokens=tokens, flops=6 * n * tokens, loss=value))
     return curves
 

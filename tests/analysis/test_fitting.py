@@ -69,7 +69,7 @@ def test_laws_of_one_variable_are_straight_lines_in_logarithms(sweep, law, varia
     obs = sweep(HOFFMANN, TRUTH)
     obs = replace(obs, budget=np.full(len(obs), np.nan))  # rows that share nothing
     x = getattr(obs, variable)
-    exact = loss(law, PUBLISHED[name].theta, x, x)
+    exact = loss(PUBLISHED[name].theta, x, x)
     noise = np.exp(0.003 * np.random.default_rng(0).standard_normal(len(x)))
     found = fit(law, replace(obs, loss=exact * noise))
     # numpy's own straight line, and its own covariance.
@@ -118,7 +118,7 @@ def test_least_squares_of_the_chinchilla_points_is_where_another_optimiser_ends(
     assert 0.318 < found.constants["alpha"] < 0.373
     assert 0.332 < found.constants["beta"] < 0.416
     assert 1.770 < found.constants["E"] < 1.872
-    assert 0.481 < exponent(HOFFMANN, found.theta) < 0.556
+    assert 0.481 < exponent(found.theta) < 0.556
 
     def half_squares(x):
         value = x[2] + np.exp(x[0] - x[3] * np.log(obs.params))
@@ -219,9 +219,7 @@ def test_pinned_constants_stay_and_the_others_are_best_for_them(sweep, law, pins
         theta[free] += root @ x
         if theta[2] < 0:
             return np.inf
-        size = np.abs(
-            np.log(obs.loss) - log_loss(law, theta, np.log(obs.params), np.log(obs.tokens))
-        )
+        size = np.abs(np.log(obs.loss) - log_loss(theta, np.log(obs.params), np.log(obs.tokens)))
         within = np.minimum(size, method.threshold)
         return np.sum(within * (size - within / 2))
 
@@ -278,7 +276,7 @@ def test_hubers_loss_forgives_what_is_far_off(sweep):
         found = fit(HOFFMANN, dirty, method=method)
         at = np.log([obs.params[5], obs.tokens[5]])
         away[method.objective] = abs(
-            log_loss(HOFFMANN, found.theta, *at) - log_loss(HOFFMANN, HOFFMANN.theta(TRUTH), *at)
+            log_loss(found.theta, *at) - log_loss(HOFFMANN.theta(TRUTH), *at)
         )
     assert away["huber"] < 0.2 * away["squares"]
 

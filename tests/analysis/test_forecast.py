@@ -24,7 +24,7 @@ def test_a_forecast_from_exact_points_is_the_optimum_of_the_truth(
     mini_sweep, mini_cost, law, truth
 ):
     found = forecast(fit(law, mini_sweep(law, truth)), 1e13, mini_cost)
-    best = optimum(law, law.theta(truth), 1e13, mini_cost)
+    best = optimum(law.theta(truth), 1e13, mini_cost)
     assert found.law == law.name
     assert found.params.estimate == pytest.approx(best.params, rel=1e-5)
     assert found.tokens.estimate == pytest.approx(best.tokens, rel=1e-5)
@@ -34,7 +34,7 @@ def test_a_forecast_from_exact_points_is_the_optimum_of_the_truth(
 
 def test_under_6nd_the_exponents_are_those_of_the_law_at_any_budget(sweep):
     fitted = fit(HOFFMANN, sweep(HOFFMANN, HOFFMANN_TRUTH, noise=0.003))
-    a = exponent(HOFFMANN, fitted.theta)
+    a = exponent(fitted.theta)
     for flops in (1e19, 1e24):
         found = forecast(fitted, flops, SIX_N)
         assert found.exponent.estimate == pytest.approx(a, rel=1e-12)
@@ -51,8 +51,8 @@ def test_a_forecasts_ends_enclose_it_and_the_exponent_is_local(mini_sweep, mini_
         assert ends.low < ends.estimate < ends.high, name
         assert ends.level == 0.9
     assert far.loss.high / far.loss.low > near.loss.high / near.loss.low
-    chord = log_optimal_params(HOFFMANN, fitted.theta, 6e12, mini_cost) - log_optimal_params(
-        HOFFMANN, fitted.theta, 1.5e12, mini_cost
+    chord = log_optimal_params(fitted.theta, 6e12, mini_cost) - log_optimal_params(
+        fitted.theta, 1.5e12, mini_cost
     )
     assert near.exponent.estimate == pytest.approx(chord / math.log(4), rel=1e-9)
     assert near.exponent.estimate != pytest.approx(far.exponent.estimate, abs=1e-3)

@@ -115,7 +115,7 @@ def test_headline_intervals_hold_whichever_law_is_true(sweep, law, truth, shift)
     repetitions = 120
     obs = sweep(law, truth, budgets=5, step=3.0)
     target = 100 * obs.flops.max()
-    best = optimum(law, law.theta(truth), target, SIX_N)
+    best = optimum(law.theta(truth), target, SIX_N)
     rng = np.random.default_rng(0)
     noise = 0.003 * rng.standard_normal((repetitions, 35))
     noise += shift * np.repeat(rng.standard_normal((repetitions, 5)), 7, axis=1)

@@ -43,7 +43,7 @@ def test_errors_are_between_parabolas_of_predicted_and_of_measured_losses(mini_s
     (found,) = roll_forward(obs, top=1)
     held, rest = obs.select(obs.budget == 1.08e12), obs.select(obs.budget < 1.08e12)
     theta = fit(HOFFMANN, rest).theta
-    predicted = np.exp(log_loss(HOFFMANN, theta, np.log(held.params), np.log(held.tokens)))
+    predicted = np.exp(log_loss(theta, np.log(held.params), np.log(held.tokens)))
     (ahead,), (measured,) = (
         isoflop(replace(held, loss=losses)).vertices for losses in (predicted, held.loss)
     )
@@ -201,7 +201,7 @@ def test_public_studies_predict_their_own_top_budget(
     assert abs(by_law(found)["generalised"].loss_error) < loss_bound
     near = fit(HOFFMANN, recent(obs.select(obs.budget < found.budget)))
     cost = FlopsPerToken.from_observations(obs)
-    best = optimum(HOFFMANN, near.theta, found.vertex.local_flops, cost)
+    best = optimum(near.theta, found.vertex.local_flops, cost)
     assert math.log(best.params / found.vertex.params) == pytest.approx(params_error, abs=0.03)
 
 
@@ -219,7 +219,7 @@ def test_what_is_held_out_is_what_a_headline_uses(reference_study):
         (basis.recent, head.params_weight, "params", "params_error"),
         (basis.all, head.loss_weight, "loss", "loss_error"),
     ):
-        one, two = (log_loss(item.law, item.theta, *at) for item in pair.fits)
+        one, two = (log_loss(item.theta, *at) for item in pair.fits)
         mixed = replace(held, loss=np.exp((1 - weight) * one + weight * two))
         (vertex,) = isoflop(mixed).vertices
         expected = math.log(getattr(vertex, part) / getattr(found.vertex, part))

@@ -23,7 +23,7 @@ NO_E = {"A": 30.0, "B": 60.0, "E": 0.1, "alpha": 0.35, "beta": 0.3, "gamma": 1.0
 
 def coverage(sweep, law, truth_law, truth, *, noise, target, repetitions, **design):
     """Share of repetitions whose 90% interval holds the true ln N_opt, ln L and E."""
-    best = optimum(truth_law, truth_law.theta(truth), target, SIX_N)
+    best = optimum(truth_law.theta(truth), target, SIX_N)
     exact = sweep(truth_law, truth, **design)
     losses = [
         sweep(truth_law, truth, noise=noise, seed=seed, **design).loss
@@ -79,7 +79,7 @@ def test_interval_of_a_constant_is_its_standard_error_times_t(sweep):
     "function",
     [
         lambda t: np.array([t[3] * t[4], t[2] ** 2]),
-        lambda t: np.log([optimum(HOFFMANN, t, 1e21, SIX_N).params]),
+        lambda t: np.log([optimum(t, 1e21, SIX_N).params]),
     ],
 )
 def test_standard_errors_are_those_of_a_bundle_of_draws(sweep, function):
@@ -102,12 +102,12 @@ def test_interval_of_the_optimum_follows_from_its_closed_form(sweep):
     found = fit(HOFFMANN, sweep(HOFFMANN, TRUTH, noise=0.003, seed=2))
     flops = 1e21
     alpha, beta = found.theta[3:5]
-    x = log_optimal_params(HOFFMANN, found.theta, flops, SIX_N)
+    x = log_optimal_params(found.theta, flops, SIX_N)
     gradient = np.array([1.0, -1.0, 0.0, 1 / alpha - x, math.log(flops / 6) - 1 / beta - x, 0.0])
     gradient /= alpha + beta
     expected = math.sqrt(gradient @ found.covariance @ gradient)
     centre, stderr, dof = standard_errors(
-        found, lambda t: np.log([optimum(HOFFMANN, t, flops, SIX_N).params])
+        found, lambda t: np.log([optimum(t, flops, SIX_N).params])
     )
     assert centre[0] == pytest.approx(x)
     assert stderr[0] == pytest.approx(expected, rel=1e-5)

@@ -39,28 +39,28 @@ def test_optimum_under_6nd_is_the_closed_form_of_hoffmann(law, theta):
     log_g = (np.log(alpha) + log_a - np.log(beta) - log_b) / (alpha + beta)
     a, b = beta / (alpha + beta), alpha / (alpha + beta)
     for flops in (1e18, 5.88e23, 1e28):
-        best = optimum(law, theta, flops, SIX_N)
+        best = optimum(theta, flops, SIX_N)
         assert best.params == pytest.approx(np.exp(log_g + a * np.log(flops / 6)), rel=1e-12)
         assert best.tokens == pytest.approx(np.exp(b * np.log(flops / 6) - log_g), rel=1e-12)
-        assert best.loss == pytest.approx(loss(law, theta, best.params, best.tokens), rel=1e-12)
+        assert best.loss == pytest.approx(loss(theta, best.params, best.tokens), rel=1e-12)
 
 
 @pytest.mark.parametrize(("law", "theta"), EVERY_LAW)
 def test_closed_form_is_where_a_minimiser_ends(law, theta):
     for flops in (1e18, 1e21, 1e25):
         found = minimize_scalar(
-            lambda x, c=flops: log_loss(law, theta, x, np.log(c / 6) - x),
+            lambda x, c=flops: log_loss(theta, x, np.log(c / 6) - x),
             bounds=(10, 40),
             method="bounded",
             options={"xatol": 1e-12},
         )
-        assert log_optimal_params(law, theta, flops, SIX_N) == pytest.approx(found.x, abs=1e-5)
+        assert log_optimal_params(theta, flops, SIX_N) == pytest.approx(found.x, abs=1e-5)
 
 
 def test_kaplans_law_of_both_has_the_exponent_that_follows_from_its_table():
     """alpha_N = .076 and alpha_D = .103 under 6ND: a = 1 / (1 + .076/.103) = .575."""
-    assert exponent(KAPLAN, KAPLANS) == pytest.approx(0.575, abs=5e-4)
-    ends = [optimum(KAPLAN, KAPLANS, c, SIX_N).params for c in (1e20, 1e21)]
+    assert exponent(KAPLANS) == pytest.approx(0.575, abs=5e-4)
+    ends = [optimum(KAPLANS, c, SIX_N).params for c in (1e20, 1e21)]
     assert np.log10(ends[1] / ends[0]) == pytest.approx(0.575, abs=5e-4)
 
 
@@ -68,11 +68,11 @@ def test_tabulated_six_n_gives_the_closed_form_to_1e_8():
     n = np.geomspace(1e5, 1e12, 30)
     tabulated = FlopsPerToken(n, 6 * n)
     for flops in (1e15, 3e19, 1e24, 1e29):  # the last lies beyond the table
-        closed = log_optimal_params(HOFFMANN, CORRECTED, flops, SIX_N)
-        found = log_optimal_params(HOFFMANN, CORRECTED, flops, tabulated)
+        closed = log_optimal_params(CORRECTED, flops, SIX_N)
+        found = log_optimal_params(CORRECTED, flops, tabulated)
         assert found == pytest.approx(closed, abs=1e-8)
-        assert local_exponent(HOFFMANN, CORRECTED, flops, tabulated) == pytest.approx(
-            exponent(HOFFMANN, CORRECTED), abs=1e-8
+        assert local_exponent(CORRECTED, flops, tabulated) == pytest.approx(
+            exponent(CORRECTED), abs=1e-8
         )
 
 
@@ -80,15 +80,13 @@ def test_optimum_under_exact_flops_is_where_the_loss_is_least():
     n, cost = mini_cost_at(WIDTHS)
     c = FlopsPerToken(n, cost)
     for flops in (4e10, 1.08e12):
-        best = optimum(GENERALISED, BENT, flops, c)
+        best = optimum(BENT, flops, c)
         assert c(best.params) * best.tokens == pytest.approx(flops, rel=1e-12)
         around = best.params * np.array([0.5, 0.99, 0.999, 1.001, 1.01, 2.0])
-        others = [loss(GENERALISED, BENT, x, flops / c(x)) for x in around]
+        others = [loss(BENT, x, flops / c(x)) for x in around]
         assert min(others) > best.loss
         # The derivative vanishes: a step of 1e-4 either way costs the same to second order.
-        low, high = (
-            loss(GENERALISED, BENT, x, flops / c(x)) for x in best.params * np.exp([-1e-4, 1e-4])
-        )
+        low, high = (loss(BENT, x, flops / c(x)) for x in best.params * np.exp([-1e-4, 1e-4]))
         assert abs(high - low) < 1e-2 * (low + high - 2 * best.loss)
 
 
@@ -100,19 +98,17 @@ def test_optimum_and_its_exponent_agree_with_the_true_cost_between_and_beyond_th
     def exact(flops):
         def slope(width, h=1e-4):
             (n1, c1), (n2, c2) = mini_cost_at(width * (1 - h)), mini_cost_at(width * (1 + h))
-            one = log_loss(HOFFMANN, SMALL, np.log(n1), np.log(flops / c1))
-            two = log_loss(HOFFMANN, SMALL, np.log(n2), np.log(flops / c2))
+            one = log_loss(SMALL, np.log(n1), np.log(flops / c1))
+            two = log_loss(SMALL, np.log(n2), np.log(flops / c2))
             return two - one
 
         return np.log(mini_cost_at(brentq(slope, 2, 2e4, xtol=1e-10))[0])
 
     for flops, tolerance in ((4e10, 5e-3), (1.08e12, 5e-3), (1e16, 0.02)):
-        assert log_optimal_params(HOFFMANN, SMALL, flops, c) == pytest.approx(
-            exact(flops), abs=tolerance
-        )
+        assert log_optimal_params(SMALL, flops, c) == pytest.approx(exact(flops), abs=tolerance)
     true_exponent = (exact(6e11) - exact(1.5e11)) / np.log(4)
-    assert local_exponent(HOFFMANN, SMALL, 3e11, c) == pytest.approx(true_exponent, abs=5e-3)
-    assert true_exponent < exponent(HOFFMANN, SMALL) - 0.01  # what 6 N D would have missed
+    assert local_exponent(SMALL, 3e11, c) == pytest.approx(true_exponent, abs=5e-3)
+    assert true_exponent < exponent(SMALL) - 0.01  # what 6 N D would have missed
 
 
 @pytest.mark.parametrize(("law", "theta"), EVERY_LAW)
@@ -123,11 +119,11 @@ def test_gradients_of_the_optimum_are_its_finite_differences(mini_cost, law, the
     cost, flops = (mini_cost, 2e11 * reach) if exact else (SIX_N, 1e20 * reach)
 
     def implied(theta):
-        here, low, high = (optimum(law, theta, flops * f, cost) for f in (1.0, 0.5, 2.0))
+        here, low, high = (optimum(theta, flops * f, cost) for f in (1.0, 0.5, 2.0))
         slopes = np.log([high.params / low.params, high.tokens / low.tokens]) / np.log(4.0)
         return np.append(np.log([here.params, here.tokens, here.loss]), slopes)
 
-    values, gradient = log_optimum_jacobian(law, theta, flops, cost)
+    values, gradient = log_optimum_jacobian(theta, flops, cost)
     assert (values.shape, gradient.shape) == ((5,), (5, 6))
     assert values == pytest.approx(implied(theta), rel=1e-10, abs=1e-12)
     for i in np.flatnonzero(law.free):
@@ -138,9 +134,9 @@ def test_gradients_of_the_optimum_are_its_finite_differences(mini_cost, law, the
 
 def test_what_is_left_of_a_budget_goes_to_tokens(mini_cost):
     """Under c(N) D = C the exponents of N and D are related by the slope of c: b = 1 - a d ln c."""
-    values, gradient = log_optimum_jacobian(GENERALISED, BENT, 1e11, mini_cost)
-    assert values[0] == pytest.approx(log_optimal_params(GENERALISED, BENT, 1e11, mini_cost))
-    ends = [log_optimal_params(GENERALISED, BENT, c, mini_cost) for c in (5e10, 2e11)]
+    values, gradient = log_optimum_jacobian(BENT, 1e11, mini_cost)
+    assert values[0] == pytest.approx(log_optimal_params(BENT, 1e11, mini_cost))
+    ends = [log_optimal_params(BENT, c, mini_cost) for c in (5e10, 2e11)]
     log_c = [np.log(mini_cost(np.exp(x))) for x in ends]
     assert values[4] == pytest.approx(1.0 - (log_c[1] - log_c[0]) / np.log(4.0), rel=1e-9)
     assert values[3] + values[4] > 1.01  # which they would not exceed under 6ND
@@ -186,7 +182,7 @@ def test_flops_per_token_that_fall_with_size_are_taken_as_noise():
 
 @pytest.mark.filterwarnings("error")
 def test_exponents_near_zero_neither_overflow_nor_warn():
-    best = optimum(HOFFMANN, np.array([900.0, 0.0, 1.0, 0.001, 0.001, 0.0]), 1e20, SIX_N)
+    best = optimum(np.array([900.0, 0.0, 1.0, 0.001, 0.001, 0.0]), 1e20, SIX_N)
     assert np.isfinite(best.params)
 
 
@@ -204,18 +200,14 @@ def test_refitted_law_says_how_much_more_than_needed_known_models_took(
     """FLOPs over those of the optimum of equal loss; constants as refitted in the reference."""
     refitted = {"A": 477.83, "B": 2143.42, "E": 1.81722, "alpha": 0.34731, "beta": 0.36717}
     theta = HOFFMANN.theta(refitted)
-    reached = loss(HOFFMANN, theta, params, tokens)
-    enough = brentq(
-        lambda x: optimum(HOFFMANN, theta, np.exp(x), SIX_N).loss - reached, 40, 70, xtol=1e-12
-    )
+    reached = loss(theta, params, tokens)
+    enough = brentq(lambda x: optimum(theta, np.exp(x), SIX_N).loss - reached, 40, 70, xtol=1e-12)
     took = 6 * params * tokens / np.exp(enough) - 1
     assert took == pytest.approx(excess, abs=0.005, rel=0.005), name
 
 
 def test_printed_exponents_of_hoffmann_give_the_exponent_of_its_approach_3():
     theta = PUBLISHED["hoffmann-2022"].theta
-    assert exponent(HOFFMANN, theta) == pytest.approx(0.452, abs=5e-4)
-    ratio = np.log(
-        optimum(HOFFMANN, theta, 1e22, SIX_N).tokens / optimum(HOFFMANN, theta, 1e21, SIX_N).tokens
-    )
+    assert exponent(theta) == pytest.approx(0.452, abs=5e-4)
+    ratio = np.log(optimum(theta, 1e22, SIX_N).tokens / optimum(theta, 1e21, SIX_N).tokens)
     assert ratio / np.log(10) == pytest.approx(1 - 0.452, abs=5e-4)

@@ -28,7 +28,7 @@ def constant(i):
 
 
 def log_optimal(theta):
-    values, gradient = log_optimum_jacobian(HOFFMANN, theta, TARGET, SIX_N)
+    values, gradient = log_optimum_jacobian(theta, TARGET, SIX_N)
     return float(values[0]), gradient[0]
 
 
@@ -79,9 +79,7 @@ def test_at_the_ends_of_the_optimum_a_constrained_minimum_is_worse_by_the_quanti
         options = {"args": (held,), "x_scale": "jac", "xtol": 1e-14, "ftol": 1e-14}
         best = least_squares(residual, found.theta[1:5], max_nfev=5000, **options)
         assert 2 * best.cost == pytest.approx(rss, rel=1e-4)
-    assert said.estimate == pytest.approx(
-        log_optimal_params(HOFFMANN, found.theta, TARGET, SIX_N), rel=1e-12
-    )
+    assert said.estimate == pytest.approx(log_optimal_params(found.theta, TARGET, SIX_N), rel=1e-12)
 
 
 def test_on_the_chinchilla_points_it_is_nearly_the_t_interval(chinchilla_points):

@@ -179,7 +179,7 @@ def test_a_new_run_adds_its_own_noise_and_its_budgets_shift(sweep):
 def coverage(obs, losses, seed):
     """How often nominal 90% intervals at 100x hold ln N_opt, ln L, and the loss of a new run."""
     target = 100 * obs.flops.max()
-    best = optimum(HOFFMANN, HOFFMANN.theta(TRUTH), target, SIX_N)
+    best = optimum(HOFFMANN.theta(TRUTH), target, SIX_N)
     rng = np.random.default_rng(seed)
     inside = []
     for found in fit_each(HOFFMANN, obs, losses):

@@ -69,7 +69,7 @@ def test_the_objective_and_the_residuals_are_those_of_the_constants_printed(swee
     obs = sweep(HOFFMANN, TRUTH, noise=0.002, at=BUDGETS)
     law = said(obs)["laws"]["hoffmann"]
     theta = HOFFMANN.theta(law["parameters"])
-    residual = np.log(obs.loss / loss(HOFFMANN, theta, obs.params, obs.tokens))
+    residual = np.log(obs.loss / loss(theta, obs.params, obs.tokens))
     assert law["objective"] == pytest.approx(residual @ residual / 2, rel=1e-6)
     assert law["rmse_log"] == pytest.approx(math.sqrt(np.mean(residual**2)), rel=1e-6)
 
@@ -133,7 +133,7 @@ def test_within_a_share_of_the_best_loss_it_is_so_by_the_leading_law(sweep):
     scale = ahead["laws"]["hoffmann"]["params"] / ahead["params"]
 
     def at(params):
-        return loss(HOFFMANN, theta, params * scale, 1e20 / (6 * params * scale))
+        return loss(theta, params * scale, 1e20 / (6 * params * scale))
 
     for name, share in (("0.1%", 0.001), ("1%", 0.01)):
         low, high = ahead["within"][name]

@@ -36,7 +36,7 @@ def valley(law, theta, flops, cost, low, high, points=400_001):
     """Losses at `flops` on a dense grid of N."""
     x = np.linspace(math.log(low), math.log(high), points)
     y = math.log(flops) - cost.log_and_slope(x)[0]
-    return np.exp(x), np.exp(log_loss(law, theta, x, y))
+    return np.exp(x), np.exp(log_loss(theta, x, y))
 
 
 @pytest.mark.parametrize(("law", "theta"), EVERY_LAW)
@@ -68,7 +68,7 @@ def test_the_need_of_a_size_off_the_optimum_has_a_closed_form_under_6nd(law, the
     constants = law.constants(theta)
     alpha, beta = constants["alpha"], constants["beta"]
     flops = 1e21
-    n = ratio * optimum(law, theta, flops, SIX_N).params
+    n = ratio * optimum(theta, flops, SIX_N).params
     taller = (beta * ratio**-alpha + alpha * ratio**beta) / (alpha + beta)
     expected = flops / taller ** ((alpha + beta) / (alpha * beta))
     assert needed_flops(law, theta, n, flops / 6 / n, SIX_N) == pytest.approx(expected, rel=1e-9)
@@ -79,7 +79,7 @@ def test_what_is_needed_buys_the_same_loss_under_exact_flops_and_less_does_not(
     mini_cost, law, theta
 ):
     for n, d in ((1e4, 1e8), (3e5, 1e6), (5e7, 1e8)):
-        target = float(loss(law, theta, np.array(n), np.array(d)))
+        target = float(loss(theta, np.array(n), np.array(d)))
         needed = needed_flops(law, theta, n, d, mini_cost)
         assert needed < mini_cost(n) * d
         for flops, sign in ((needed, 0.0), (0.99 * needed, 1.0)):
@@ -90,8 +90,8 @@ def test_what_is_needed_buys_the_same_loss_under_exact_flops_and_less_does_not(
 
 def test_need_is_told_apart_where_e_hides_it_from_the_loss():
     """At 1e40 FLOPs the loss is E to nine digits; what a doubled size costs is not."""
-    n = 2.0 * optimum(HOFFMANN, CORRECTED, 1e40, SIX_N).params
-    near = 2.0 * optimum(HOFFMANN, CORRECTED, 1e20, SIX_N).params
+    n = 2.0 * optimum(CORRECTED, 1e40, SIX_N).params
+    near = 2.0 * optimum(CORRECTED, 1e20, SIX_N).params
     far = needed_flops(HOFFMANN, CORRECTED, n, 1e40 / 6 / n, SIX_N) / 1e40
     assert far == pytest.approx(
         needed_flops(HOFFMANN, CORRECTED, near, 1e20 / 6 / near, SIX_N) / 1e20, rel=1e-9
@@ -101,7 +101,7 @@ def test_need_is_told_apart_where_e_hides_it_from_the_loss():
 @pytest.mark.parametrize(("law", "theta"), EVERY_LAW)
 def test_flops_for_a_loss_are_those_whose_optimum_has_it(mini_cost, law, theta):
     for flops, cost in ((1e21, SIX_N), (1e12, mini_cost)):
-        best = optimum(law, theta, flops, cost)
+        best = optimum(theta, flops, cost)
         assert flops_for_loss(law, theta, best.loss, cost) == pytest.approx(flops, rel=1e-7)
 
 
@@ -116,7 +116,7 @@ def test_the_budget_of_a_size_and_of_a_number_of_tokens_is_that_of_their_optimum
     mini_cost, law, theta
 ):
     for flops, cost in ((1e21, SIX_N), (1e12, mini_cost)):
-        best = optimum(law, theta, flops, cost)
+        best = optimum(theta, flops, cost)
         of_params, there = optimum_of_params(law, theta, best.params, cost)
         assert of_params == pytest.approx(flops, rel=1e-8)
         assert (there.tokens, there.loss) == pytest.approx((best.tokens, best.loss), rel=1e-8)
@@ -158,13 +158,13 @@ def test_no_size_and_no_tokens_have_no_budget(value):
 def test_the_served_optimum_is_the_best_split_of_the_budget(mini_cost, law, theta, served):
     """`served` times the tokens that the budget's own optimum trains on, by a minimiser."""
     for flops, cost in ((1e21, SIX_N), (1e13, mini_cost)):
-        plain = optimum(law, theta, flops, cost)
+        plain = optimum(theta, flops, cost)
         t = served * plain.tokens
         found = served_optimum(law, theta, flops, t, cost)
 
         def value(x, flops=flops, cost=cost, t=t):
             d = flops / cost(math.exp(x[0])) - t / 3
-            return float(log_loss(law, theta, x[0], math.log(d))) if d > 0 else 1e3
+            return float(log_loss(theta, x[0], math.log(d))) if d > 0 else 1e3
 
         best = minimize(
             value, [math.log(found.params) - 0.3], method="Nelder-Mead", options={"xatol": 1e-9}
@@ -184,7 +184,7 @@ def test_serving_costs_2nt_where_training_costs_6nd():
 def test_nothing_served_is_the_plain_optimum(mini_cost):
     for law, theta in EVERY_LAW:
         for flops, cost in ((1e21, SIX_N), (1e13, mini_cost)):
-            best = optimum(law, theta, flops, cost)
+            best = optimum(theta, flops, cost)
             for served in (0.0, 1e-6):
                 found = served_optimum(law, theta, flops, served, cost)
                 assert found.params == pytest.approx(best.params, rel=1e-9)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from analysis.errors import InputError
-from analysis.fitting import fit
+from analysis.fitting import Method, fit
 from analysis.forecast import forecast
 from analysis.laws import GENERALISED, HOFFMANN, KAPLAN, PUBLISHED
 from analysis.optimum import FlopsPerToken, exponent, log_optimal_params, optimum
@@ -88,3 +88,20 @@ def test_a_fit_that_stopped_at_a_bound_forecasts_no_ends(mini_sweep, mini_cost):
     for part in (found.params, found.tokens, found.loss, found.new_run):
         assert (part.low, part.high) == (0.0, math.inf)
     assert (found.exponent.low, found.exponent.high) == (-math.inf, math.inf)
+
+
+def test_where_e_is_at_zero_the_loss_reaches_up_and_not_down(sweep):
+    """E can only be larger, and with it L: downwards L is known as if E were known to be 0."""
+    for seed in range(20):
+        obs = sweep(HOFFMANN, {**HOFFMANN_TRUTH, "E": 0.0}, noise=0.005, seed=seed, base=1e10)
+        obs = replace(obs, budget=np.full(len(obs), np.nan))
+        fitted = fit(HOFFMANN, obs)
+        if fitted.status == "e_at_zero":
+            break
+    known = fit(HOFFMANN, obs, method=Method(pinned={"E": 0.0}))
+    free, held = (forecast(item, 1e14, SIX_N) for item in (fitted, known))
+    assert free.loss.estimate == pytest.approx(held.loss.estimate, rel=1e-6)
+    assert free.loss.low == pytest.approx(held.loss.low, rel=1e-3)
+    assert free.loss.high / free.loss.estimate > 1.02 * held.loss.high / held.loss.estimate
+    assert free.new_run.high >= free.loss.high
+    assert free.new_run.low <= free.loss.low

@@ -81,6 +81,10 @@ def test_large_rows_without_a_nominal_budget_are_held_out_too(mini_sweep):
     probes = np.isin(np.arange(28), [0, 21])
     (found,) = roll_forward(replace(obs, budget=np.where(probes, np.nan, obs.budget)))
     assert found.n_fitted == 21
+    smaller = np.where(np.arange(28) == 21, 0.8, 1.0)
+    below = replace(obs, flops=obs.flops * smaller, tokens=obs.tokens * smaller)
+    (found,) = roll_forward(replace(below, budget=np.where(probes, np.nan, obs.budget)))
+    assert found.n_fitted == 22
     none = np.where(np.arange(28) == 21, np.nan, obs.budget)
     spoiled = replace(obs, budget=none, loss=np.where(np.isnan(none), 9.0, obs.loss))
     assert by_law(roll_forward(spoiled)[0])["hoffmann"].loss_error == pytest.approx(0.0, abs=1e-6)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+import analysis.minimise as engine
 from analysis.laws import GENERALISED, HOFFMANN, KAPLAN, LAWS, PUBLISHED
 from analysis.minimise import CHUNK, Rows, minimise
 from analysis.problem import prepare
@@ -169,3 +170,37 @@ def test_a_search_cut_short_says_so_and_is_no_worse_than_its_start(sweep):
     assert short.objective == pytest.approx(
         [total(data.rows, theta, np.inf) for theta in short.theta], rel=1e-10
     )
+
+
+@pytest.mark.parametrize("delta", [np.inf, 0.01])
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
+def test_second_derivatives_are_those_of_the_printed_objective(sweep, law, delta):
+    """Complex steps of central differences; wrong ones would cost speed, and no minimum shows it.
+
+    Inside the engine, because of that: H = J (rho'' + psi) J^T less `_curvature`.
+    """
+    data, begin = problem(law, sweep, "hoffmann", seed=7)
+    rows, theta, free = data.rows, begin[0], np.flatnonzero(law.free)
+    at = engine._evaluate(law, rows, theta[None], delta)
+    psi = rows.weights * np.clip(at.residual, -delta, delta)
+    inside = rows.weights * (np.abs(at.residual) <= delta)
+    jacobian = engine._jacobian(law, rows, theta[None], at)[0]
+    curved = engine._curvature(law, rows, theta[None], at, psi)[0][np.ix_(free, free)]
+    found = (jacobian * (inside + psi)) @ jacobian.T - curved
+
+    def slope(x, i):
+        nudged = x.astype(complex)
+        nudged[i] += 1e-30j
+        residual = rows.log_loss[0] - printed_log_loss(x, rows.log_n, rows.log_d)
+        by_i = printed_log_loss(nudged, rows.log_n, rows.log_d).imag / 1e-30
+        return -(rows.weights[0] * np.clip(residual, -delta, delta)) @ by_i
+
+    steps = 1e-6 * np.eye(6)
+    expected = np.array(
+        [
+            [(slope(theta + steps[j], i) - slope(theta - steps[j], i)) / 2e-6 for j in free]
+            for i in free
+        ]
+    )
+    scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+    assert found / scale == pytest.approx(expected / scale, abs=1e-6)

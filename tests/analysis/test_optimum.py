@@ -180,6 +180,17 @@ def test_flops_per_token_that_fall_with_size_are_taken_as_noise():
         FlopsPerToken(np.array([1.0, 2.0]), np.array([3.0, 2.0]))
 
 
+@pytest.mark.parametrize("flops", np.geomspace(1e17, 1e21, 9))
+def test_where_a_noisy_cost_makes_several_valleys_the_lowest_is_taken(flops):
+    """Every other size costs twice as much; against a dense grid."""
+    n = np.geomspace(1e6, 1e11, 11)
+    cost = FlopsPerToken(n, 6 * n * np.where(np.arange(11) % 2, 2.0, 1.0))
+    x = np.linspace(np.log(1e5), np.log(1e12), 400_001)
+    losses = log_loss(CORRECTED, x, np.log(flops) - cost.log_and_slope(x)[0])
+    best = log_optimal_params(CORRECTED, flops, cost)
+    assert best == pytest.approx(x[np.argmin(losses)], abs=1e-4)
+
+
 @pytest.mark.filterwarnings("error")
 def test_exponents_near_zero_neither_overflow_nor_warn():
     best = optimum(np.array([900.0, 0.0, 1.0, 0.001, 0.001, 0.0]), 1e20, SIX_N)

@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.errors import InputError
 from analysis.fitting import Fit
-from analysis.intervals import Interval
+from analysis.intervals import Interval, require_level
 from analysis.laws import NAMES
 from analysis.minimise import CHUNK, minimise
 from analysis.observations import FloatArray, IntArray, Observations
@@ -39,6 +39,7 @@ class Bootstrap:
         self, function: Callable[[FloatArray], FloatArray], level: float = 0.9
     ) -> Interval:
         """Percentile interval of `function`, which maps thetas, shape (R, 6), to values, (R,)."""
+        require_level(level)
         tails = 0.5 * (1.0 - level), 0.5 * (1.0 + level)
         low, high = np.quantile(function(self.theta), tails)
         estimate = float(function(self.fit.theta[None])[0])
@@ -82,13 +83,15 @@ def bootstrap(
     Raises
     ------
     InputError
-        If there are no clusters, or fewer than five of them.
+        If there is no replicate, or by cluster fewer than five of them.
 
     Notes
     -----
     Resampling is by multinomial weights, so that all replicates share one set of rows and are
     solved together (`minimise.py`), each from the estimate of all rows.
     """
+    if replicates < 1:
+        raise InputError(f"a bootstrap has at least one replicate, not {replicates}")
     data = prepare(fit.law, obs)
     n = len(data.rows.log_n)  # without rows of weight 0
     counts = _counts(np.random.default_rng(seed), replicates, n, by, data.groups)

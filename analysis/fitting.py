@@ -26,6 +26,7 @@ _CONTINUATION = (64.0, 8.0, 1.0)
 """Huber's delta is approached from above: from far off, where the objective is nearly L1, a step is
 worth little. On 210 resamples of the Chinchilla points five steps, three and one ended alike."""
 _GAMMA_STARTS = (0.15, 0.4, 1.0)
+_LAST_TRY = 4000  # steps for the best start, where no valley led it to a minimum sooner
 _SINGULAR = 1e-12
 _VANISHED = 1e-9  # of the loss: far below any measurement
 _NOTHING = 1e-100  # a column of the Jacobian this short is zero; its square must not overflow
@@ -146,7 +147,6 @@ def fit(
     law: Law,
     obs: Observations,
     *,
-    weights: FloatArray | None = None,
     method: Method = LEAST_SQUARES,
 ) -> Fit:
     """Estimate the law's free constants, best of several deterministic starts.
@@ -156,9 +156,8 @@ def fit(
     law
         Which formula.
     obs
-        At least one more row than the law has free constants, over several budgets and D/N.
-    weights
-        Shape (n,), non-negative; each multiplies a row's term. By default `obs.weight`.
+        At least one more row than the law has free constants, over several budgets and D/N. Its
+        weights multiply the rows' terms.
     method
         Objective, and constants to hold.
 
@@ -191,7 +190,7 @@ def fit(
     1.7
     """
     law = method.of(law)
-    data = prepare(law, obs, weights)
+    data = prepare(law, obs)
     low, high = data.low, data.high
     found = minimise(law, data.rows, starts(law, data.rows), low=low, high=high)
     if np.isfinite(method.threshold):
@@ -199,6 +198,17 @@ def fit(
             delta = factor * method.threshold
             found = minimise(law, data.rows, _distinct(found), low=low, high=high, delta=delta)
     best = int(np.argmin(found.objective))
+    if not found.converged[best]:
+        found = minimise(
+            law,
+            data.rows,
+            found.theta[[best]],
+            low=low,
+            high=high,
+            delta=method.threshold,
+            max_iterations=_LAST_TRY,
+        )
+        best = 0
     return _describe(law, method, data, found.theta[best], bool(found.converged[best]))
 
 
@@ -270,7 +280,7 @@ def _describe(law: Law, method: Method, data: Data, theta: FloatArray, converged
     rss = float(weight @ residual**2)
     size = np.abs(residual)
     within = np.minimum(size, method.threshold)
-    status, reason = _status(law, theta, converged, on_bound)
+    status, reason = _status(law, data.uncentred(theta), converged, on_bound)
     uncertainty = _uncertainty(data, jacobian, residual, free, method.threshold)
     at_zero = None
     if status == "e_at_zero":

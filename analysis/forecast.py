@@ -64,10 +64,12 @@ def forecast(fit: Fit, flops: float, cost: FlopsPerToken, level: float = 0.9) ->
     Raises
     ------
     InputError
-        If `flops` is not a positive number.
+        If `flops` is not a positive number, or the law is not one of N and D.
     """
     if not (math.isfinite(flops) and flops > 0):
         raise InputError(f"a forecast needs a positive number of FLOPs, not {flops}")
+    if fit.law.variables[1] is None:
+        raise InputError(f"{fit.law.formula} does not weigh N against D: it has no optimum at C")
     values, gradient = log_optimum_jacobian(fit.theta, flops, cost)
     found = errors(fit, values, gradient)
     scatter, dof = fit.stderr(gradient[2], new_run=True) if fit.sound else (math.inf, 1.0)

@@ -78,7 +78,7 @@ def roll_forward(
     out too: they would give it away.
     """
     budgets = obs.budgets()
-    most = len(budgets) - 1
+    most = max(len(budgets) - 1, 0)
     if top is not None and not 0 < top <= most:
         raise InputError(f"{top} of {len(budgets)} budgets cannot be held out: at most {most} can")
     chosen = top or min(TOP_BUDGETS, max(len(budgets) - _FEWEST_BELOW, 1), most)

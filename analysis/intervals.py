@@ -53,11 +53,22 @@ def t_quantile(dof: float, level: float) -> float:
     >>> round(t_quantile(10, 0.9), 3)
     1.812
     """
-    if not 0.0 < level < 1.0:
-        raise InputError(f"the level of an interval is between 0 and 1, not {level}")
+    require_level(level)
     if dof < 1:
         return math.inf
     return float(stdtrit(dof, 0.5 + 0.5 * level))
+
+
+def require_level(level: float) -> None:
+    """Refuse a nominal coverage that is not between 0 and 1.
+
+    Raises
+    ------
+    InputError
+        With its value.
+    """
+    if not 0.0 < level < 1.0:
+        raise InputError(f"the level of an interval is between 0 and 1, not {level}")
 
 
 def interval(

@@ -27,7 +27,7 @@ NAMES = ("A", "B", "E", "alpha", "beta", "gamma")
 _LOGARITHMIC = frozenset({"A", "B", "gamma"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Law:
     """L = E + (A N^-alpha + B D^-beta)^gamma with some of its constants held.
 

@@ -21,6 +21,7 @@ _DECAY = 0.5
 _POOL = np.log(1.25)
 _STEEPEST, _FLATTEST = 3.0, 0.1
 _LOG_4 = float(np.log(4.0))
+_GRID = 129
 _BEND = 1e-4  # in ln N, for the slope of the slope of c
 
 
@@ -169,10 +170,12 @@ def log_optimal_params(theta: FloatArray, flops: float, cost: FlopsPerToken) -> 
     while gain(high) >= 0.0:
         high, step = high + step, 2.0 * step
     # A c(N) averaged from noisy rows may have several stationary points: take the lowest.
-    grid = np.linspace(low, high, 65)
+    grid = np.linspace(
+        min(low, float(np.log(cost.params[0]))), max(high, float(np.log(cost.params[-1]))), _GRID
+    )
     tokens = log_c - cost.log_and_slope(grid)[0]
     best = int(np.argmin(np.logaddexp(log_a - alpha * grid, log_b - beta * tokens)))
-    left, right = grid[max(best - 1, 0)], grid[min(best + 1, 64)]
+    left, right = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
     if gain(left) > 0.0 > gain(right):
         low, high = float(left), float(right)
     return float(brentq(gain, low, high, xtol=1e-12, rtol=1e-14))

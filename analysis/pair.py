@@ -71,7 +71,7 @@ class Pair:
     generalised: Fit | None
     """None where there are too few rows for it."""
     test: GammaTest | None
-    """None with one law only."""
+    """None with one law only, or with gamma pinned."""
     note: str | None
     """Why there is no generalised law, else None."""
 
@@ -83,9 +83,11 @@ class Pair:
     @property
     def weight(self) -> float:
         """Share of the generalised law; none where its fit is not sound, all where only its is."""
-        if self.generalised is None or self.test is None or not self.generalised.sound:
+        if self.generalised is None or not self.generalised.sound:
             return 0.0
-        return self.test.weight if self.hoffmann.sound else 1.0
+        if self.test is None or not self.hoffmann.sound:  # gamma is pinned: nothing to weigh
+            return 1.0
+        return self.test.weight
 
     @property
     def leading(self) -> Fit:
@@ -109,7 +111,7 @@ def fit_pair(obs: Observations, method: Method = LEAST_SQUARES) -> Pair:
     return Pair(
         hoffmann=hoffmann,
         generalised=generalised,
-        test=gamma_test(hoffmann, generalised),
+        test=gamma_test(hoffmann, generalised) if "gamma" in generalised.law.names else None,
         note=None,
     )
 

@@ -47,9 +47,9 @@ class Data(NamedTuple):
         return shift
 
 
-def prepare(law: Law, obs: Observations, weights: FloatArray | None = None) -> Data:
+def prepare(law: Law, obs: Observations) -> Data:
     """Check the rows and centre their logarithms; arguments and errors are those of `fit`."""
-    weight = obs.weight if weights is None else np.asarray(weights, dtype=np.float64)
+    weight = obs.weight
     if weight.shape != obs.loss.shape or not np.all(np.isfinite(weight) & (weight >= 0)):
         raise InputError(f"weights must be {len(obs)} non-negative numbers, one a row")
     obs, weight = obs.select(weight > 0), weight[weight > 0]
@@ -57,10 +57,11 @@ def prepare(law: Law, obs: Observations, weights: FloatArray | None = None) -> D
         bad = ~(np.isfinite(values) & (values > 0))
         if bad.any():
             raise InputError(
-                f"{bad.sum()} of {len(obs)} observations have a {name} that is not a positive "
+                f"in {bad.sum()} of {len(obs)} observations {name} is not a positive "
                 f"number (the first is {values[bad][0]}): leave them out"
             )
     _require_design(law, obs)
+    _require_pins(law, obs)
     first, second = law.variables
     log_n = np.log(getattr(obs, first))
     log_d = np.log(getattr(obs, second)) if second else np.zeros(len(obs))
@@ -76,14 +77,30 @@ def prepare(law: Law, obs: Observations, weights: FloatArray | None = None) -> D
     return Data(rows, centre_n, centre_d, _groups(obs), low, high)
 
 
+def _require_pins(law: Law, obs: Observations) -> None:
+    """Refuse constants pinned where they are never sought."""
+    ranges = dict.fromkeys(("alpha", "beta"), EXPONENT_BOUNDS) | {"gamma": GAMMA_BOUNDS}
+    ranges["E"] = (0.0, float(np.nextafter(obs.loss.min(), 0.0)))
+    for name in sorted(law.pinned & ranges.keys()):
+        low, high = ranges[name]
+        if not low <= law.held[name] <= high:
+            raise InputError(
+                f"{name} is pinned at {law.held[name]:g}; it must lie from {low:g} to {high:.4g}"
+                + (", the smallest loss" if name == "E" else "")
+            )
+
+
 def _groups(obs: Observations) -> IntArray | None:
     """Rows that may be off together: those of a trunk; without trunks those of a budget."""
     trunks = np.unique(obs.trunk, return_inverse=True)[1]
     if trunks.max() + 1 < len(obs):
         return trunks
-    if np.all(np.isfinite(obs.budget)):
-        return np.unique(obs.budget, return_inverse=True)[1]
-    return None
+    if not len(obs.budgets()):
+        return None
+    # A row of no budget shares its noise with none.
+    alone = -1.0 - np.arange(len(obs))
+    labels = np.where(np.isfinite(obs.budget), obs.budget, alone)
+    return np.unique(labels, return_inverse=True)[1]
 
 
 def _require_design(law: Law, obs: Observations) -> None:

@@ -22,6 +22,7 @@ Quantity = Callable[[FloatArray], tuple[float, FloatArray]]
 """From theta, shape (6,), to a value and its derivatives, shape (6,)."""
 
 _STIFF = 1e4  # of the quantity's standard error: how closely a profile holds its value
+_JUMP = 0.01  # of the rise allowed, within a millionth of the way
 _REACH = 40.0  # standard errors; beyond, the data set no end
 
 
@@ -43,7 +44,7 @@ def profile(fit: Fit, obs: Observations, quantity: Quantity, level: float = 0.9)
     -------
     Interval
         Ends where min RSS = RSS (1 + t^2 / dof), t the two-sided quantile; infinite where the sum
-        of squares never rises so far.
+        of squares never rises so far before a constant reaches the end of its range.
 
     Raises
     ------
@@ -54,12 +55,6 @@ def profile(fit: Fit, obs: Observations, quantity: Quantity, level: float = 0.9)
     -----
     Bates and Watts 1988, section 6.1. The minimum at a given value is found by a further residual
     that holds the quantity there.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> E = lambda theta: (float(theta[2]), np.eye(6)[2])
-    >>> # profile(fit(HOFFMANN, obs), obs, E)
     """
     if np.isfinite(fit.method.threshold) or not fit.sound:
         raise ValueError("a profile needs a sound least-squares fit")
@@ -80,7 +75,11 @@ def profile(fit: Fit, obs: Observations, quantity: Quantity, level: float = 0.9)
             reach *= 2.0
             if reach > _REACH:
                 return side * math.inf
-        return centre + side * stderr * float(brentq(excess, 0.0, reach, rtol=1e-6))
+        found = float(brentq(excess, 0.0, reach, rtol=1e-9))
+        # A jump is where the search ends, not where the fit gets worse.
+        if excess(found * (1.0 - 1e-6)) < -_JUMP * allowed:
+            return side * math.inf
+        return centre + side * stderr * found
 
     return Interval(centre, end(-1.0), end(1.0), level)
 

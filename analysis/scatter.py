@@ -13,7 +13,6 @@ import numpy as np
 
 from analysis.observations import FloatArray, IntArray
 
-_SEPARABLE = 1e-6
 _TINY = 1e-300
 
 
@@ -23,11 +22,11 @@ class Scatter:
 
     Notes
     -----
-    residual = own + shared, with shared one value a group (a random effect; Searle, Casella and
-    McCulloch 1992, chapter 5). Both follow from the residuals' sum of squares and that of their
-    group sums, whose means under any linear fit are known. What the fit itself absorbed of the
-    groups' shifts is accounted for, so that three or four budgets suffice, where a sandwich
-    estimator needs dozens of clusters. Below zero the shared part is zero.
+    residual = own + shared, with shared one value a group (a random effect). The own part follows
+    from the sum of squares that is left when groups are fitted too, the shared part from what that
+    takes away (Henderson's method 3; Searle, Casella and McCulloch 1992, chapter 5). What the law
+    itself absorbed of the groups' shifts is accounted for, so that three or four budgets suffice,
+    where a sandwich estimator needs dozens of clusters. Below zero the shared part is zero.
     """
 
     own: float
@@ -36,25 +35,23 @@ class Scatter:
     """Variance of what a group shares; 0 where there are no groups or the residuals show none."""
     dof: int
     """Rows minus free constants."""
-    absorbed: FloatArray
-    """Eigenvalues of Z^T M Z, M the residual projection and Z the groups; empty without groups."""
-    cross: FloatArray
-    """Means of both quadratic forms by the components, shape (2, 2)."""
+    left: FloatArray
+    """Eigenvalues above 0 of Z^T M Z, M the residual projection and Z the groups: how much of each
+    independent shift of groups the law left. Empty without groups."""
 
     def variance(self, own: float, shared: float) -> tuple[float, float]:
         """Variance `own` x own part + `shared` x shared part, and its degrees of freedom.
 
-        Satterthwaite 1946, with the variances of both quadratic forms under these components.
+        Satterthwaite 1946; both sums of squares are independent.
         """
         if self.shared == 0.0:
             return own * self.own, float(self.dof)
-        forms = np.linalg.solve(self.cross.T, np.array([own, shared]))
-        k, s, t = self.absorbed, self.own, self.shared
-        one = s * s * self.dof + np.sum(2.0 * s * t * k + t * t * k**2)
-        both = np.sum(s * s * k + 2.0 * s * t * k**2 + t * t * k**3)
-        two = np.sum(s * s * k**2 + 2.0 * s * t * k**3 + t * t * k**4)
-        value = own * s + shared * t
-        spread = forms @ np.array([[one, both], [both, two]]) @ forms
+        within, between = self.dof - len(self.left), float(self.left.sum())
+        by_between = shared / between
+        by_within = (own - by_between * len(self.left)) / within
+        value = own * self.own + shared * self.shared
+        spread = by_within**2 * within * self.own**2
+        spread += by_between**2 * float(np.sum((self.own + self.shared * self.left) ** 2))
         return value, float(np.clip(value**2 / max(spread, _TINY), 1.0, self.dof))
 
 
@@ -76,24 +73,23 @@ def scatter(
     """
     n, p = basis.shape
     dof = n - p
-    plain = float(residual @ residual) / dof
-    none = Scatter(plain, 0.0, dof, np.empty(0), np.eye(2))
+    total = float(residual @ residual)
+    none = Scatter(total / dof, 0.0, dof, np.empty(0))
     if groups is None or groups.max() + 1 in (1, n):
         return none
     onto = group_sums(basis, groups, root_weight)
-    inner = np.diag(np.bincount(groups, root_weight**2)) - onto.T @ onto
-    absorbed = np.maximum(np.linalg.eigvalsh(inner), 0.0)
-    cross = np.array(
-        [[dof, absorbed.sum()], [absorbed.sum(), np.sum(absorbed**2)]], dtype=np.float64
-    )
-    # Groups as free as rows, or all absorbed by the law: nothing tells the components apart.
-    if np.linalg.det(cross) < _SEPARABLE * cross[0, 0] * cross[1, 1]:
+    values, vectors = np.linalg.eigh(np.diag(np.bincount(groups, root_weight**2)) - onto.T @ onto)
+    kept = values > 1e-9 * values[-1]
+    left, within = values[kept], dof - int(kept.sum())
+    if within < 1 or len(left) == 0:  # groups as free as rows, or all absorbed by the law
         return none
-    sums = np.bincount(groups, root_weight * residual)
-    own, shared = np.linalg.solve(cross, np.array([residual @ residual, sums @ sums]))
+    shifts = vectors[:, kept].T @ np.bincount(groups, root_weight * residual)
+    between = float(np.sum(shifts**2 / left))
+    own = max(total - between, 0.0) / within
+    shared = (between - len(left) * own) / float(left.sum())
     if shared <= 0.0:
         return none
-    return Scatter(max(float(own), 1e-6 * plain), float(shared), dof, absorbed, cross)
+    return Scatter(own, shared, dof, left)
 
 
 def group_sums(basis: FloatArray, groups: IntArray, root_weight: FloatArray) -> FloatArray:

@@ -136,7 +136,11 @@ def _said(item: Forecast) -> dict[str, Any]:
 def _law(item: Fit, said: Forecast, known: LawIntervals, level: float) -> dict[str, Any]:
     return {
         "parameters": item.constants,
-        "intervals": {name: ends(i) for name, i in known.constants.items()},
+        "intervals": {
+            # An E of 0 is an end, not the want of one.
+            name: [i.low, _finite(i.high)] if name == "E" else ends(i)
+            for name, i in known.constants.items()
+        },
         "level": level,
         "a": _finite(said.exponent.estimate),
         "a_interval": ends(known.exponent),

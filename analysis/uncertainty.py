@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -100,6 +100,8 @@ def _profiled(fit: Fit, obs: Observations, said: Forecast, cost: FlopsPerToken) 
     def constant(name: str) -> Interval:
         i = NAMES.index(name)
         found = profile(fit, obs, lambda theta: (float(theta[i]), np.eye(len(NAMES))[i]), level)
+        if name == "E":
+            return replace(found, low=max(found.low, 0.0))
         if name not in ("A", "B", "gamma"):
             return found
         estimate, low, high = np.exp([found.estimate, found.low, found.high])

@@ -175,12 +175,10 @@ def test_a_weight_of_two_is_a_row_twice_and_a_weight_of_zero_no_row(sweep, metho
     weights = np.where(np.arange(n) < 3, 2.0, np.where(np.arange(n) < 5, 0.0, 1.0))
     rows = np.concatenate([[0, 1, 2], [0, 1, 2], np.arange(5, n)])
     repeated = fit(HOFFMANN, obs.select(rows), method=method)
-    weighted = fit(HOFFMANN, obs, weights=weights, method=method)
+    weighted = fit(HOFFMANN, replace(obs, weight=weights), method=method)
     assert weighted.theta == pytest.approx(repeated.theta, rel=1e-5)
     assert weighted.objective == pytest.approx(repeated.objective, rel=1e-9)
     assert (weighted.n, weighted.dof) == (n - 2, n - 7)
-    theirs = fit(HOFFMANN, replace(obs, weight=weights), method=method)
-    assert np.array_equal(theirs.theta, weighted.theta)
 
 
 PINS = [

@@ -12,7 +12,7 @@ from analysis.forecast import forecast
 from analysis.headline import combine, flops_for, headline
 from analysis.laws import GENERALISED, HOFFMANN, KAPLAN, PUBLISHED
 from analysis.optimum import FlopsPerToken, optimum
-from analysis.pair import Basis, Pair, fit_basis, gamma_test
+from analysis.pair import Basis, Pair, fit_basis, fit_pair, gamma_test
 
 SIX_N = FlopsPerToken.six_n()
 HOFFMANN_TRUTH = {"A": 30.0, "B": 60.0, "E": 0.3, "alpha": 0.35, "beta": 0.3}
@@ -147,10 +147,14 @@ def test_where_e_is_not_identified_the_headline_says_so_and_still_has_ends(mini_
 
 
 def test_a_headline_without_a_sound_fit_has_open_ends_and_says_so(sweep):
-    """L falls with ln N and D does not matter: no power law, and B has nothing to hold to."""
-    obs = sweep(HOFFMANN, HOFFMANN_TRUTH)
-    obs = replace(obs, loss=3.0 - 0.02 * np.log(obs.params / obs.params.min()))
-    head = headline(obs, 1e21, SIX_N)
+    obs = sweep(HOFFMANN, HOFFMANN_TRUTH, noise=0.003)
+    pair = fit_pair(obs)
+    lost = replace(
+        pair,
+        hoffmann=replace(pair.hoffmann, status="not_converged"),
+        generalised=replace(pair.generalised, status="at_bound"),
+    )
+    head = headline(obs, 1e21, SIX_N, basis=Basis(recent=lost, all=lost))
     assert not head.all.hoffmann.sound
     assert not head.all.generalised.sound
     assert (head.params_weight, head.loss_weight) == (0.0, 0.0)

@@ -194,14 +194,10 @@ def test_ninety_percent_intervals_hold_the_truth_about_nine_times_in_ten(
     assert np.all(inside < min(0.94 + error, 0.999)), inside
 
 
-@pytest.mark.parametrize(("planned", "most"), [(False, 0.0), (True, 0.5)])
-def test_a_hoffmann_fit_to_another_truth_does_not_cover_its_loss(sweep, planned, most):
-    """Why a headline needs both laws: noise intervals know nothing of a wrong law.
-
-    Misfit that looks like shifts of whole budgets widens them, and not by enough.
-    """
+def test_a_hoffmann_fit_to_another_truth_does_not_cover_its_loss(sweep):
+    """Why a headline needs both laws: noise intervals know nothing of a wrong law."""
     inside = coverage(
-        sweep if planned else lambda *truth, **design: independent(sweep(*truth, **design)),
+        lambda *truth, **design: independent(sweep(*truth, **design)),
         HOFFMANN,
         GENERALISED,
         {**TRUTH, "gamma": 0.6},
@@ -209,4 +205,4 @@ def test_a_hoffmann_fit_to_another_truth_does_not_cover_its_loss(sweep, planned,
         target=6.4e21,
         repetitions=30,
     )
-    assert inside[1] <= most
+    assert inside[1] == 0.0

@@ -70,7 +70,7 @@ def problem(law, sweep, truth, seed):
     obs = sweep(*TRUTHS[truth])
     rng = np.random.default_rng(seed)
     noisy = replace(obs, loss=obs.loss * np.exp(0.003 * rng.standard_t(3, len(obs))))
-    data = prepare(law, noisy, rng.exponential(size=len(obs)))
+    data = prepare(law, replace(noisy, weight=rng.exponential(size=len(obs))))
     return data, starts(law, data.rows)
 
 

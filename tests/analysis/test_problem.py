@@ -16,7 +16,7 @@ TRUTH = {"A": 480.0, "B": 2080.0, "E": 1.82, "alpha": 0.348, "beta": 0.366, "gam
 @pytest.mark.parametrize("weights", [-np.ones(28), np.full(28, np.nan), np.ones(27)])
 def test_weights_that_are_none_are_refused(sweep, weights):
     with pytest.raises(InputError, match="weights must be 28 non-negative numbers, one a row"):
-        fit(HOFFMANN, sweep(HOFFMANN, TRUTH), weights=weights)
+        fit(HOFFMANN, replace(sweep(HOFFMANN, TRUTH), weight=weights))
 
 
 def test_too_few_rows_are_refused_by_name(sweep):
@@ -62,7 +62,7 @@ def test_values_that_are_no_positive_numbers_are_refused(sweep, column, letter, 
     values = getattr(obs, column).copy()
     values[[3, 9]] = bad
     with pytest.raises(
-        InputError, match=f"2 of 28 observations have a {letter} that is not a positive number"
+        InputError, match=f"in 2 of 28 observations {letter} is not a positive number"
     ) as caught:
         fit(HOFFMANN, replace(obs, **{column: values}))
     assert f"the first is {bad}" in str(caught.value)
@@ -105,4 +105,9 @@ def test_rows_may_be_off_together_by_trunk_else_by_budget(sweep):
     by_trunk = prepare(HOFFMANN, replace(obs, trunk=trunk)).groups
     assert by_trunk.tolist() == [k for k in range(14) for _ in range(2)]
     unplanned = replace(obs, budget=np.where(np.arange(28) == 5, np.nan, obs.budget))
-    assert prepare(HOFFMANN, unplanned).groups is None
+    groups = prepare(HOFFMANN, unplanned).groups
+    assert np.sum(groups == groups[5]) == 1
+    others = np.arange(28) != 5
+    regrouped = np.unique(groups[others], return_inverse=True)[1]
+    assert regrouped.tolist() == by_budget[others].tolist()
+    assert prepare(HOFFMANN, replace(obs, budget=np.full(28, np.nan))).groups is None

@@ -73,6 +73,27 @@ class IsoflopFit:
     """The b in D_opt ~ C^b, likewise."""
     reason: str | None
     """Why there is no exponent, else None."""
+    level: float
+    """Nominal coverage of the intervals."""
+
+    def params_at(self, flops: float) -> Interval | None:
+        """N_opt at C by the line, in parameters, with its t interval; None without a line."""
+        return self._at(flops, [v.params for v in self.interior])
+
+    def tokens_at(self, flops: float) -> Interval | None:
+        """D_opt at C by the line, in tokens, likewise."""
+        return self._at(flops, [v.tokens for v in self.interior])
+
+    def _at(self, flops: float, optima: list[float | None]) -> Interval | None:
+        if len(optima) < 2:
+            return None
+        x = np.log([vertex.local_flops for vertex in self.interior])
+        y = np.log(np.array(optima, dtype=np.float64))
+        line = _line(x, y)
+        away = float(np.log(flops)) - float(x.mean())
+        estimate = float(np.exp(y.mean() + line.slope * away))
+        error = line.sigma * float(np.sqrt(1.0 / len(x) + away**2 / line.spread))
+        return interval(estimate, error, line.dof, self.level)
 
     @property
     def interior(self) -> tuple[Vertex, ...]:
@@ -120,7 +141,9 @@ def isoflop(obs: Observations, level: float = 0.9) -> IsoflopFit:
     """
     budgets = obs.budgets()
     vertices = tuple(_vertex(obs.select(obs.budget == budget), float(budget)) for budget in budgets)
-    found = IsoflopFit(vertices=vertices, exponent=None, tokens_exponent=None, reason=None)
+    found = IsoflopFit(
+        vertices=vertices, exponent=None, tokens_exponent=None, reason=None, level=level
+    )
     used = found.interior
     if len(used) < 2:
         reason = f"an exponent needs two budgets, and there are {len(budgets)}"
@@ -136,15 +159,31 @@ def isoflop(obs: Observations, level: float = 0.9) -> IsoflopFit:
     )
 
 
-def _slope(x: FloatArray, y: FloatArray, level: float) -> Interval:
-    """Slope of the least-squares line with its t interval."""
+class _Line(NamedTuple):
+    slope: float
+    spread: float
+    """Sum of squares of x about its mean."""
+    sigma: float
+    """Residual standard deviation; infinite without degrees of freedom."""
+    dof: int
+
+
+def _line(x: FloatArray, y: FloatArray) -> _Line:
+    """Least-squares line of y on x."""
     centred = x - x.mean()
     spread = float(centred @ centred)
     slope = float(centred @ y) / spread
     residual = y - y.mean() - slope * centred
     dof = len(x) - 2
-    stderr = np.sqrt(residual @ residual / dof / spread) if dof > 0 else np.inf
-    return interval(slope, float(stderr), dof, level, scale="linear")
+    sigma = float(np.sqrt(residual @ residual / dof)) if dof > 0 else np.inf
+    return _Line(slope, spread, sigma, dof)
+
+
+def _slope(x: FloatArray, y: FloatArray, level: float) -> Interval:
+    """Slope of the line with its t interval."""
+    line = _line(x, y)
+    error = line.sigma / float(np.sqrt(line.spread))
+    return interval(line.slope, error, line.dof, level, scale="linear")
 
 
 class _Bottom(NamedTuple):

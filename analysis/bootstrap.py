@@ -1,7 +1,7 @@
 """Bootstrap intervals, by pairs or by cluster: for comparison with what others publish.
 
-They cover less than they say on few points (`benchmarks/coverage.py`); `intervals.py` has what a
-forecast uses.
+On few points they cover less than they say, and pairs know nothing of what budgets share;
+`intervals.py` has what a forecast uses.
 """
 
 from __future__ import annotations

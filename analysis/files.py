@@ -53,7 +53,8 @@ def _parquet(path: Path) -> pa.Table:
 
 def _csv(path: Path) -> pa.Table:
     with path.open("rb") as file:
-        first = file.readline(1 << 20).decode("utf-8-sig")
+        lines = (line.decode("utf-8-sig").strip() for line in file)
+        first = next((line for line in lines if line), "")
     delimiter = max(",;\t", key=first.count)
     parse = csv.ParseOptions(delimiter=delimiter)
     try:

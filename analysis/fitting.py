@@ -29,6 +29,7 @@ _GAMMA_STARTS = (0.15, 0.4, 1.0)
 _LAST_TRY = 4000  # steps for the best start, where no valley led it to a minimum sooner
 _SINGULAR = 1e-12
 _VANISHED = 1e-9  # of the loss: far below any measurement
+_ILL = 1e6  # condition number; of four budgets of seven sizes it is 10 to 1e3
 _NOTHING = 1e-100  # a column of the Jacobian this short is zero; its square must not overflow
 
 
@@ -302,9 +303,21 @@ def _describe(law: Law, method: Method, data: Data, theta: FloatArray, converged
         condition=uncertainty.condition,
         status=status,
         reason=reason,
-        warning=collinearity(rows) if law.variables[1] else None,
+        warning=_warning(law, data, uncertainty.condition),
         at_zero=at_zero,
     )
+
+
+def _warning(law: Law, data: Data, condition: float) -> str | None:
+    """What of the design weakens the estimate."""
+    if law.variables[1] is not None and (found := collinearity(data.rows)):
+        return found
+    if condition > _ILL:
+        return (
+            f"its constants are hardly told apart (condition number {condition:.1g}): measure more "
+            "distinct N and D"
+        )
+    return None
 
 
 class _Uncertainty(NamedTuple):
@@ -319,9 +332,9 @@ def _uncertainty(
 ) -> _Uncertainty:
     """What noise of unit variance, and of the variance seen, does to theta.
 
-    For Huber's loss the rows count as independent, and as Huber and Ronchetti 2009, Eq. 7.81, have
-    it: with psi the clipped residuals and m the share of them within delta,
-    K^2 (sum psi^2 / dof) / m^2 (J^T J)^-1, K = 1 + (p/n)(1 - m)/m.
+    For Huber's loss psi takes the place of residuals, the clipped residuals times K/m, with m the
+    share of them within delta and K = 1 + (p/n)(1 - m)/m: for independent rows that is Huber and
+    Ronchetti 2009, Eq. 7.81, K^2 (sum psi^2 / dof) / m^2 (J^T J)^-1.
     """
     root_weight = np.sqrt(data.rows.weights[0])
     weighted = root_weight[:, None] * jacobian[:, free]
@@ -334,7 +347,7 @@ def _uncertainty(
         inside = max(float(np.mean(np.abs(residual) <= delta)), 1.0 / n)
         clipped = root_weight * np.clip(residual, -delta, delta)
         factor = (1.0 + p / n * (1.0 - inside) / inside) / inside
-        found = scatter(factor * clipped, basis, None, root_weight)
+        found = scatter(factor * clipped, basis, data.groups, root_weight)
     else:
         found = scatter(root_weight * residual, basis, data.groups, root_weight)
     sums = np.zeros((p, 1))

@@ -61,12 +61,14 @@ def parse_columns(items: Sequence[str]) -> dict[str, str]:
     {'params': 'Model Size', 'flops': 'Training FLOP', 'loss': 'loss'}
     """
     found: dict[str, str] = {}
-    for part in ",".join(items).split(",") if items else ():
+    # A comma ends a column's name only where another KEY= follows.
+    parts = re.split(r",(?=[^,=]+=)", ",".join(items)) if items else []
+    for part in parts:
         key, equals, name = (text.strip() for text in part.partition("="))
         key = _SYMBOLS.get(key.lower(), key.lower())
         if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":
             name = name[1:-1]
-        if not equals or not name:
+        if not equals or not name or name.endswith(","):
             raise InputError(f"--columns {part.strip()!r}: write KEY=COLUMN, such as params=size")
         if key not in NAMES:
             raise InputError(f"--columns {part.strip()!r}: the keys are {', '.join(NAMES)}")
@@ -149,7 +151,8 @@ def foreign(table: pa.Table, columns: Mapping[str, str]) -> Foreign:
     values = {key: value[kept] for key, value in values.items()}
     _require_positive(values, known, kept)
     n, d, c = _trio(values)
-    notes = _assumed(known, columns) + doubts(n, d, c, values["loss"], known)
+    read = {"flops": known["budget"], **known} if "budget" in known else known
+    notes = _assumed(known, columns) + doubts(n, d, c, values["loss"], read)
     nan = np.full(len(n), np.nan)
     obs = Observations(
         params=n,
@@ -172,8 +175,8 @@ def _rows(
     """Which rows have all numbers and are no repetition, shape (n,), and how many have not."""
     kept = np.ones(table.num_rows, dtype=bool)
     excluded: dict[str, int] = {}
-    instead_of_flops = () if "flops" in known else ("budget",)
-    for key in (*_TRIO, *instead_of_flops, "loss", "weight"):
+    needed = _TRIO if {"params", "tokens"} <= set(known) or "flops" in known else (*_TRIO, "budget")
+    for key in (*needed, "loss", "weight"):
         if key in values:
             missing = kept & ~np.isfinite(values[key])
             kept &= ~missing
@@ -229,11 +232,12 @@ def _require_positive(
 
 
 def _trio(values: Mapping[str, FloatArray]) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """N, D and C, the missing one from C = 6ND."""
+    """N, D and C, the missing one from C = 6ND; C of a row of a budget is that budget."""
     n, d = values.get("params"), values.get("tokens")
     c = values.get("flops", values.get("budget"))
     if n is not None and d is not None:
-        return n, d, 6.0 * n * d if c is None else c
+        by_sixes = 6.0 * n * d
+        return n, d, by_sixes if c is None else np.where(np.isfinite(c), c, by_sixes)
     assert c is not None, "two of N, D and C are known"
     if n is not None:
         return n, c / (6.0 * n), c

@@ -16,6 +16,7 @@ from analysis.errors import InputError
 from analysis.fitting import LEAST_SQUARES, Method
 from analysis.forecast import TESTED_REACH, Forecast, forecast, intervals, natural_values
 from analysis.intervals import Errors, Interval
+from analysis.lack_of_fit import lack_of_fit
 from analysis.observations import Observations
 from analysis.optimum import FlopsPerToken, log_optimum_jacobian
 from analysis.pair import RECENT_BUDGETS, Basis, Pair, fit_basis
@@ -133,7 +134,7 @@ def headline(
         recent=basis.recent,
         all=basis.all,
         over_top_budget=over_top,
-        notes=(*_basis_notes(basis), *distance),
+        notes=(*_basis_notes(basis, obs), *distance),
     )
 
 
@@ -211,8 +212,9 @@ def _widened(own: Interval, estimate: float) -> Interval:
     return Interval(estimate, min(own.low, estimate), max(own.high, estimate), own.level)
 
 
-def _basis_notes(basis: Basis) -> list[str]:
+def _basis_notes(basis: Basis, obs: Observations) -> list[str]:
     notes = []
+    valleys = isoflop(obs)
     used, total = basis.recent.hoffmann.n, basis.all.hoffmann.n
     if used < total:
         notes.append(
@@ -228,6 +230,8 @@ def _basis_notes(basis: Basis) -> list[str]:
             found = [item.reason, item.warning]
             if not item.sound:
                 found.append("its forecast has no interval and does not count")
+            if pair is basis.all:
+                found.append(lack_of_fit(item, obs, valleys))
             notes += [f"{item.law.name} law{where}: {note}" for note in found if note]
     return notes
 

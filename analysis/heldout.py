@@ -62,7 +62,7 @@ def roll_forward(
     obs
         Observations with nominal budgets; fewer than two give nothing.
     top
-        How many budgets to hold out; by default up to three, while three are left below.
+        How many budgets to hold out, or 0; by default up to three, while three are left below.
     method
         How to fit.
 
@@ -79,9 +79,10 @@ def roll_forward(
     """
     budgets = obs.budgets()
     most = max(len(budgets) - 1, 0)
-    if top is not None and not 0 < top <= most:
+    if top is not None and not 0 <= top <= most:
         raise InputError(f"{top} of {len(budgets)} budgets cannot be held out: at most {most} can")
-    chosen = top or min(TOP_BUDGETS, max(len(budgets) - _FEWEST_BELOW, 1), most)
+    usual = min(TOP_BUDGETS, max(len(budgets) - _FEWEST_BELOW, 1), most)
+    chosen = usual if top is None else top
     found = []
     for budget in budgets[::-1][: max(chosen, 0)]:
         small = obs.flops < 0.99 * obs.flops[obs.budget == budget].min()

@@ -59,15 +59,14 @@ def lack_of_fit(item: Fit, obs: Observations, valleys: IsoflopFit) -> str | None
 
 
 def _replicates(obs: Observations) -> tuple[float, float]:
-    """Pooled standard deviation of ln L among rows of one N and budget, and its freedom."""
-    planned = obs.select(np.isfinite(obs.budget))
-    log_loss = np.log(planned.loss)
-    pairs = np.stack([planned.params, planned.budget], axis=1)
-    _, index = np.unique(pairs, axis=0, return_inverse=True)
-    count = np.bincount(index)
-    residual = log_loss - (np.bincount(index, log_loss) / count)[index]
-    dof = float(len(planned) - len(count))
-    return (float(np.sqrt(residual @ residual / dof)) if dof else 0.0), dof
+    """Pooled standard deviation of ln L, for weight 1, among rows of one N and budget (or D)."""
+    log_loss = np.log(obs.loss)
+    level = np.where(np.isfinite(obs.budget), obs.budget, -obs.tokens)
+    _, index = np.unique(np.stack([obs.params, level], axis=1), axis=0, return_inverse=True)
+    weight = np.bincount(index, obs.weight)
+    residual = log_loss - (np.bincount(index, obs.weight * log_loss) / weight)[index]
+    dof = float(len(obs) - len(weight))
+    return (float(np.sqrt(obs.weight @ residual**2 / dof)) if dof else 0.0), dof
 
 
 def _around_parabolas(valleys: IsoflopFit) -> tuple[float, float]:

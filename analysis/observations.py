@@ -120,7 +120,7 @@ class Observations:
     params_convention: ParamsConvention = "non_embedding"
     flops_convention: FlopsConvention = "exact"
     weight: FloatArray = field(default_factory=lambda: np.empty(0))
-    """What multiplies a row's squared residual, at least 0; by default 1."""
+    """What multiplies a row's squared residual, at least 0; by default 1, as of a run to come."""
     trunk: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """Label of the training run; rows of one label share noise. By default each its own."""
 

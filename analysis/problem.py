@@ -115,6 +115,13 @@ def _require_design(law: Law, obs: Observations) -> None:
             f"all {len(obs)} losses are {obs.loss[0]:.6g}: nothing falls with N or D, "
             "so that there is no law to fit; is this the right column?"
         )
+    second = obs.tokens if law.variables[1] else getattr(obs, law.variables[0])
+    places = len(np.unique(np.stack([getattr(obs, law.variables[0]), second]), axis=1).T)
+    if places < p:
+        raise InputError(
+            f"{len(obs)} observations at {places} distinct N and D cannot determine the {p} "
+            f"constants of the {law.name} law: measure at least {p} distinct ones"
+        )
     planned = bool(np.all(np.isfinite(obs.budget)))
     if (planned and len(obs.budgets()) == 1) or np.ptp(np.log(obs.flops)) < np.log(1.1):
         raise InputError(

@@ -79,6 +79,11 @@ class Study:
                 continue  # shown for comparison: nothing rests on it
             misfit = lack_of_fit(item, self.obs, self.isoflop)
             found += [f"{item.law.name} law: {s}" for s in (item.reason, item.warning, misfit) if s]
+        found += [
+            f"{item.law.name} law: {known.note}"
+            for item, known in zip(self.fits, self.intervals, strict=True)
+            if known.note
+        ]
         found += [self.next_refusal] if self.next_refusal else []
         return tuple(dict.fromkeys([*found, *(self.next.notes if self.next else ())]))
 
@@ -115,7 +120,8 @@ def study(
     curves
         Undecayed training curves for the envelope, instead of decayed horizons.
     heldout
-        Top budgets to hold out one after the other; by default up to three.
+        Top budgets to hold out one after the other; by default up to three. With 0 none is, nor is
+        each in turn.
     intervals
         Of which kind those of the laws' constants and exponents are.
 
@@ -153,7 +159,7 @@ def study(
         intervals=tuple(law_intervals(item, obs, said, cost, intervals) for item, said in known),
         gamma=basis.all.test if basis else None,
         heldout=roll_forward(obs, top=heldout, method=method),
-        left_out=leave_one_out(obs, method=method),
+        left_out=() if heldout == 0 else leave_one_out(obs, method=method),
         next=ahead,
         next_refusal=refusal,
     )
@@ -207,4 +213,5 @@ def require_laws(found: Study) -> None:
         With the reason of the first law.
     """
     if not found.fits:
-        raise InputError(next(iter(found.refusals.values())))
+        doubt = f" (noticed in reading: {'; '.join(found.notes)})" if found.notes else ""
+        raise InputError(next(iter(found.refusals.values())) + doubt)

@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 from analysis.approaches import Vertex
-from analysis.envelope import EnvelopeFit
 from analysis.fitting import Fit
 from analysis.forecast import Forecast
 from analysis.headline import Headline
@@ -35,8 +34,7 @@ def to_json(found: Study) -> dict[str, Any]:
         for item, said, known in zip(found.fits, found.at_top, found.intervals, strict=True)
     }
     for law in LAWS:
-        refused = {"status": "refused", "reason": found.refusals.get(law.name)}
-        laws.setdefault(str(law.name), refused)
+        laws.setdefault(str(law.name), _refused(found.refusals.get(law.name), found.level))
     return {
         "observations": found.obs.rows,
         "excluded": [{"reason": r, "count": n} for r, n in found.excluded.items()],
@@ -46,7 +44,7 @@ def to_json(found: Study) -> dict[str, Any]:
         "exponents": _exponents(found, laws),
         "laws": laws,
         "approaches": {
-            "envelope": _envelope(found.envelope),
+            "envelope": _envelope(found),
             "isoflop": _isoflop(found),
             "parametric": _parametric(found),
         },
@@ -121,6 +119,15 @@ def _exponents(found: Study, laws: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {name: {**part, **shared} for name, part in {**by_law, "isoflop": by_line}.items()}
 
 
+def _refused(reason: str | None, level: float) -> dict[str, Any]:
+    """A law that could not be fitted, under the keys of one that could."""
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("a", "b", "objective", "rmse_log", "condition", "parameters", "intervals")
+    )
+    ends = {"a_interval": [None, None], "b_interval": [None, None], "level": level}
+    return {**nothing, **ends, "status": "refused", "reason": reason}
+
+
 def _convention(found: Study) -> dict[str, str]:
     return {"params": found.obs.params_convention, "flops": found.obs.flops_convention}
 
@@ -164,27 +171,45 @@ def _line(a: Interval | None, b: Interval | None, reason: str | None) -> dict[st
     }
 
 
-def _envelope(found: EnvelopeFit) -> dict[str, Any]:
-    line = _line(found.exponent, found.tokens_exponent, found.reason)
-    return {"status": found.status, **line, "crossings": len(found.crossings)}
+def _envelope(found: Study) -> dict[str, Any]:
+    line = found.envelope
+    known = _line(line.exponent, line.tokens_exponent, line.reason)
+    at = found.next.flops if found.next else None
+    ahead = _optimum_at(at, line.params_at(at), line.tokens_at(at)) if at else None
+    return {"status": line.status, **known, "crossings": len(line.crossings), "line": ahead}
 
 
 def _isoflop(found: Study) -> dict[str, Any]:
     line = found.isoflop
+    at = found.next.flops if found.next else None
     return {
         "status": "ok" if line.exponent else "refused",
         **_line(line.exponent, line.tokens_exponent, line.reason),
+        "line": _optimum_at(at, line.params_at(at), line.tokens_at(at)) if at else None,
         "vertices": [_vertex(vertex) for vertex in line.vertices],
     }
 
 
 def _parametric(found: Study) -> dict[str, Any]:
     """Approach 3 is Hoffmann's law."""
+    ahead = found.next.forecasts[0] if found.next else None
     for item, said, known in zip(found.fits, found.at_top, found.intervals, strict=True):
         if item.law.name == "hoffmann":
             line = _line(known.exponent, known.tokens_exponent, item.reason)
-            return {"status": item.status, "at_flops": said.flops, **line}
+            at = _optimum_at(ahead.flops, ahead.params, ahead.tokens) if ahead else None
+            return {"status": item.status, "at_flops": said.flops, **line, "line": at}
     return {"status": "refused", **_line(None, None, found.refusals.get("hoffmann"))}
+
+
+def _optimum_at(flops: float, params: Interval | None, tokens: Interval | None) -> dict[str, Any]:
+    """What an approach's line says at the C of the forecast."""
+    return {
+        "flops": flops,
+        "params": _finite(params.estimate) if params else None,
+        "params_interval": ends(params) if params else [None, None],
+        "tokens": _finite(tokens.estimate) if tokens else None,
+        "tokens_interval": ends(tokens) if tokens else [None, None],
+    }
 
 
 def _vertex(vertex: Vertex) -> dict[str, Any]:
@@ -199,9 +224,7 @@ def _vertex(vertex: Vertex) -> dict[str, Any]:
     }
 
 
-def _heldout(found: tuple[Heldout, ...]) -> dict[str, Any] | None:
-    if not found:
-        return None
+def _heldout(found: tuple[Heldout, ...]) -> dict[str, Any]:
     parts = ("loss_error", "params_error")
     return {
         "top_budgets": [item.budget for item in found],

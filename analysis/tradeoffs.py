@@ -19,7 +19,7 @@ from analysis.observations import FloatArray
 from analysis.optimum import FlopsPerToken, Optimum, log_optimal_params
 
 _LARGEST_LOG = 700.0  # exp() of more overflows
-_FORWARD = 1.0 / 3.0  # of training's FLOPs: the backward pass takes twice the forward one
+FORWARD = 1.0 / 3.0  # of training's FLOPs: the backward pass takes twice the forward one
 
 
 class _Terms(NamedTuple):
@@ -342,7 +342,7 @@ def served_optimum(
         loss=best.loss,
         served_tokens=served_tokens,
         training_flops=per_token * best.tokens,
-        serving_flops=per_token * served_tokens * _FORWARD,
+        serving_flops=per_token * served_tokens * FORWARD,
     )
 
 
@@ -352,7 +352,7 @@ def _served(
     """The ln N and ln D of least loss with c(N) (D + T/3) = C."""
     terms = _terms(law, theta)
     x = log_optimal_params(theta, flops, cost)
-    log_c, serving = math.log(flops), served_tokens * _FORWARD
+    log_c, serving = math.log(flops), served_tokens * FORWARD
     if serving == 0.0:
         return x, log_c - float(cost.log_and_slope(x)[0])
 

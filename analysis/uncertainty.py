@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -15,13 +15,19 @@ from analysis.forecast import Forecast
 from analysis.intervals import Interval, constant_intervals
 from analysis.laws import NAMES
 from analysis.observations import FloatArray, Observations
-from analysis.optimum import FlopsPerToken, log_optimum_jacobian
+from analysis.optimum import (
+    FlopsPerToken,
+    exponent,
+    log_optimal_params,
+    log_optimum_jacobian,
+)
 from analysis.profile import profile
 
 IntervalKind = Literal["t", "profile", "bootstrap", "cluster"]
 """Gauss-Newton t with what budgets share; profile likelihood; bootstrap by pairs or by cluster."""
 
 REPLICATES = 4000
+_MOST_FAILED = 0.05  # of the replicates; the percentiles at 95% are made of that many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,8 @@ class LawIntervals:
     """The local a of N_opt ~ C^a."""
     tokens_exponent: Interval
     """The local b of D_opt ~ C^b."""
+    note: str | None = None
+    """What weakens them, else None."""
 
 
 def law_intervals(
@@ -73,20 +81,45 @@ def law_intervals(
         )
     if kind == "profile":
         return _profiled(fit, obs, said, cost)
+    if obs.rows > len(obs):
+        raise InputError(
+            f"{obs.rows} observations are too many for a bootstrap: take t intervals, or select "
+            "some with --where"
+        )
     found = bootstrap(fit, obs, replicates=REPLICATES, by="pairs" if kind == "bootstrap" else kind)
 
-    def exponents(row: int) -> Callable[[FloatArray], FloatArray]:
-        def of(thetas: FloatArray) -> FloatArray:
-            each = [log_optimum_jacobian(t, said.flops, cost)[0][row] for t in thetas]
-            return np.array(each)
-
-        return of
-
+    if found.failed > _MOST_FAILED * REPLICATES:
+        raise InputError(
+            f"{found.failed} of {REPLICATES} bootstrap replicates of the {fit.law.name} law found "
+            "no minimum: the observations are too few for it; take t intervals"
+        )
+    slopes = np.array([_exponents(theta, said.flops, cost) for theta in found.theta])
+    estimates = (said.exponent.estimate, said.tokens_exponent.estimate)
+    tails = 0.5 * (1.0 - level), 0.5 * (1.0 + level)
+    a, b = (
+        Interval(estimate, float(low), float(high), level)
+        for estimate, (low, high) in zip(
+            estimates, np.quantile(slopes, tails, axis=0).T, strict=True
+        )
+    )
+    note = f"{found.failed} of {REPLICATES} bootstrap replicates found no minimum"
     return LawIntervals(
         constants=found.constants(level),
-        exponent=found.interval(exponents(3), level),
-        tokens_exponent=found.interval(exponents(4), level),
+        exponent=a,
+        tokens_exponent=b,
+        note=note if found.failed else None,
     )
+
+
+def _exponents(theta: FloatArray, flops: float, cost: FlopsPerToken) -> tuple[float, float]:
+    """The local a and b at C."""
+    if cost.proportional:
+        a = exponent(theta)
+        return a, 1.0 - a
+    at = np.array([log_optimal_params(theta, factor * flops, cost) for factor in (0.5, 2.0)])
+    log_c = cost.log_and_slope(at)[0]
+    a = float(np.diff(at)[0] / np.log(4.0))
+    return a, 1.0 - float(np.diff(log_c)[0] / np.log(4.0))
 
 
 def _profiled(fit: Fit, obs: Observations, said: Forecast, cost: FlopsPerToken) -> LawIntervals:

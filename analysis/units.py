@@ -14,6 +14,8 @@ from analysis.observations import FloatArray
 LARGEST_LOSS = 20.0
 """Nats/token; a model that knows nothing has ln(vocabulary), 12.5 for 256k symbols."""
 LEAST_PARAMS = 1e3
+LEAST_TOKENS = 1e5
+"""Some seconds of one processor."""
 LEAST_FLOPS = 1e9
 """What 1000 parameters take on 170 000 tokens: below it C counts something else."""
 LEAST_RATIO = 1e-3
@@ -61,6 +63,9 @@ def doubts(
     middle = float(np.median(params))
     if middle < LEAST_PARAMS:
         found.append(_small("N", names.get("params"), middle, "parameters"))
+    middle = float(np.median(tokens))
+    if "tokens" in names and middle < LEAST_TOKENS:
+        found.append(_small("D", names["tokens"], middle, "tokens"))
     middle = float(np.median(flops))
     if "flops" in names and middle < LEAST_FLOPS:
         found.append(_small("C", names["flops"], middle, "FLOPs"))

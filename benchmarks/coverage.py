@@ -147,7 +147,8 @@ def cell(task: tuple[str, str, str, int]) -> Cell:
     truth, design, noise, repetitions = task
     law, theta = TRUTHS[truth]
     obs = observations(law, theta, DESIGNS[design])
-    rng = np.random.default_rng([list(TRUTHS).index(truth), NOISES.index(noise), len(design)])
+    seed = (list(TRUTHS).index(truth), list(DESIGNS).index(design), NOISES.index(noise))
+    rng = np.random.default_rng(seed)
     losses = obs.loss * np.exp(scatter(noise, obs, rng, repetitions))
     flops = REACH * float(obs.flops.max())
     true = np.exp(log_optimum_jacobian(theta, flops, COST)[0][[0, 2]])

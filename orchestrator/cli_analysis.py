@@ -115,7 +115,7 @@ def forecast(
 
     require_positive("--flops", flops)
     found = outlook(
-        data.open().observed(fitting.convention(params, flops_as)),
+        data.open().observed(fitting.convention(params, flops_as), fitting.method()),
         fitting.method(),
         fitting.level,
         flops=flops,
@@ -155,7 +155,7 @@ def diagnose(
         basis = diagnosis.published_basis(data.source)
         found = [diagnosis.diagnose(basis, params, tokens, fitting.level)]
     else:
-        observed = data.open().observed(fitting.convention(params_as, flops_as))
+        observed = data.open().observed(fitting.convention(params_as, flops_as), fitting.method())
         found, notes = diagnose_observed(observed, fitting.method(), fitting.level, params, tokens)
     if as_json:
         print_json(diagnosis.diagnosis_json(found, price.rate(), notes))

@@ -142,7 +142,7 @@ def _text(path: Path | None) -> str | None:
 
 def metrics(seen: Study) -> dict[str, float]:
     """The sweep's results as MLflow metrics; only finite ones."""
-    values: dict[str, float] = {"observations": len(seen.obs)}
+    values: dict[str, float] = {"observations": seen.obs.rows}
     for item in seen.at_top:
         values[f"exponent_{item.law}"] = item.exponent.estimate
     if seen.isoflop.exponent:

@@ -68,7 +68,7 @@ def compare(source: Source, *, level: float, method: Method) -> Compared:
         )
     conventions = [Convention(params=n, flops=c, level=level) for n, c in pairs]
     # One held-out budget, the fewest there are: they are not shown.
-    return Compared(studies=tuple(source.study(c, method=method, heldout=1) for c in conventions))
+    return Compared(studies=tuple(source.study(c, method=method, heldout=0) for c in conventions))
 
 
 def conventions_json(found: Compared) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _row(seen: Study) -> dict[str, Any]:
     return {
         "params": seen.obs.params_convention,
         "flops": seen.obs.flops_convention,
-        "observations": len(seen.obs),
+        "observations": seen.obs.rows,
         "a": {said.law: _finite(said.exponent.estimate) for said in seen.at_top}
         | {"isoflop": _finite(line.estimate) if line else None},
         "a_interval": {said.law: ends(said.exponent) for said in seen.at_top}

@@ -199,7 +199,7 @@ class Checking:
         typer.Option(
             "--heldout",
             metavar="K",
-            help="Largest budgets to predict from those below. Default: up to 3.",
+            help="Largest budgets to predict from those below; 0 for none. Default: up to 3.",
             rich_help_panel=FITTING,
         ),
     ] = None

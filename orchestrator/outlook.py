@@ -11,11 +11,12 @@ from rich.text import Text
 
 from analysis.diagnosis import Rate
 from analysis.errors import InputError
-from analysis.fitting import Method
+from analysis.fitting import Fit, Method
 from analysis.headline import Headline, flops_for, headline
+from analysis.optimum import FlopsPerToken, optimum
 from analysis.pair import fit_basis
 from analysis.study_json import SHARES, forecast_json, near
-from analysis.tradeoffs import ServedOptimum, served_optimum
+from analysis.tradeoffs import FORWARD, ServedOptimum, served_optimum
 from analysis.wording import CONVENTIONS, count, span
 from orchestrator.source import Observed
 
@@ -27,7 +28,7 @@ class Outlook:
     observed: Observed
     ahead: Headline
     served: ServedOptimum | None
-    """The optimum that counts serving too, by the law that leads in N; None unless asked for."""
+    """The optimum that counts serving too; None unless asked for."""
     rate: Rate | None
     """What a FLOP costs; None where nobody said."""
 
@@ -58,9 +59,28 @@ def outlook(
     ahead = headline(obs, at, cost, level, method=method, basis=basis)
     served = None
     if served_tokens is not None:
-        leading = basis.recent.leading
-        served = served_optimum(leading.law, leading.theta, at, served_tokens, cost)
+        served = _served(basis.recent.leading, ahead, served_tokens, cost)
     return Outlook(observed=observed, ahead=ahead, served=served, rate=rate)
+
+
+def _served(
+    leading: Fit, ahead: Headline, served_tokens: float, cost: FlopsPerToken
+) -> ServedOptimum:
+    """What serving does to the optimum by one law, done to the headline's: equal at no tokens."""
+    alone = optimum(leading.theta, ahead.flops, cost)
+    found = served_optimum(leading.law, leading.theta, ahead.flops, served_tokens, cost)
+    n = found.params / alone.params * ahead.params.estimate
+    serving = FORWARD * served_tokens * cost(n)
+    if serving >= ahead.flops:
+        return found
+    return ServedOptimum(
+        params=n,
+        tokens=(ahead.flops - serving) / cost(n),
+        loss=found.loss / alone.loss * ahead.loss.estimate,
+        served_tokens=served_tokens,
+        training_flops=ahead.flops - serving,
+        serving_flops=serving,
+    )
 
 
 def outlook_json(found: Outlook) -> dict[str, Any]:

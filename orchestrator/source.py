@@ -19,7 +19,7 @@ from analysis.budgets import name_budgets
 from analysis.envelope import training_curves
 from analysis.errors import InputError
 from analysis.files import SUFFIXES, read_table
-from analysis.fitting import Method
+from analysis.fitting import LEAST_SQUARES, Method
 from analysis.foreign import Foreign, foreign
 from analysis.observations import (
     KIND_COLUMNS,
@@ -33,7 +33,7 @@ from analysis.observations import (
     where,
 )
 from analysis.optimum import FlopsPerToken
-from analysis.pooling import CELL, pool
+from analysis.pooling import CELL, pool, sample
 from analysis.study import Study, study
 from analysis.uncertainty import IntervalKind
 from orchestrator.exclusion import read_exclusions, rule_out
@@ -112,8 +112,8 @@ class Evidence:
     def _has(self, column: str) -> bool:
         return bool(self.table[column].null_count < self.table.num_rows)
 
-    def observed(self, convention: Convention) -> Observed:
-        """Its observations, under a convention."""
+    def observed(self, convention: Convention, method: Method = LEAST_SQUARES) -> Observed:
+        """Its observations, under a convention; millions are made fewer as the method allows."""
         params, flops = self.conventions.choose(convention)
         loss = self.reading.loss or "loss"
         budgets = self.project.budgets() if self.project else {}
@@ -128,7 +128,8 @@ class Evidence:
         cost = None
         if self.plan and "given" not in (params, flops):
             cost = family_cost(self.plan.spec, params=params, flops=flops)
-        return _observed(self, obs, usual, excluded, cost)
+        robust = method.objective == "huber"
+        return _observed(self, obs, usual, excluded, cost, robust=robust)
 
     def study(
         self, convention: Convention, *, undecayed: bool = False, **options: Unpack[Options]
@@ -139,7 +140,7 @@ class Evidence:
             params, flops = self.conventions.choose(convention)
             own = flops != "given"  # external rows have no curves
             curves = training_curves(self.table, params=params, flops=flops) if own else ()
-        seen = self.observed(convention)
+        seen = self.observed(convention, options.get("method", LEAST_SQUARES))
         return study(**seen.given(), level=convention.level, curves=curves, **options)
 
 
@@ -170,20 +171,22 @@ class Points:
         same = np.allclose(obs.flops, 6.0 * obs.params * obs.tokens, rtol=1e-6)
         return Conventions(params=("given",), flops=("given", "6nd"), same_flops=same)
 
-    def observed(self, convention: Convention) -> Observed:
-        """Its observations, under a convention."""
+    def observed(self, convention: Convention, method: Method = LEAST_SQUARES) -> Observed:
+        """Its observations, under a convention; millions are made fewer as the method allows."""
         _, flops = self.conventions.choose(convention)
         usual = obs = self.found.obs
         if flops != usual.flops_convention:
             c = 6.0 * obs.params * obs.tokens
             obs = replace(obs, flops=c, flops_convention=flops)
-        return _observed(self, obs, usual, self.excluded)
+        robust = method.objective == "huber"
+        return _observed(self, obs, usual, self.excluded, robust=robust)
 
     def study(
         self, convention: Convention, *, undecayed: bool = False, **options: Unpack[Options]
     ) -> Study:
         """Fit everything, under a convention; `undecayed` as in `envelope`."""
-        seen, curves = self.observed(convention), () if undecayed else None
+        seen = self.observed(convention, options.get("method", LEAST_SQUARES))
+        curves = () if undecayed else None
         return study(**seen.given(), level=convention.level, curves=curves, **options)
 
 
@@ -196,6 +199,8 @@ def _observed(
     usual: Observations,
     excluded: Mapping[str, int],
     cost: FlopsPerToken | None = None,
+    *,
+    robust: bool,
 ) -> Observed:
     """What all sources have in common: the largest losses dropped, budgets and C/D found.
 
@@ -209,10 +214,16 @@ def _observed(
         alike = usual.without_largest(k) if len(usual) == len(obs) else kept
         budget, note = name_budgets(alike.flops, alike.params)
         kept, notes = replace(kept, budget=budget), [*notes, note]
-    pooled = pool(kept)
+    idle = int(np.sum(kept.weight == 0.0))
+    kept = kept.select(kept.weight > 0.0)
+    # A run to come is one of the usual weight, whatever the weights' unit.
+    kept = replace(kept, weight=kept.weight / kept.weight.mean())
+    pooled = sample(kept) if robust else pool(kept)
     if len(pooled) < len(kept):
         notes.append(
-            f"{len(kept)} observations pooled into {len(pooled)} cells of N and D, each "
+            f"{len(kept)} observations sampled to {len(pooled)}: Huber's loss needs single rows"
+            if robust
+            else f"{len(kept)} observations pooled into {len(pooled)} cells of N and D, each "
             f"{CELL:.0%} wide and weighted by its number"
         )
     if cost is None and pooled.flops_convention == "6nd":
@@ -220,7 +231,9 @@ def _observed(
     return Observed(
         obs=pooled,
         cost=cost or FlopsPerToken.from_observations(pooled),
-        excluded={reason: n for reason, n in {**excluded, **dropped}.items() if n},
+        excluded={
+            reason: n for reason, n in {**excluded, **dropped, "of weight 0": idle}.items() if n
+        },
         notes=tuple(notes),
     )
 

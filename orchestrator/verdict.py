@@ -69,7 +69,8 @@ def diagnose_observed(
     fits = [leading, *(item for item in basis.all.fits if item is not leading)]
     found = [diagnose(fitted_basis(item, obs, cost), params, tokens, level) for item in fits]
     ahead = headline(obs, found[0].flops, cost, level, method=method, basis=basis)
-    return found, (*observed.notes, *ahead.notes)
+    left = (f"{n} observations not in the fit: {why}" for why, n in observed.excluded.items())
+    return found, (*observed.notes, *ahead.notes, *left)
 
 
 def show_diagnosis(

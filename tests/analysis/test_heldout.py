@@ -132,7 +132,8 @@ def test_what_cannot_be_held_out_is_refused_or_nothing(mini_sweep):
     one = obs.select(obs.budget == 4e10)
     assert roll_forward(one) == ()
     assert roll_forward(replace(obs, budget=np.full(28, np.nan))) == ()
-    for top in (0, 4, 9):
+    assert roll_forward(obs, top=0) == ()
+    for top in (-1, 4, 9):
         with pytest.raises(InputError, match=f"{top} of 4 budgets cannot be held out: at most 3"):
             roll_forward(obs, top=top)
 

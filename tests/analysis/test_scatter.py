@@ -231,8 +231,13 @@ def test_intervals_cover_where_branches_of_a_trunk_are_off_together(sweep):
     assert plain[1] < 0.8
 
 
-def test_hubers_loss_counts_rows_as_independent(sweep):
+def test_hubers_loss_knows_of_shared_shifts_too(sweep):
+    """With delta beyond every residual it is least squares, and so are its components."""
     obs = sweep(HOFFMANN, TRUTH, budgets=5)
     noisy = replace(obs, loss=shifted(obs, 3)[0])
-    found = fit(HOFFMANN, noisy, method=Method(objective="huber", delta=0.003))
-    assert (found.scatter.shared, found.shared.any()) == (0.0, False)
+    squares = fit(HOFFMANN, noisy)
+    wide = fit(HOFFMANN, noisy, method=Method(objective="huber", delta=1.0))
+    narrow = fit(HOFFMANN, noisy, method=Method(objective="huber", delta=0.003))
+    assert wide.scatter.shared == pytest.approx(squares.scatter.shared, rel=1e-6)
+    assert wide.covariance == pytest.approx(squares.covariance, rel=1e-6)
+    assert narrow.scatter.shared > 0.0

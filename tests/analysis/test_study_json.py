@@ -146,7 +146,7 @@ def test_two_budgets_leave_open_ends_null(sweep):
     found = said(sweep(HOFFMANN, TRUTH, noise=0.002, at=BUDGETS[:2]))
     assert found["exponents"]["isoflop"]["a_interval"] == [None, None]
     assert found["approaches"]["isoflop"]["a_interval"] == [None, None]
-    assert found["leave_one_out"] is None
+    assert found["leave_one_out"]["top_budgets"] == []
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,10 @@ def test_observations_without_budgets_have_laws_and_no_valleys(sweep):
     assert found["laws"]["hoffmann"]["status"] == "converged"
     assert found["approaches"]["isoflop"]["status"] == "refused"
     assert found["approaches"]["isoflop"]["vertices"] == []
-    assert (found["budgets"], found["heldout"], found["leave_one_out"]) == ([], None, None)
+    assert found["budgets"] == []
+    for part in ("heldout", "leave_one_out"):
+        assert (found[part]["top_budgets"], found[part]["budgets"]) == ([], [])
+        assert found[part]["laws"]["hoffmann"] == {"loss_error": None, "params_error": None}
     assert found["forecast"]["params"] > 0
 
 

@@ -342,10 +342,11 @@ def test_budgets_weights_and_trunks_of_external_runs_are_kept(tmp_path: Path) ->
     obs = open_source(str(tmp_path / "p"), Reading()).study(Convention()).obs
     order = np.argsort(obs.loss)
     expected = np.argsort(found.found.obs.loss)
-    np.testing.assert_allclose(obs.weight[order], weight[expected])
+    expected = expected[weight[expected] > 0]  # a row of weight 0 is left out, and counted
+    np.testing.assert_allclose(obs.weight[order], weight[expected] / weight[1:].mean())
     np.testing.assert_array_equal(obs.budget[order], budget[expected])
     _, sizes = np.unique(obs.trunk, return_counts=True)
-    assert sizes.tolist() == [2] * 14
+    assert sorted(sizes.tolist()) == [1] + [2] * 13
 
 
 def test_external_runs_are_a_kind_of_their_own(project: Project, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ class Basis:
     """Its constants, laid out as `Law` says."""
     cost: FlopsPerToken
     """Training FLOPs per token as a function of N."""
+    loss_unit: str = "nats/token"
     fit: Fit | None = None
     """Where the constants come from, if they were fitted here: then the excess has an interval."""
 
@@ -80,10 +81,11 @@ def fitted_basis(fit: Fit, obs: Observations, cost: FlopsPerToken) -> Basis:
     counted = _counted(obs.params_convention, obs.flops_convention)
     return Basis(
         name=fit.law.name,
-        cited=f"the {fit.law.name} law fitted to {fit.n} observations ({counted})",
+        cited=f"the {fit.law.name} law fitted to {obs.rows} observations ({counted})",
         law=fit.law,
         theta=fit.theta,
         cost=cost,
+        loss_unit=obs.loss_unit,
         fit=fit,
     )
 
@@ -107,7 +109,8 @@ class Diagnosis:
     flops: float
     """C = c(N) D, in FLOPs: what it took."""
     loss: float
-    """L at (N, D) by the law, in nats/token."""
+    """L at (N, D) by the law, in `loss_unit`."""
+    loss_unit: str
     optimum: Optimum
     """The best that the same C buys."""
     needed_flops: float
@@ -177,6 +180,7 @@ def diagnose(basis: Basis, params: float, tokens: float, level: float = 0.9) -> 
         tokens=tokens,
         flops=flops,
         loss=float(np.exp(log_loss(theta, np.log(params), np.log(tokens)))),
+        loss_unit=basis.loss_unit,
         optimum=best,
         needed_flops=min(needed, flops),
         needed=optimum(theta, min(needed, flops), cost),
@@ -274,16 +278,17 @@ def sentence(found: Diagnosis) -> str:
     run = f"{count(found.params)} parameters on {count(found.tokens)} tokens"
     best = f"{count(found.optimum.params)} parameters on {count(found.optimum.tokens)} tokens"
     spent = f"{found.flops:.3g} FLOPs"
+    loss = f"{found.loss:.3f} {found.loss_unit}"
     opening = f"By {found.cited}, {run} are {found.verdict}:"
     if found.verdict == "compute-optimal":
         return (
             f"{opening} its {spent} are within {max(found.excess, 1e-4):.2%}{_uncertainty(found)} "
-            f"of the least that buy its loss, {found.loss:.3f} nats/token; the best plan is {best}"
+            f"of the least that buy its loss, {loss}; the best plan is {best}"
         )
     return (
         f"{opening} the same {spent} are best spent on {best}, and {found.needed_flops:.3g} FLOPs "
-        f"buy the same loss, {found.loss:.3f} nats/token; it takes {_percent(found.excess)} more "
-        f"than needed{_uncertainty(found)}, which wastes {found.wasted:.0%} of its FLOPs"
+        f"buy the same loss, {loss}; it takes {_percent(found.excess)} more than "
+        f"needed{_uncertainty(found)}, which wastes {found.wasted:.0%} of its FLOPs"
     )
 
 

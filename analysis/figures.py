@@ -71,7 +71,7 @@ def isoflop_figure(found: Study) -> Figure:
     axes.set_xscale("log")
     _counted(axes.xaxis)
     axes.set_xlabel(f"N, {CONVENTIONS[obs.params_convention]}")
-    axes.set_ylabel("L, held-out loss, nats/token")
+    axes.set_ylabel(f"L, held-out loss, {obs.loss_unit}")
     axes.legend(title=f"C, {CONVENTIONS[obs.flops_convention]}", frameon=False, fontsize=9)
     lines = f"lines: {shown.law.name} law fitted to all points; " if shown else ""
     _title(axes, "IsoFLOP valleys", f"{lines}stars: parabola minima")
@@ -101,9 +101,9 @@ def law_figure(found: Study) -> Figure:
         right.plot(fitted, above, "o", ms=4, alpha=0.7, mew=0, color=colour, label=label)
     left.set_xscale("log")
     left.set_xlabel(f"C, {CONVENTIONS[obs.flops_convention]}")
-    left.set_ylabel("L, held-out loss, nats/token")
+    left.set_ylabel(f"L, held-out loss, {obs.loss_unit}")
     right.axhline(0.0, color=INK, lw=0.8)
-    right.set_xlabel("L by the law, nats/token")
+    right.set_xlabel(f"L by the law, {obs.loss_unit}")
     right.set_ylabel("measured above fitted loss, %")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=9)
@@ -143,7 +143,7 @@ def scaling_figure(found: Study) -> Figure:
         axes.set_xlabel(f"C, {CONVENTIONS[obs.flops_convention]}")
         axes.legend(frameon=False, fontsize=9)
     left.set_ylabel(f"N_opt, {CONVENTIONS[obs.params_convention]}")
-    right.set_ylabel("L at the optimum, nats/token")
+    right.set_ylabel(f"L at the optimum, {obs.loss_unit}")
     planned = (
         "minima: at equal exact FLOPs, not equal 6ND"
         if obs.flops_convention == "6nd"

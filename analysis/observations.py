@@ -93,6 +93,9 @@ SCHEMA = pa.schema(
 _LATER = ("budget", "params_given", "flops_given", "weight", "trunk")
 """Columns that version 1 had not: null where a file lacks them."""
 
+LOSSES = {"loss": "nats/token", "bits_per_byte": "bits/byte"}
+"""What of an observation can be fitted, with its unit."""
+
 KIND_COLUMNS = ("trainer", "recipe_hash", "schedule", "context", "vocabulary", "corpus_hash")
 """What observations of one fit must share: otherwise their losses are not comparable."""
 
@@ -124,6 +127,8 @@ class Observations:
     trunk: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """Label of the training run; rows of one label share noise. By default each its own."""
 
+    loss_unit: str = "nats/token"
+    """Of `loss`, where another measure than the loss is fitted."""
     rows: int = 0
     """Rows behind them, more than there are here where they were pooled; by default as many."""
 
@@ -342,8 +347,8 @@ def observations(
     """
     if params not in get_args(ParamsConvention) or flops not in get_args(FlopsConvention):
         raise ValueError(f"unknown convention {params!r}, {flops!r}")
-    if loss not in SCHEMA.names or not pa.types.is_floating(SCHEMA.field(loss).type):
-        raise InputError(f"--loss {loss}: no such column; choose among loss, bits_per_byte")
+    if loss not in LOSSES:
+        raise InputError(f"--loss {loss}: no such loss; choose among {', '.join(LOSSES)}")
     complete = table.filter(pc.equal(table["status"], "complete"))
     if complete.num_rows == 0:
         if table.num_rows:
@@ -363,6 +368,7 @@ def observations(
         budget=_budgets(complete, budgets),
         params_convention=params,
         flops_convention=flops,
+        loss_unit=LOSSES[loss],
         weight=np.nan_to_num(column("weight"), nan=1.0),
         trunk=_trunks(complete),
     )

@@ -153,7 +153,7 @@ def _answer(found: Outlook) -> Table:
     ):
         table.add_row(name, count(part.estimate), span(part), law)
     for name, part, law in (
-        ("L, nats/token", ahead.loss, ahead.loss_law),
+        (f"L, {found.observed.obs.loss_unit}", ahead.loss, ahead.loss_law),
         ("L of one new run", ahead.new_run, ahead.loss_law),
         ("a = d ln N_opt / d ln C", ahead.exponent, ahead.params_law),
     ):

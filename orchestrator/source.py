@@ -275,6 +275,8 @@ def points(table: pa.Table, name: str, reading: Reading) -> Points:
     found = foreign(chosen, columns)
     left = table.num_rows - chosen.num_rows
     excluded = {**({"not selected": left} if left else {}), **found.excluded}
+    if reading.loss:
+        found = replace(found, obs=replace(found.obs, loss_unit=f"as in {reading.loss!r}"))
     return Points(name=name, found=found, excluded=excluded, reading=reading)
 
 

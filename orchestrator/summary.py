@@ -106,7 +106,7 @@ def show_files(console: Console, project: Project, proposal: str) -> None:
 
 
 def _valleys(found: Study) -> Table:
-    table = _table("C, FLOPs", "N_opt", "D_opt", "D/N", "L, nats/token", "status")
+    table = _table("C, FLOPs", "N_opt", "D_opt", "D/N", f"L, {found.obs.loss_unit}", "status")
     for vertex in found.isoflop.vertices:
         style = "" if vertex.status == "interior" else "yellow"
         table.add_row(*_vertex_cells(vertex), vertex.status, style=style)

@@ -210,7 +210,7 @@ def test_rows_without_the_chosen_loss_are_counted(project: Project) -> None:
     seen = evidence(project, Reading(loss="bits_per_byte")).study(Convention())
     assert sorted(seen.obs.loss) == pytest.approx([1.0 + i / 100 for i in range(1, 15)])
     assert seen.excluded == {"without N, C or bits_per_byte": 1}
-    with pytest.raises(InputError, match="--loss seed: no such column"):
+    with pytest.raises(InputError, match="--loss seed: no such loss"):
         evidence(project, Reading(loss="seed")).study(Convention())
 
 

@@ -23,6 +23,8 @@ from analysis.wording import CONVENTIONS, count
 
 Verdict = Literal["undertrained", "overtrained", "compute-optimal"]
 
+LARGEST = 1e30
+"""Parameters or tokens that a run may have: a trillion trillion times what anybody trains with."""
 OPTIMAL_EXCESS = 0.01
 """Up to this excess a run is compute-optimal. Under alpha + beta = .7 it is a size within 18% of
 the optimal one, which is less than anybody knows N_opt to."""
@@ -79,9 +81,10 @@ def published_basis(name: str) -> Basis:
 def fitted_basis(fit: Fit, obs: Observations, cost: FlopsPerToken) -> Basis:
     """A law as it was fitted to (some of) `obs`; `cost` under their convention of C."""
     counted = _counted(obs.params_convention, obs.flops_convention)
+    n = fit.n if fit.n < len(obs) else obs.rows
     return Basis(
         name=fit.law.name,
-        cited=f"the {fit.law.name} law fitted to {obs.rows} observations ({counted})",
+        cited=f"the {fit.law.name} law fitted to {n} observations ({counted})",
         law=fit.law,
         theta=fit.theta,
         cost=cost,
@@ -165,8 +168,10 @@ def diagnose(basis: Basis, params: float, tokens: float, level: float = 0.9) -> 
     ('undertrained', 0.64, 0.39)
     """
     for name, value, unit in (("N", params, "parameters"), ("D", tokens, "tokens")):
-        if not (math.isfinite(value) and value > 0.0):
-            raise InputError(f"{name} is {value}; it must be a positive number of {unit}")
+        if not 0.0 < value <= LARGEST:
+            raise InputError(
+                f"{name} is {value:g}; it must be a positive number of {unit}, at most {LARGEST:g}"
+            )
     law, theta, cost = basis.law, basis.theta, basis.cost
     flops = cost(params) * tokens
     needed = needed_flops(law, theta, params, tokens, cost)

@@ -28,6 +28,7 @@ worth little. On 210 resamples of the Chinchilla points five steps, three and on
 _GAMMA_STARTS = (0.15, 0.4, 1.0)
 _LAST_TRY = 4000  # steps for the best start, where no valley led it to a minimum sooner
 _SINGULAR = 1e-12
+_BAND = 1.0  # standard deviations of the noise times n^(-1/5), the usual width for a density
 _VANISHED = 1e-9  # of the loss: far below any measurement
 _ILL = 1e6  # condition number; of four budgets of seven sizes it is 10 to 1e3
 _NOTHING = 1e-100  # a column of the Jacobian this short is zero; its square must not overflow
@@ -344,7 +345,10 @@ def _uncertainty(
     singular = np.maximum(singular, _SINGULAR * singular[0])
     root = right.T / singular / scale[:, None]  # theta moves by root @ basis.T @ residual
     if np.isfinite(delta):
-        inside = max(float(np.mean(np.abs(residual) <= delta)), 1.0 / n)
+        # At a delta far below the noise few residuals lie within: count in a wider band, as the
+        # density of residuals is flat there.
+        band = max(delta, _BAND * 1.4826 * float(np.median(np.abs(residual))) * n**-0.2)
+        inside = max(delta / band * float(np.mean(np.abs(residual) <= band)), 1.0 / n)
         clipped = root_weight * np.clip(residual, -delta, delta)
         factor = (1.0 + p / n * (1.0 - inside) / inside) / inside
         found = scatter(factor * clipped, basis, data.groups, root_weight)

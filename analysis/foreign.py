@@ -36,6 +36,9 @@ _TRIO = ("params", "tokens", "flops")
 _LETTERS = {"params": "N", "tokens": "D", "flops": "C", "loss": "L"}
 
 
+_MANY, _KINDS = 5, 20  # rows of one value, and values, that make a column of words name kinds
+
+
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
     """What somebody else's table says."""
@@ -262,3 +265,19 @@ def _trunks(table: pa.Table, name: str | None, kept: np.ndarray) -> IntArray:
     alone = -1 - np.arange(len(column), dtype=np.int64)
     codes = pc.fill_null(column.indices, 0).to_numpy()
     return np.where(pc.is_null(column).to_numpy(zero_copy_only=False), alone, codes)
+
+
+def mixed(table: pa.Table) -> list[str]:
+    """Say of columns of words with few values that their runs may be of several kinds."""
+    found = []
+    for name in table.column_names:
+        if not pa.types.is_string(table.schema.field(name).type):
+            continue
+        values = pc.value_counts(pc.drop_null(table[name])).to_pylist()
+        often = [str(item["values"]) for item in values if item["counts"] >= _MANY]
+        if len(often) > 1 and len(values) <= _KINDS:
+            found.append(
+                f"{name!r} has {len(values)} values ({', '.join(often)}): are these runs of one "
+                f"kind? If not, select with --where {name}={often[0]}"
+            )
+    return found

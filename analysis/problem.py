@@ -105,6 +105,8 @@ def _groups(obs: Observations) -> IntArray | None:
 
 def _require_design(law: Law, obs: Observations) -> None:
     p = len(law.names)
+    if p == 0:
+        raise InputError(f"every constant of the {law.name} law is pinned: nothing is left to fit")
     if len(obs) <= p:
         raise InputError(
             f"{len(obs)} observations cannot determine the {p} constants of the {law.name} law: "

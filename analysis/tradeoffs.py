@@ -19,6 +19,7 @@ from analysis.observations import FloatArray
 from analysis.optimum import FlopsPerToken, Optimum, log_optimal_params
 
 _LARGEST_LOG = 700.0  # exp() of more overflows
+_LEAST_LOG = -300.0  # ln N that nobody asks about; the caller refuses less than one parameter
 FORWARD = 1.0 / 3.0  # of training's FLOPs: the backward pass takes twice the forward one
 
 
@@ -373,9 +374,13 @@ def _served(
     low, high, step = x, x, 1.0
     while spare(low) >= 0.0:
         low, high, step = low - step, low, 2.0 * step
+        if low < _LEAST_LOG:
+            return low, low
     # A service may use the whole budget at the larger end: no tokens, no finite value there.
     while math.isinf(spare(high)):
         middle = 0.5 * (low + high)
+        if not low < middle < high:
+            return middle, -math.inf
         low, high = (low, middle) if spare(middle) >= 0.0 else (middle, high)
     x = float(brentq(spare, low, high, xtol=1e-12, rtol=1e-14))
     return x, math.log(tokens(x))

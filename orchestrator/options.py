@@ -322,7 +322,7 @@ def console(*, stderr: bool = False) -> Console:
     # The stream itself, not its name: Ray's chatter is kept off by redirecting the name.
     made = Console(file=sys.stderr if stderr else sys.stdout, highlight=False)
     if not made.is_terminal:
-        made.width = max(made.width, 120)  # a pipe has no width: do not fold tables
+        made.width = max(made.width, 160)  # a pipe has no width: do not fold tables
     return made
 
 

@@ -20,7 +20,7 @@ from analysis.envelope import training_curves
 from analysis.errors import InputError
 from analysis.files import SUFFIXES, read_table
 from analysis.fitting import LEAST_SQUARES, Method
-from analysis.foreign import Foreign, foreign
+from analysis.foreign import Foreign, foreign, mixed
 from analysis.observations import (
     KIND_COLUMNS,
     FlopsConvention,
@@ -277,6 +277,8 @@ def points(table: pa.Table, name: str, reading: Reading) -> Points:
     excluded = {**({"not selected": left} if left else {}), **found.excluded}
     if reading.loss:
         found = replace(found, obs=replace(found.obs, loss_unit=f"as in {reading.loss!r}"))
+    if doubts := mixed(chosen):
+        found = replace(found, notes=(*found.notes, *doubts))
     return Points(name=name, found=found, excluded=excluded, reading=reading)
 
 

@@ -163,7 +163,11 @@ def _exponents(found: Study) -> Table:
         interior = len(found.isoflop.interior)
         row("IsoFLOP parabolas", found.isoflop.exponent, f"line through {interior} minima")
     for item, known in zip(found.at_top, found.intervals, strict=True):
-        row(f"{item.law} law", known.exponent, f"local, at {item.flops:.3g} FLOPs")
+        row(
+            f"{item.law} law",
+            known.exponent,
+            f"local, at {item.flops:.3g} FLOPs, by all observations",
+        )
     return table
 
 

@@ -276,6 +276,9 @@ def read_experiment(name: str, uri: str | None, *, own: bool = True) -> pa.Table
         If there is no such store, experiment or run.
     """
     _quieten()
+    # A server that is away is told of in seconds, not minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise InputError(f"where is the experiment {name!r}? say so with --tracking-uri")

@@ -52,7 +52,7 @@ def rate_of(
 def diagnose_observed(
     observed: Observed, method: Method, level: float, params: float, tokens: float
 ) -> tuple[list[Diagnosis], tuple[str, ...]]:
-    """What both laws, fitted to all observations, say of a run; the leading one first.
+    """What both laws, fitted as a forecast's N_opt is, say of a run; the leading one first.
 
     Returns
     -------
@@ -65,8 +65,8 @@ def diagnose_observed(
     """
     obs, cost = observed.obs, observed.cost
     basis = fit_basis(obs, method)
-    leading = basis.all.leading
-    fits = [leading, *(item for item in basis.all.fits if item is not leading)]
+    leading = basis.recent.leading
+    fits = [leading, *(item for item in basis.recent.fits if item is not leading)]
     found = [diagnose(fitted_basis(item, obs, cost), params, tokens, level) for item in fits]
     ahead = headline(obs, found[0].flops, cost, level, method=method, basis=basis)
     left = (f"{n} observations not in the fit: {why}" for why, n in observed.excluded.items())

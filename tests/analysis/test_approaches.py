@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from analysis.approaches import isoflop
+from analysis.intervals import t_quantile
 from analysis.laws import HOFFMANN, PUBLISHED, log_loss
 from analysis.observations import Observations
 from analysis.optimum import FlopsPerToken, optimum
@@ -257,3 +258,19 @@ def test_the_interval_of_a_vertex_covers():
     assert len(inside) > 350
     assert np.mean(inside) == pytest.approx(0.9, abs=0.05)
     assert np.mean(tight) < 0.82  # what normal quantiles would have covered
+
+
+def test_the_line_says_the_optimum_at_a_budget_with_its_interval(sweep):
+    """NumPy's line and its covariance say the same."""
+    obs = sweep(HOFFMANN, PUBLISHED["besiroglu-2024"].constants, noise=0.002)
+    found = isoflop(obs, 0.9)
+    x = np.log([v.local_flops for v in found.interior])
+    y = np.log([v.params for v in found.interior])
+    (slope, intercept), covariance = np.polyfit(x, y, 1, cov=True)
+    at = found.params_at(1e22)
+    assert at.estimate == pytest.approx(np.exp(slope * np.log(1e22) + intercept), rel=1e-9)
+    away = np.array([np.log(1e22), 1.0])
+    error = np.sqrt(away @ covariance @ away)
+    half = t_quantile(len(x) - 2, 0.9) * error
+    assert at.high == pytest.approx(at.estimate * np.exp(half), rel=1e-6)
+    assert found.tokens_at(1e22).low < found.tokens_at(1e22).estimate

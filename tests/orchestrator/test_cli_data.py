@@ -40,6 +40,13 @@ def _bad(isoflop: Run, *arguments: object) -> str:
     return err
 
 
+def _json(isoflop: Run, *arguments: object) -> dict:
+    """What a verb gives with --json."""
+    code, out, _ = isoflop(*arguments, "--json")
+    assert code == 0
+    return json.loads(out)
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """Four budgets of seven sizes under Hoffmann's published law, with .1% noise."""
@@ -178,3 +185,42 @@ def test_bad_rows_are_refused_in_one_sentence(
     if "observations" not in message:
         assert message in _bad(isoflop, "add", tmp_path / "p", path)
         assert not (tmp_path / "p").exists()
+
+
+def test_serving_nothing_is_the_headline_and_serving_all_is_refused(
+    isoflop: Run, runs: Path
+) -> None:
+    there = ("forecast", runs, "--flops", 1e20)
+    plain = _json(isoflop, *there)
+    idle = _json(isoflop, *there, "--served-tokens", 0)["served"]
+    for part in ("params", "tokens", "loss"):
+        assert idle[part] == pytest.approx(plain[part], rel=1e-9)
+    busy = _json(isoflop, *there, "--served-tokens", 1e10)["served"]
+    assert busy["params"] < plain["params"]
+    assert busy["loss"] > plain["loss"]
+    assert busy["training_flops"] + busy["serving_flops"] == pytest.approx(1e20, rel=1e-9)
+    assert "less than one" in _bad(isoflop, *there, "--served-tokens", 1e40)
+
+
+def test_a_size_asks_for_its_budget(isoflop: Run, runs: Path) -> None:
+    there = _json(isoflop, "forecast", runs, "--flops", 1e20)
+    for part in ("params", "tokens"):
+        back = _json(isoflop, "forecast", runs, f"--at-{part}", there[part])
+        assert back["flops"] == pytest.approx(1e20, rel=1e-6)
+
+
+def test_forecast_and_diagnosis_agree_where_the_optimum_is(isoflop: Run, runs: Path) -> None:
+    """A run at the forecast optimum is compute-optimal by the same data."""
+    there = _json(isoflop, "forecast", runs, "--flops", 1e20)
+    size = ("--params", there["params"], "--tokens", there["tokens"])
+    found = _json(isoflop, "diagnose", runs, *size)
+    assert found["verdict"] == "compute-optimal"
+    assert set(found["laws"]) == {"hoffmann", "generalised"}
+
+
+def test_runs_of_several_kinds_are_asked_about(isoflop: Run, runs: Path) -> None:
+    table = csv.read_csv(runs)
+    half = ["one" if i % 2 else "two" for i in range(table.num_rows)]
+    csv.write_csv(table.append_column("study", pa.array(half)), runs)
+    warnings = _json(isoflop, "fit", runs)["warnings"]
+    assert any("'study' has 2 values" in text and "--where study=" in text for text in warnings)

@@ -39,11 +39,7 @@ class Bootstrap:
         self, function: Callable[[FloatArray], FloatArray], level: float = 0.9
     ) -> Interval:
         """Percentile interval of `function`, which maps thetas, shape (R, 6), to values, (R,)."""
-        require_level(level)
-        tails = 0.5 * (1.0 - level), 0.5 * (1.0 + level)
-        low, high = np.quantile(function(self.theta), tails)
-        estimate = float(function(self.fit.theta[None])[0])
-        return Interval(estimate, float(low), float(high), level)
+        return percentile(float(function(self.fit.theta[None])[0]), function(self.theta), level)
 
     def constants(self, level: float = 0.9) -> dict[str, Interval]:
         """Percentile interval of each free constant, by name."""
@@ -55,6 +51,19 @@ class Bootstrap:
     def exponent(self, level: float = 0.9) -> Interval:
         """Percentile interval of a = beta / (alpha + beta)."""
         return self.interval(lambda theta: theta[:, 4] / (theta[:, 3] + theta[:, 4]), level)
+
+
+def percentile(estimate: float, values: FloatArray, level: float) -> Interval:
+    """The interval that leaves equal tails of `values`, one a replicate, outside.
+
+    Raises
+    ------
+    InputError
+        If the level is not between 0 and 1.
+    """
+    require_level(level)
+    low, high = np.quantile(values, (0.5 * (1.0 - level), 0.5 * (1.0 + level)))
+    return Interval(estimate, float(low), float(high), level)
 
 
 def bootstrap(
@@ -95,9 +104,7 @@ def bootstrap(
     data = prepare(fit.law, obs)
     n = len(data.rows.log_n)  # without rows of weight 0
     counts = _counts(np.random.default_rng(seed), replicates, n, by, data.groups)
-    begin = fit.theta.copy()
-    begin[0] -= begin[3] * data.centre_n
-    begin[1] -= begin[4] * data.centre_d
+    begin = data.centred(fit.theta)
     theta = np.empty((replicates, len(NAMES)))
     objective, converged = np.empty(replicates), np.empty(replicates, dtype=bool)
     for first in range(0, replicates, CHUNK):

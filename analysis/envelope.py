@@ -149,9 +149,7 @@ def envelope(
     stacked = np.array(lines)
     return EnvelopeFit(
         status="biased" if biased else "ok",
-        reason="training curves are not decayed: losses along them are too high"
-        if biased
-        else None,
+        reason=UNDECAYED if biased else None,
         sizes=len(found.log_n),
         crossings=tuple(
             Crossing(flops=math.exp(c), params=math.exp(n), tokens=math.exp(d))

@@ -15,10 +15,10 @@ from analysis.approaches import IsoflopFit, isoflop
 from analysis.errors import InputError
 from analysis.fitting import LEAST_SQUARES, Method
 from analysis.forecast import TESTED_REACH, Forecast, forecast, intervals, natural_values
-from analysis.intervals import Errors, Interval
+from analysis.intervals import Interval
 from analysis.lack_of_fit import lack_of_fit
 from analysis.observations import Observations
-from analysis.optimum import FlopsPerToken, log_optimum_jacobian
+from analysis.optimum import FlopsPerToken, log_optimal_params
 from analysis.pair import RECENT_BUDGETS, Basis, Pair, fit_basis
 
 
@@ -120,7 +120,8 @@ def headline(
     found = combine(basis, flops, cost, level)
     tokens = _tokens(found.params, flops, cost)
     _require_a_model(flops, found.params, tokens)
-    over_top, distance = _reach(obs, flops, level)
+    valleys = isoflop(obs, level)
+    over_top, distance = _reach(obs, valleys, flops)
     return Headline(
         flops=flops,
         params=found.params,
@@ -134,7 +135,7 @@ def headline(
         recent=basis.recent,
         all=basis.all,
         over_top_budget=over_top,
-        notes=(*_basis_notes(basis, obs), *distance),
+        notes=(*_basis_notes(basis, obs, valleys), *distance),
     )
 
 
@@ -176,15 +177,16 @@ def flops_for(
     InputError
         If the wanted number is not positive, or no C within 1e30 times the observed ones has it.
     """
-    wanted, row, what = (params, 0, "parameters") if params is not None else (tokens, 1, "tokens")
+    wanted, what = (params, "parameters") if params is not None else (tokens, "tokens")
     if wanted is None or not (math.isfinite(wanted) and wanted > 0):
         raise InputError(f"a forecast needs a positive number of {what}, not {wanted}")
     pair = basis.recent
     target = math.log(wanted)
 
     def distance(log_c: float) -> float:
-        at = [log_optimum_jacobian(f.theta, math.exp(log_c), cost)[0][row] for f in pair.fits]
-        return float((1.0 - pair.weight) * at[0] + pair.weight * at[-1]) - target
+        n = [log_optimal_params(f.theta, math.exp(log_c), cost) for f in pair.fits]
+        at = n if params is not None else [log_c - float(cost.log_and_slope(x)[0]) for x in n]
+        return (1.0 - pair.weight) * at[0] + pair.weight * at[-1] - target
 
     low, high = math.log(obs.flops.min()) - 69.0, math.log(obs.flops.max()) + 69.0
     if distance(low) > 0.0 or distance(high) < 0.0:
@@ -200,21 +202,17 @@ def _blend(found: list[Forecast], weight: float, level: float) -> tuple[Interval
     if weight == 0.0:
         return intervals(found[0].errors, level)
     narrow, wide = found[0].errors, found[1].errors
-    values = (1.0 - weight) * narrow.values + weight * wide.values
-    own = intervals(Errors(wide.values, wide.stderr, wide.dof), level)
-    return tuple(
-        _widened(part, float(value))
-        for part, value in zip(own, natural_values(values), strict=True)
-    )
+    values = natural_values((1.0 - weight) * narrow.values + weight * wide.values)
+    own = intervals(wide, level)
+    return tuple(_widened(part, float(v)) for part, v in zip(own, values, strict=True))
 
 
 def _widened(own: Interval, estimate: float) -> Interval:
     return Interval(estimate, min(own.low, estimate), max(own.high, estimate), own.level)
 
 
-def _basis_notes(basis: Basis, obs: Observations) -> list[str]:
+def _basis_notes(basis: Basis, obs: Observations, valleys: IsoflopFit) -> list[str]:
     notes = []
-    valleys = isoflop(obs)
     used, total = basis.recent.hoffmann.n, basis.all.hoffmann.n
     if used < total:
         notes.append(
@@ -245,9 +243,8 @@ def _require_a_model(flops: float, params: Interval, tokens: Interval) -> None:
             )
 
 
-def _reach(obs: Observations, flops: float, level: float) -> tuple[float, list[str]]:
+def _reach(obs: Observations, valleys: IsoflopFit, flops: float) -> tuple[float, list[str]]:
     """C over the largest budget's, and in what the forecast leaves what was seen."""
-    valleys: IsoflopFit = isoflop(obs, level)
     seen = [v.flops for v in valleys.vertices] or [obs.flops.min(), obs.flops.max()]
     over_top = float(flops / seen[-1])
     notes = list(valleys.faults)

@@ -220,6 +220,7 @@ def as_schema(table: pa.Table, name: str) -> pa.Table:
             table = table.append_column(column, pa.nulls(table.num_rows, column.type))
     try:
         return table.select(SCHEMA.names).cast(SCHEMA)
+    # Text that is no number, and pairs of types that Arrow knows no way between.
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"{name} has columns of foreign types: {error}") from error
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 
 from analysis.errors import InputError
 from analysis.laws import log_loss, log_loss_jacobian
@@ -21,7 +21,9 @@ _DECAY = 0.5
 _POOL = np.log(1.25)
 _STEEPEST, _FLATTEST = 3.0, 0.1
 _LOG_4 = float(np.log(4.0))
-_GRID = 129
+_GRID = 513
+_MARGIN = 2.0  # in ln N: the last slope of c may bend a valley beyond the points
+_FLAT = 1e-9
 _BEND = 1e-4  # in ln N, for the slope of the slope of c
 
 
@@ -161,7 +163,10 @@ def log_optimal_params(theta: FloatArray, flops: float, cost: FlopsPerToken) -> 
     def gain(x: float) -> float:
         """Log of what N still gains over what fewer tokens cost: positive below the optimum."""
         log_cost, slope = cost.log_and_slope(x)
-        return float(balance - alpha * x + beta * (log_c - log_cost) - np.log(slope))
+        # Between uneven points c may stop rising: more N is then free, and the gain all the larger.
+        return float(
+            balance - alpha * x + beta * (log_c - log_cost) - np.log(max(float(slope), _FLAT))
+        )
 
     low, high, step = closed, closed, 1.0
     while gain(low) <= 0.0:
@@ -170,14 +175,19 @@ def log_optimal_params(theta: FloatArray, flops: float, cost: FlopsPerToken) -> 
     while gain(high) >= 0.0:
         high, step = high + step, 2.0 * step
     # A c(N) averaged from noisy rows may have several stationary points: take the lowest.
-    grid = np.linspace(
-        min(low, float(np.log(cost.params[0]))), max(high, float(np.log(cost.params[-1]))), _GRID
-    )
-    tokens = log_c - cost.log_and_slope(grid)[0]
-    best = int(np.argmin(np.logaddexp(log_a - alpha * grid, log_b - beta * tokens)))
-    left, right = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
+    first, last = np.log(cost.params[[0, -1]])
+    grid = np.linspace(min(low, first) - _MARGIN, max(high, last) + _MARGIN, _GRID)
+
+    def bracket(x: FloatArray) -> FloatArray:
+        tokens = log_c - cost.log_and_slope(x)[0]
+        return np.asarray(np.logaddexp(log_a - alpha * x, log_b - beta * tokens))
+
+    best = int(np.argmin(bracket(grid)))
+    left, right = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, _GRID - 1)])
     if gain(left) > 0.0 > gain(right):
-        low, high = float(left), float(right)
+        low, high = left, right
+    elif 0 < best < _GRID - 1:  # several stationary points within one step of the grid
+        return float(minimize_scalar(bracket, bounds=(left, right), method="bounded").x)
     return float(brentq(gain, low, high, xtol=1e-12, rtol=1e-14))
 
 
@@ -206,18 +216,19 @@ def optimum(theta: FloatArray, flops: float, cost: FlopsPerToken) -> Optimum:
     return Optimum(float(n), float(d), float(best))
 
 
-def local_exponent(theta: FloatArray, flops: float, cost: FlopsPerToken) -> float:
-    """The slope d ln N_opt / d ln C at `flops`, as a chord from half to twice C.
+def local_exponents(theta: FloatArray, flops: float, cost: FlopsPerToken) -> tuple[float, float]:
+    """The slopes a = d ln N_opt / d ln C and b = d ln D_opt / d ln C, as chords from C/2 to 2C.
 
-    beta/(alpha+beta) where c is proportional to N. A chord, because the second derivative of the
-    interpolated c is only piecewise right (.03 off for the mini shapes), and N_opt is read off over
-    such a range anyway.
+    beta/(alpha+beta) and the rest to 1 where c is proportional to N. Chords, because the second
+    derivative of the interpolated c is only piecewise right (.03 off for the mini shapes), and
+    N_opt is read off over such a range anyway.
     """
     if cost.proportional:
-        return exponent(theta)
-    above = log_optimal_params(theta, 2.0 * flops, cost)
-    below = log_optimal_params(theta, 0.5 * flops, cost)
-    return (above - below) / _LOG_4
+        a = exponent(theta)
+        return a, 1.0 - a
+    at = np.array([log_optimal_params(theta, factor * flops, cost) for factor in (0.5, 2.0)])
+    log_cost = cost.log_and_slope(at)[0]
+    return float(at[1] - at[0]) / _LOG_4, 1.0 - float(log_cost[1] - log_cost[0]) / _LOG_4
 
 
 def log_optimum_jacobian(
@@ -225,7 +236,7 @@ def log_optimum_jacobian(
 ) -> tuple[FloatArray, FloatArray]:
     """The values (ln N_opt, ln D_opt, ln L, a, b), shape (5,), and their gradients, shape (5, 6).
 
-    a and b are the local exponents of N_opt and D_opt, see `local_exponent`. Gradients are by the
+    a and b are the local exponents of N_opt and D_opt, see `local_exponents`. Gradients are by the
     implicit function theorem on the condition that `log_optimal_params` solves; the loss has no
     slope along the budget there, so that its gradient is that of L at fixed (N, D).
     """

@@ -39,6 +39,13 @@ class Data(NamedTuple):
         shifted[..., 1] += theta[..., 4] * self.centre_d
         return shifted
 
+    def centred(self, theta: FloatArray) -> FloatArray:
+        """The inverse of `uncentred`."""
+        shifted = theta.copy()
+        shifted[..., 0] -= theta[..., 3] * self.centre_n
+        shifted[..., 1] -= theta[..., 4] * self.centre_d
+        return shifted
+
     @property
     def uncentring(self) -> FloatArray:
         """The derivative of that by theta, shape (6, 6)."""

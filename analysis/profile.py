@@ -99,9 +99,7 @@ def _least(
     """The smallest sum of squares, and the quantity there, held or not."""
     rows, free = data.rows, np.flatnonzero(fit.free)
     stiff = _STIFF * math.sqrt(fit.scatter.own) / stderr
-    full = fit.theta.copy()
-    full[0] -= full[3] * data.centre_n
-    full[1] -= full[4] * data.centre_d
+    full = data.centred(fit.theta)
 
     def at(x: FloatArray) -> tuple[FloatArray, FloatArray]:
         theta = full.copy()

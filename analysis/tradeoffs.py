@@ -141,119 +141,25 @@ def needed_flops(
     InputError
         If the law is not one of N and D.
     """
-    target = _terms(law, theta).log_bracket(math.log(params), math.log(tokens))
-    return _flops_reaching(law, theta, target, cost, served_tokens=0.0)
-
-
-def flops_for_loss(
-    law: Law, theta: FloatArray, loss: float, cost: FlopsPerToken, *, served_tokens: float = 0.0
-) -> float:
-    """The least C, in FLOPs, at which the law promises `loss`.
-
-    Parameters
-    ----------
-    law, theta
-        The law and its constants.
-    loss
-        L to reach, in nats/token.
-    cost
-        FLOPs per token as a function of N.
-    served_tokens
-        Tokens that the model will serve, whose FLOPs then count in C. The optimum at the answer,
-        `served_optimum`, is then the cheapest model of that quality over its life, which is how
-        Sardana et al. 2023 (arXiv 2401.00448) put the question.
-
-    Raises
-    ------
-    InputError
-        If the loss is not above E, or the law is not one of N and D.
-    """
     terms = _terms(law, theta)
-    if not (math.isfinite(loss) and loss > terms.floor):
-        raise InputError(
-            f"no compute reaches a loss of {loss:.4g}: the {law.name} law ends at E = "
-            f"{terms.floor:.4g} nats/token; ask for more than that"
-        )
-    target = math.log(loss - terms.floor) / terms.gamma
-    return _flops_reaching(law, theta, target, cost, served_tokens=served_tokens)
-
-
-def _flops_reaching(
-    law: Law, theta: FloatArray, target: float, cost: FlopsPerToken, *, served_tokens: float
-) -> float:
-    terms = _terms(law, theta)
+    target = terms.log_bracket(math.log(params), math.log(tokens))
 
     def above(log_c: float) -> float:
         """How far ln bracket is below `target`: rises with C."""
-        x, y = _served(law, theta, math.exp(log_c), served_tokens, cost)
-        return target - terms.log_bracket(x, y)
+        x = log_optimal_params(theta, math.exp(log_c), cost)
+        return target - terms.log_bracket(x, log_c - float(cost.log_and_slope(x)[0]))
 
-    # Under C = 6ND and without a service the bracket is a power of C: there is its root.
+    # Under C = 6ND the bracket is a power of C: there is its root.
     power = terms.alpha * terms.beta / (terms.alpha + terms.beta)
-    six = FlopsPerToken.six_n()
-    x = log_optimal_params(theta, 1.0, six)
+    x = log_optimal_params(theta, 1.0, FlopsPerToken.six_n())
     guess = (terms.log_bracket(x, -math.log(6.0) - x) - target) / power
     root = _root(above, guess) if abs(guess) < _LARGEST_LOG else guess
     # Exponents near zero: the loss hardly depends on C, and C may be anything above nothing.
     return math.exp(max(root, -_LARGEST_LOG)) if root < _LARGEST_LOG else math.inf
 
 
-def optimum_of_params(
-    law: Law, theta: FloatArray, params: float, cost: FlopsPerToken
-) -> tuple[float, Optimum]:
-    """The C, in FLOPs, at which N is the optimal size, and the optimum there.
-
-    From the condition of the optimum, alpha A N^-alpha = beta B D^-beta d ln c / d ln N, which
-    gives D at once.
-
-    Raises
-    ------
-    InputError
-        If N is not a positive number, or the law is not one of N and D.
-
-    Examples
-    --------
-    >>> from analysis.laws import PUBLISHED
-    >>> paper = PUBLISHED["besiroglu-2024"]
-    >>> flops, best = optimum_of_params(paper.law, paper.theta, 70e9, FlopsPerToken.six_n())
-    >>> f"{flops:.3g}", round(best.tokens / best.params, 1)
-    ('5.42e+23', 18.4)
-    """
-    x = math.log(_positive("N", params, "parameters"))
-    y = _balanced_tokens(_terms(law, theta), x, cost)
-    return _at(law, theta, x, y, cost)
-
-
-def optimum_of_tokens(
-    law: Law, theta: FloatArray, tokens: float, cost: FlopsPerToken
-) -> tuple[float, Optimum]:
-    """The C, in FLOPs, at which D is the optimal number of tokens, and the optimum there.
-
-    Raises
-    ------
-    InputError
-        If D is not a positive number, or the law is not one of N and D.
-    """
-    y = math.log(_positive("D", tokens, "tokens"))
-    terms = _terms(law, theta)
-
-    def above(x: float) -> float:
-        return _balanced_tokens(terms, x, cost) - y
-
-    start = (terms.beta * y - _balance(terms)) / terms.alpha
-    if cost.proportional:
-        return _at(law, theta, start, y, cost)
-    return _at(law, theta, _root(above, start), y, cost)
-
-
 def _balance(terms: _Terms) -> float:
     return terms.log_b + math.log(terms.beta) - terms.log_a - math.log(terms.alpha)
-
-
-def _balanced_tokens(terms: _Terms, x: float, cost: FlopsPerToken) -> float:
-    """The ln D at which the size of ln N is optimal."""
-    slope = float(cost.log_and_slope(x)[1])
-    return (terms.alpha * x + math.log(slope) + _balance(terms)) / terms.beta
 
 
 def _at(
@@ -302,8 +208,8 @@ def served_optimum(
     law, theta
         The law and its constants.
     flops
-        C, in FLOPs, for training and serving together. For a quality instead of a budget see
-        `flops_for_loss`.
+        C, in FLOPs, for training and serving together. (Sardana et al. 2023, arXiv 2401.00448, ask
+        for the least such C at a given loss: its optimum is the one here.)
     served_tokens
         T, in tokens; 0 gives the training optimum.
     cost

@@ -8,19 +8,14 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from analysis.bootstrap import bootstrap
+from analysis.bootstrap import bootstrap, percentile
 from analysis.errors import InputError
 from analysis.fitting import Fit
 from analysis.forecast import Forecast
 from analysis.intervals import Interval, constant_intervals
 from analysis.laws import NAMES
 from analysis.observations import FloatArray, Observations
-from analysis.optimum import (
-    FlopsPerToken,
-    exponent,
-    log_optimal_params,
-    log_optimum_jacobian,
-)
+from analysis.optimum import FlopsPerToken, local_exponents, log_optimum_jacobian
 from analysis.profile import profile
 
 IntervalKind = Literal["t", "profile", "bootstrap", "cluster"]
@@ -87,39 +82,19 @@ def law_intervals(
             "some with --where"
         )
     found = bootstrap(fit, obs, replicates=REPLICATES, by="pairs" if kind == "bootstrap" else kind)
-
     if found.failed > _MOST_FAILED * REPLICATES:
         raise InputError(
             f"{found.failed} of {REPLICATES} bootstrap replicates of the {fit.law.name} law found "
             "no minimum: the observations are too few for it; take t intervals"
         )
-    slopes = np.array([_exponents(theta, said.flops, cost) for theta in found.theta])
-    estimates = (said.exponent.estimate, said.tokens_exponent.estimate)
-    tails = 0.5 * (1.0 - level), 0.5 * (1.0 + level)
-    a, b = (
-        Interval(estimate, float(low), float(high), level)
-        for estimate, (low, high) in zip(
-            estimates, np.quantile(slopes, tails, axis=0).T, strict=True
-        )
-    )
+    a, b = np.array([local_exponents(theta, said.flops, cost) for theta in found.theta]).T
     note = f"{found.failed} of {REPLICATES} bootstrap replicates found no minimum"
     return LawIntervals(
         constants=found.constants(level),
-        exponent=a,
-        tokens_exponent=b,
+        exponent=percentile(said.exponent.estimate, a, level),
+        tokens_exponent=percentile(said.tokens_exponent.estimate, b, level),
         note=note if found.failed else None,
     )
-
-
-def _exponents(theta: FloatArray, flops: float, cost: FlopsPerToken) -> tuple[float, float]:
-    """The local a and b at C."""
-    if cost.proportional:
-        a = exponent(theta)
-        return a, 1.0 - a
-    at = np.array([log_optimal_params(theta, factor * flops, cost) for factor in (0.5, 2.0)])
-    log_c = cost.log_and_slope(at)[0]
-    a = float(np.diff(at)[0] / np.log(4.0))
-    return a, 1.0 - float(np.diff(log_c)[0] / np.log(4.0))
 
 
 def _profiled(fit: Fit, obs: Observations, said: Forecast, cost: FlopsPerToken) -> LawIntervals:

@@ -152,6 +152,7 @@ def ours(shape: Shape, recipe: str) -> Step:
     optimizer = Optimizer(model, named(recipe).resolve(shape, 1e7))
 
     def step() -> None:
+        # Torch leaves backward() untyped.
         model.loss(batch()).backward()  # type: ignore[no-untyped-call]
         optimizer.step(0.01)
 

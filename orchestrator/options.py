@@ -296,6 +296,7 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
         }
         verb(**made, **given)
 
+    # Typer reads this attribute, of which functions' type does not know.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.budgets import name_budgets
-from analysis.envelope import training_curves
+from analysis.envelope import Curve, training_curves
 from analysis.errors import InputError
 from analysis.files import SUFFIXES, read_table
 from analysis.fitting import LEAST_SQUARES, Method
@@ -54,15 +54,6 @@ class Options(TypedDict, total=False):
     intervals: IntervalKind
 
 
-class _Given(TypedDict):
-    """What a study is told of its observations."""
-
-    obs: Observations
-    cost: FlopsPerToken
-    excluded: Mapping[str, int]
-    notes: Sequence[str]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Observed:
     """The observations of a source under one convention, and what is known of them."""
@@ -75,14 +66,19 @@ class Observed:
     notes: tuple[str, ...]
     """What was assumed or is doubtful in reading, a sentence each."""
 
-    def given(self) -> _Given:
-        """As arguments of `analysis.study.study`."""
-        return {
-            "obs": self.obs,
-            "cost": self.cost,
-            "excluded": self.excluded,
-            "notes": self.notes,
-        }
+    def study(
+        self, level: float, curves: Sequence[Curve] | None, **options: Unpack[Options]
+    ) -> Study:
+        """Fit everything; arguments are those of `analysis.study.study`."""
+        return study(
+            self.obs,
+            cost=self.cost,
+            excluded=self.excluded,
+            notes=self.notes,
+            level=level,
+            curves=curves,
+            **options,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +137,7 @@ class Evidence:
             own = flops != "given"  # external rows have no curves
             curves = training_curves(self.table, params=params, flops=flops) if own else ()
         seen = self.observed(convention, options.get("method", LEAST_SQUARES))
-        return study(**seen.given(), level=convention.level, curves=curves, **options)
+        return seen.study(convention.level, curves, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +183,7 @@ class Points:
         """Fit everything, under a convention; `undecayed` as in `envelope`."""
         seen = self.observed(convention, options.get("method", LEAST_SQUARES))
         curves = () if undecayed else None
-        return study(**seen.given(), level=convention.level, curves=curves, **options)
+        return seen.study(convention.level, curves, **options)
 
 
 Source = Evidence | Points

@@ -88,6 +88,7 @@ def _tune(
 
     After an interrupt there are none: nothing is to be tried again then.
     """
+    # Ray leaves this call untyped.
     found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = found.get("GPU", 0.0)
     slots = progress.board.slots = int(gpus or found["CPU"])

@@ -23,11 +23,25 @@ MakeTrial = Callable[..., Trial]
 STDLIB = Stdlib()
 
 
-@pytest.fixture(scope="session")
-def reference() -> Path:
-    """Where published points are kept, beside the repository."""
+def _public(name: str) -> Path:
+    """A file of published points, which are not part of the project and may not be here."""
     here = Path(__file__).parents[1] / "../shared/reference"
-    return Path(os.environ.get("ISOFLOP_REFERENCE", here))
+    path = Path(os.environ.get("ISOFLOP_REFERENCE", here)) / name
+    if not path.exists():
+        pytest.skip(f"no published points at {path}: ISOFLOP_REFERENCE names their directory")
+    return path
+
+
+@pytest.fixture(scope="session")
+def chinchilla_csv() -> Path:
+    """Figure 4 of Hoffmann et al. 2022, digitised by Besiroglu et al. 2024."""
+    return _public("chinchilla_figure4_points.csv")
+
+
+@pytest.fixture(scope="session")
+def isoflop_csv() -> Path:
+    """Three published IsoFLOP studies."""
+    return _public("isoflop_points.csv")
 
 
 @pytest.fixture(scope="session")

@@ -103,6 +103,7 @@ class _Run:
         clock = time.perf_counter()
         for step in range(1, h.steps + 1):
             loss = self.model.loss(torch.from_numpy(batches.batch(step - 1)).to(self.device))
+            # Torch leaves backward() and apply() untyped.
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             optimizer.step(

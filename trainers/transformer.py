@@ -48,6 +48,7 @@ class Block(nn.Module):
         if mask.shape[0] > LONG_CONTEXT:
             x = self._fused_attention(x, rotation, batch)
         else:
+            # Torch leaves apply() of an autograd Function untyped, here and below.
             x = _Attention.apply(x, self.qkv, self.attention_out, rotation, mask, self.heads)  # type: ignore[no-untyped-call]
         fed: Tensor = _FeedForward.apply(x, self.up, self.down)  # type: ignore[no-untyped-call]
         return fed

@@ -108,14 +108,11 @@ def mini_sweep() -> Sweep:
 
 
 @pytest.fixture(scope="session")
-def chinchilla_points(reference: Path) -> Sweep:
+def chinchilla_points(chinchilla_csv: Path) -> Sweep:
     """Hoffmann et al.'s points as Besiroglu et al. 2024 digitised them, largest losses left out."""
 
     def read(drop_largest: int = 5) -> Observations:
-        path = reference / "chinchilla_figure4_points.csv"
-        if not path.exists():
-            pytest.skip(f"no reference points at {reference}")
-        with path.open() as lines:
+        with chinchilla_csv.open() as lines:
             rows = list(csv.DictReader(lines))
         n, c, losses = (
             np.array([float(row[name]) for row in rows])
@@ -131,14 +128,11 @@ def chinchilla_points(reference: Path) -> Sweep:
 
 
 @pytest.fixture(scope="session")
-def reference_study(reference: Path) -> Sweep:
+def reference_study(isoflop_csv: Path) -> Sweep:
     """The observations of a published study, outliers left out."""
 
     def read(study: str) -> Observations:
-        path = reference / "isoflop_points.csv"
-        if not path.exists():
-            pytest.skip(f"no reference points at {reference}")
-        with path.open() as lines:
+        with isoflop_csv.open() as lines:
             rows = [r for r in csv.DictReader(lines) if r["study"] == study]
         kept = [row for row in rows if row["outlier"] == "false"]
         n, d, c, losses = (

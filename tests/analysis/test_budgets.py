@@ -47,11 +47,8 @@ def test_three_sizes_make_a_budget_and_two_do_not() -> None:
     assert sentence == expected
 
 
-def test_the_budgets_of_published_studies_are_found(reference: Path) -> None:
-    path = reference / "isoflop_points.csv"
-    if not path.exists():
-        pytest.skip(f"no reference points at {reference}")
-    with path.open() as lines:
+def test_the_budgets_of_published_studies_are_found(isoflop_csv: Path) -> None:
+    with isoflop_csv.open() as lines:
         rows = [row for row in csv.DictReader(lines) if row["study"] == "marin-dclm"]
     budget, params = (np.array([float(r[k]) for r in rows]) for k in ("budget_flops", "params"))
     rng = np.random.default_rng(0)

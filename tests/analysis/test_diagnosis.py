@@ -1,6 +1,5 @@
 """Verdicts on runs that the literature has judged, and what a verdict must say."""
 
-import csv
 import json
 import math
 from dataclasses import replace
@@ -21,7 +20,6 @@ from analysis.diagnosis import (
 from analysis.errors import InputError
 from analysis.fitting import Method, fit
 from analysis.laws import GENERALISED, HOFFMANN, loss
-from analysis.observations import Observations
 from analysis.optimum import FlopsPerToken, optimum
 from analysis.tradeoffs import needed_flops
 
@@ -201,26 +199,8 @@ def test_json_holds_the_answer_and_every_law_and_is_json():
     assert said["warnings"] == ["mind the gap"]
 
 
-def test_a_fit_of_hoffmanns_digitised_points_judges_as_the_literature_does(reference):
-    path = reference / "chinchilla_figure4_points.csv"
-    if not path.exists():
-        pytest.skip(f"no reference points at {reference}")
-    with path.open() as lines:
-        rows = list(csv.DictReader(lines))
-    n, c, measured = (
-        np.array([float(row[k]) for row in rows]) for k in ("Model Size", "Training FLOP", "loss")
-    )
-    nan = np.full(len(n), np.nan)
-    obs = Observations(
-        params=n,
-        tokens=c / (6 * n),
-        flops=c,
-        loss=measured,
-        loss_stderr=nan,
-        budget=nan,
-        params_convention="total",
-        flops_convention="6nd",
-    ).select(measured < np.sort(measured)[-5])
+def test_a_fit_of_hoffmanns_digitised_points_judges_as_the_literature_does(chinchilla_points):
+    obs = replace(chinchilla_points(), params_convention="total", flops_convention="6nd")
     basis = fitted_basis(fit(HOFFMANN, obs, method=Method(objective="huber")), obs, SIX_N)
     for run, excess in ((GOPHER, 0.99), (GPT_3, 0.63), (CHINCHILLA, 0.001)):
         found = diagnose(basis, *run)

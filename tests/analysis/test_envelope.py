@@ -1,6 +1,5 @@
 """The envelope against laws whose exponents are known, and against the paper's own points."""
 
-import csv
 import math
 
 import numpy as np
@@ -146,18 +145,9 @@ def test_a_size_without_which_there_is_no_line_leaves_the_ends_open():
     assert (found.params_at(1e21).low, found.params_at(1e21).high) == (0.0, math.inf)
 
 
-def test_hoffmanns_digitised_points_give_their_first_approachs_exponent(reference):
+def test_hoffmanns_digitised_points_give_their_first_approachs_exponent(chinchilla_points):
     """Their Table 2: a = .50 (.488 to .502), b = .50 (.501 to .512), and 67B at 5.76e23."""
-    path = reference / "chinchilla_figure4_points.csv"
-    if not path.exists():
-        pytest.skip(f"no reference points at {reference}")
-    with path.open() as lines:
-        rows = list(csv.DictReader(lines))
-    n, c, measured = (
-        np.array([float(row[k]) for row in rows]) for k in ("Model Size", "Training FLOP", "loss")
-    )
-    kept = measured < np.sort(measured)[-5]
-    found = envelope(observed(n[kept], c[kept] / 6 / n[kept], measured[kept]))
+    found = envelope(chinchilla_points())
     assert found.status == "ok"
     assert found.exponent.estimate == pytest.approx(0.50, abs=0.03)
     assert found.tokens_exponent.estimate == pytest.approx(0.50, abs=0.03)

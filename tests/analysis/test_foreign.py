@@ -52,12 +52,9 @@ def test_a_nominal_budget_is_c_where_there_is_no_other() -> None:
     assert "C is taken to be the nominal budget, 'budget'" in found.notes
 
 
-def test_the_points_of_besiroglu_et_al_give_their_constants(reference: Path) -> None:
-    path = reference / "chinchilla_figure4_points.csv"
-    if not path.exists():
-        pytest.skip(f"no reference points at {reference}")
+def test_the_points_of_besiroglu_et_al_give_their_constants(chinchilla_csv: Path) -> None:
     columns = parse_columns(["params=Model Size,flops=Training FLOP,loss=loss"])
-    obs = foreign(read_table(path), columns).obs.without_largest(5)
+    obs = foreign(read_table(chinchilla_csv), columns).obs.without_largest(5)
     assert len(obs) == 240
     found = fit(HOFFMANN, obs, method=Method(objective="huber", delta=1e-3)).constants
     published = {"A": 477.83, "B": 2143.42, "E": 1.81722, "alpha": 0.34731, "beta": 0.36717}
@@ -65,11 +62,10 @@ def test_the_points_of_besiroglu_et_al_give_their_constants(reference: Path) -> 
 
 
 @pytest.mark.parametrize("study", ["chinchilla", "llama3", "marin-dclm"])
-def test_published_studies_are_read_by_their_names_and_not_doubted(reference: Path, study) -> None:
-    path = reference / "isoflop_points.csv"
-    if not path.exists():
-        pytest.skip(f"no reference points at {reference}")
-    rows = where(read_table(path), {"study": study, "outlier": "false"})
+def test_published_studies_are_read_by_their_names_and_not_doubted(
+    isoflop_csv: Path, study
+) -> None:
+    rows = where(read_table(isoflop_csv), {"study": study, "outlier": "false"})
     found = foreign(rows, {})
     assert len(found.obs) == rows.num_rows
     assert found.excluded == {}

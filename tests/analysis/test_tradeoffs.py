@@ -4,16 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 
 from analysis.errors import InputError
 from analysis.laws import GENERALISED, HOFFMANN, KAPLAN, PUBLISHED, log_loss, loss
 from analysis.optimum import FlopsPerToken, optimum
 from analysis.tradeoffs import (
-    flops_for_loss,
     needed_flops,
-    optimum_of_params,
-    optimum_of_tokens,
     served_optimum,
     within,
 )
@@ -98,31 +95,9 @@ def test_need_is_told_apart_where_e_hides_it_from_the_loss():
     )
 
 
-@pytest.mark.parametrize(("law", "theta"), EVERY_LAW)
-def test_flops_for_a_loss_are_those_whose_optimum_has_it(mini_cost, law, theta):
-    for flops, cost in ((1e21, SIX_N), (1e12, mini_cost)):
-        best = optimum(theta, flops, cost)
-        assert flops_for_loss(law, theta, best.loss, cost) == pytest.approx(flops, rel=1e-7)
-
-
-@pytest.mark.parametrize("target", [1.8172, 1.0, -1.0, math.nan])
-def test_a_loss_at_or_below_e_has_no_price(target):
-    with pytest.raises(InputError, match=r"ends at E = 1\.817 nats/token"):
-        flops_for_loss(HOFFMANN, CORRECTED, target, SIX_N)
-
-
-@pytest.mark.parametrize(("law", "theta"), EVERY_LAW)
-def test_the_budget_of_a_size_and_of_a_number_of_tokens_is_that_of_their_optimum(
-    mini_cost, law, theta
-):
-    for flops, cost in ((1e21, SIX_N), (1e12, mini_cost)):
-        best = optimum(theta, flops, cost)
-        of_params, there = optimum_of_params(law, theta, best.params, cost)
-        assert of_params == pytest.approx(flops, rel=1e-8)
-        assert (there.tokens, there.loss) == pytest.approx((best.tokens, best.loss), rel=1e-8)
-        of_tokens, there = optimum_of_tokens(law, theta, best.tokens, cost)
-        assert of_tokens == pytest.approx(flops, rel=1e-8)
-        assert (there.params, there.loss) == pytest.approx((best.params, best.loss), rel=1e-8)
+def budget_of(quantity, wanted):
+    """The C at which a quantity that changes with it one way has a value."""
+    return math.exp(brentq(lambda x: math.log(quantity(math.exp(x)) / wanted), 40.0, 80.0))
 
 
 @pytest.mark.parametrize(
@@ -138,19 +113,11 @@ def test_the_budget_of_a_size_and_of_a_number_of_tokens_is_that_of_their_optimum
 )
 def test_the_budget_of_a_size_is_that_of_hoffmanns_table_a3(params, tokens, flops):
     """Their Approach 3; the exponents to three digits put 1T parameters 6% higher."""
-    found, best = optimum_of_params(HOFFMANN, HOFFMANN_3_DIGITS, params, SIX_N)
-    assert best.tokens == pytest.approx(tokens, rel=0.1)
+    found = budget_of(lambda c: optimum(HOFFMANN_3_DIGITS, c, SIX_N).params, params)
+    assert optimum(HOFFMANN_3_DIGITS, found, SIX_N).tokens == pytest.approx(tokens, rel=0.1)
     assert found == pytest.approx(flops, rel=0.1)
-    found, best = optimum_of_tokens(HOFFMANN, HOFFMANN_3_DIGITS, tokens, SIX_N)
-    assert best.params == pytest.approx(params, rel=0.1)
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
-def test_no_size_and_no_tokens_have_no_budget(value):
-    with pytest.raises(InputError, match=r"N is .* positive number of parameters"):
-        optimum_of_params(HOFFMANN, CORRECTED, value, SIX_N)
-    with pytest.raises(InputError, match=r"D is .* positive number of tokens"):
-        optimum_of_tokens(HOFFMANN, CORRECTED, value, SIX_N)
+    found = budget_of(lambda c: optimum(HOFFMANN_3_DIGITS, c, SIX_N).tokens, tokens)
+    assert optimum(HOFFMANN_3_DIGITS, found, SIX_N).params == pytest.approx(params, rel=0.1)
 
 
 @pytest.mark.parametrize(("law", "theta"), EVERY_LAW)
@@ -195,9 +162,10 @@ def test_nothing_served_is_the_plain_optimum(mini_cost):
 def test_a_13b_model_that_serves_two_trillion_tokens_had_better_be_a_7b_one():
     """Sardana et al. 2023, Figure 1: 7B parameters instead save 1.7e22 FLOPs, 17% of the total."""
     theta, served = HOFFMANN_3_DIGITS, 2e12
-    training, plain = optimum_of_params(HOFFMANN, theta, 13e9, SIX_N)
+    training = budget_of(lambda c: optimum(theta, c, SIX_N).params, 13e9)
+    plain = optimum(theta, training, SIX_N)
     total = training + 2 * 13e9 * served
-    least = flops_for_loss(HOFFMANN, theta, plain.loss, SIX_N, served_tokens=served)
+    least = budget_of(lambda c: served_optimum(HOFFMANN, theta, c, served, SIX_N).loss, plain.loss)
     best = served_optimum(HOFFMANN, theta, least, served, SIX_N)
     assert best.params == pytest.approx(7e9, rel=0.01)
     assert best.loss == pytest.approx(plain.loss, rel=1e-9)
@@ -225,7 +193,6 @@ def test_a_law_of_one_variable_has_no_optimum_to_leave(name):
     for question in (
         lambda: within(paper.law, paper.theta, 1e21, SIX_N),
         lambda: needed_flops(paper.law, paper.theta, 1e9, 1e10, SIX_N),
-        lambda: optimum_of_params(paper.law, paper.theta, 1e9, SIX_N),
         lambda: served_optimum(paper.law, paper.theta, 1e21, 0.0, SIX_N),
     ):
         with pytest.raises(InputError, match="has no compute-optimal model"):

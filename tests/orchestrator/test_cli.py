@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.cli import main
 from orchestrator.ledger import Ledger
 from orchestrator.planner import Plan, make_plan
 from orchestrator.project import Project, create_project, locked
@@ -21,21 +20,19 @@ from trainers.registry import trainer
 
 Run = Callable[..., tuple[int, str, str]]
 LARGE = {"aspect": 64.0, "head_width": 32, "width_multiple": 32}
-VERBS = ("mini", "plan", "run", "status", "fit", "forecast", "propose", "report", "add", "ui")
-
-
-@pytest.fixture
-def isoflop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Run:
-    """Runs the command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["isoflop", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+VERBS = (
+    "mini",
+    "plan",
+    "run",
+    "status",
+    "fit",
+    "forecast",
+    "diagnose",
+    "propose",
+    "report",
+    "add",
+    "ui",
+)
 
 
 def _fill(project: Project, spec: dict) -> Plan:

@@ -1,7 +1,6 @@
 """The command line on data of others: files, conventions, external runs, and what is refused."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,24 +10,8 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.cli import main
-
 Run = Callable[..., tuple[int, str, str]]
 MAPPED = ("--columns", "params=Model Size,flops=Training FLOP,loss=loss")
-
-
-@pytest.fixture
-def isoflop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Run:
-    """Runs the command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["isoflop", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 def _bad(isoflop: Run, *arguments: object) -> str:
@@ -93,12 +76,9 @@ def test_the_method_is_told_on_the_command_line(isoflop: Run, runs: Path) -> Non
     assert json.loads(squares)["laws"]["hoffmann"]["parameters"]["E"] != 1.7
 
 
-def test_the_points_of_besiroglu_et_al(isoflop: Run, reference: Path) -> None:
-    path = reference / "chinchilla_figure4_points.csv"
-    if not path.exists():
-        pytest.skip(f"no reference points at {reference}")
+def test_the_points_of_besiroglu_et_al(isoflop: Run, chinchilla_csv: Path) -> None:
     told = ("--drop-largest", "5", "--objective", "huber", "--delta", "1e-3")
-    _, out, _ = isoflop("fit", path, *MAPPED, *told, "--json")
+    _, out, _ = isoflop("fit", chinchilla_csv, *MAPPED, *told, "--json")
     found = json.loads(out)
     assert found["observations"] == 240
     assert found["excluded"][0]["count"] == 5

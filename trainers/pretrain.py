@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from analysis.errors import InputError
 from trainers.corpus import Batches, Corpus, HeldoutWindows, heldout_windows, load
@@ -20,7 +22,8 @@ from trainers.flops import flops_per_token
 from trainers.optimizer import Optimizer
 from trainers.schedule import cosine
 from trainers.transformer import Transformer
-from trainers.trial import Measurement, Progress, Trial
+from trainers.trial import Event, Measurement, Progress, Step, Trial
+from trainers.workspace import UnreadableError, Workspace, resume, verify
 
 CURVE_POINTS = 40
 HELDOUT_POINTS = 5
@@ -29,26 +32,27 @@ HELDOUT_PART = 256
 """Windows of that part: a sixteenth of the whole, so that curves stay under 3% of the time."""
 EVALUATION_TOKENS = 4096
 """Tokens of an evaluation batch: larger ones fall out of a core's cache."""
+CHECKPOINT_VERSION = 1
+"""Raise it whenever a checkpoint holds something else: older ones are then set aside."""
 
 
 class Pretrain:
     """Trains `trainers.transformer` on a corpus by the trial's hyperparameters. See `Trainer`."""
 
-    def train(self, trial: Trial, workspace: Path) -> Iterator[Progress | Measurement]:
-        """Yield the loss curve, then the measurement at the horizon. `workspace` is not used."""
+    def train(self, trial: Trial, workspace: Workspace) -> Iterator[Event]:
+        """Yield every step and the loss curve, then the measurement at the horizon."""
         started = time.perf_counter()
+        _refuse_ranks(trial)
         device = _device()
         if device.type == "cpu":
             torch.set_num_threads(1)  # a trial is one core: bit for bit the same result
         corpus = _load_verified(trial)
         held = heldout_windows(corpus, trial.shape.context)
         model = Transformer(trial.shape, trial.seed).to(device)
-        run = _Run(trial, corpus, held, model, device)
-        curve: list[Progress] = []
-        for point in run.points():
-            curve.append(point)
-            yield point
-        reason = run.non_finite
+        run = _Run(trial, corpus, model, device, started)
+        resumed_from = run.resume(workspace)
+        yield from run.events(workspace)
+        curve, reason = run.curve, run.non_finite
         loss = stderr = None
         if reason is None:
             loss, stderr = evaluate(model, held, device)
@@ -62,7 +66,7 @@ class Pretrain:
             loss=loss,
             loss_stderr=stderr,
             bits_per_byte=None if text is None or loss is None else loss / np.log(2) / text,
-            seconds=time.perf_counter() - started,
+            seconds=time.perf_counter() - run.started,
             mfu=curve[-1].flops / run.training_seconds / peak_flops(device),
             device=_device_name(device),
             curve=tuple(curve),
@@ -70,72 +74,147 @@ class Pretrain:
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("isoflop", "torch", "numpy")},
             },
+            steps=run.step - resumed_from,
+            resumed_from=resumed_from,
         )
 
 
-@dataclass
 class _Run:
-    """The training loop with its state."""
+    """The training loop with its state, which is what a checkpoint holds.
 
-    trial: Trial
-    corpus: Corpus
-    heldout: HeldoutWindows
-    model: Transformer
-    device: torch.device
-    training_seconds: float = 0.0
-    non_finite: str | None = None
+    No random state is part of it: batches are a function of the step, and nothing else is drawn.
+    """
 
-    def points(self) -> Iterator[Progress]:
-        """Train to the horizon, yielding the curve; stop early once the loss is not finite."""
-        h, shape = self.trial.hyperparameters, self.trial.shape
-        optimizer = Optimizer(self.model, h)
+    def __init__(
+        self,
+        trial: Trial,
+        corpus: Corpus,
+        model: Transformer,
+        device: torch.device,
+        started: float,
+    ) -> None:
+        self._trial, self._corpus, self._model, self._device = trial, corpus, model, device
+        self._optimizer = Optimizer(model, trial.hyperparameters)
+        self.started = started
+        """On this process's clock; earlier attempts' seconds are taken off it."""
+        self.training_seconds = 0.0
+        self.step = 0
+        self.curve: list[Progress] = []
+        self.non_finite: str | None = None
+        self._total = torch.zeros((), device=device)
+        """Sum of the training losses since the last point of the curve."""
+
+    def events(self, workspace: Workspace) -> Iterator[Step | Progress]:
+        """Train to the horizon, saving what is due; stop early once the loss is not finite."""
+        h, shape = self._trial.hyperparameters, self._trial.shape
         batches = Batches(
-            self.corpus,
+            self._corpus,
             context=shape.context,
             sequences=h.batch_tokens // shape.context,
-            seed=self.trial.seed,
+            seed=self._trial.seed,
         )
-        part = heldout_windows(self.corpus, shape.context, HELDOUT_PART)
+        part = heldout_windows(self._corpus, shape.context, HELDOUT_PART)
         marks = _marks(h.steps, CURVE_POINTS)
-        heldout_marks = _marks(h.steps, HELDOUT_POINTS)
-        total = torch.zeros((), device=self.device)
-        last = 0
-        clock = time.perf_counter()
-        for step in range(1, h.steps + 1):
-            loss = self.model.loss(torch.from_numpy(batches.batch(step - 1)).to(self.device))
-            # Torch leaves backward() and apply() untyped.
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-            optimizer.step(
-                cosine(
-                    step - 1,
-                    steps=h.steps,
-                    warmup_steps=h.warmup_steps,
-                    final_fraction=h.final_fraction,
-                )
-            )
-            if step not in marks:
-                continue
-            mean = total.item() / (step - last)
-            self.training_seconds += time.perf_counter() - clock
-            held = None
-            if not np.isfinite(mean):
-                self.non_finite = f"the training loss was {mean} before step {step} of {h.steps}"
-            elif step in heldout_marks and step < h.steps:
-                held, _ = evaluate(self.model, part, self.device)
-            tokens = step * h.batch_tokens
-            yield Progress(
-                step=step,
-                tokens=tokens,
-                flops=tokens * flops_per_token(shape),
-                train_loss=mean,
-                heldout_loss=held,
-            )
-            if self.non_finite:
-                return
-            total.zero_()
-            last = step
+        heldout_marks = _marks(h.steps, HELDOUT_POINTS) - {h.steps}
+        while self.step < h.steps and self.non_finite is None:
             clock = time.perf_counter()
+            self._train_on(batches.batch(self.step))
+            mean = self._mean() if self.step in marks else None
+            self.training_seconds += time.perf_counter() - clock
+            if mean is not None:
+                yield self._add_point(mean, part if self.step in heldout_marks else None)
+            if workspace.due(self.step) and self.non_finite is None:
+                self._save(workspace)
+            yield Step(self.step)
+
+    def resume(self, workspace: Workspace) -> int:
+        """Go to the newest readable checkpoint; returns its step, 0 where there is none."""
+        state = resume(workspace, partial(_read, key=self._trial.key))
+        if state is not None:
+            self._optimizer.restore(state["optimizer"])
+            self._total.copy_(state["total"])
+            self.step = state["step"]
+            self.curve = [Progress(**point) for point in state["curve"]]
+            self.training_seconds = state["training_seconds"]
+            self.started -= state["seconds"]
+        return self.step
+
+    def _save(self, workspace: Workspace) -> None:
+        clock = time.perf_counter()
+        _synchronise(self._device)  # steps that were only queued so far
+        self.training_seconds += time.perf_counter() - clock
+        state = {
+            "version": CHECKPOINT_VERSION,
+            "key": self._trial.key,
+            "optimizer": self._optimizer.state(),
+            "total": self._total.cpu(),
+            "step": self.step,
+            "curve": [dataclasses.asdict(point) for point in self.curve],
+            "training_seconds": self.training_seconds,
+            "seconds": time.perf_counter() - self.started,
+        }
+        workspace.save(self.step, partial(_write, state))
+
+    def _train_on(self, windows: NDArray[np.int64]) -> None:
+        h = self._trial.hyperparameters
+        loss = self._model.loss(torch.from_numpy(windows).to(self._device))
+        # Torch leaves backward() and apply() untyped.
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._total += loss.detach()
+        self._optimizer.step(
+            cosine(
+                self.step,
+                steps=h.steps,
+                warmup_steps=h.warmup_steps,
+                final_fraction=h.final_fraction,
+            )
+        )
+        self.step += 1
+
+    def _mean(self) -> float:
+        """Training loss since the last point, nats/token; begins the next one's sum."""
+        mean = self._total.item() / (self.step - (self.curve[-1].step if self.curve else 0))
+        self._total.zero_()
+        return mean
+
+    def _add_point(self, mean: float, part: HeldoutWindows | None) -> Progress:
+        h = self._trial.hyperparameters
+        if not np.isfinite(mean):
+            self.non_finite = f"the training loss was {mean} before step {self.step} of {h.steps}"
+            part = None
+        tokens = self.step * h.batch_tokens
+        point = Progress(
+            step=self.step,
+            tokens=tokens,
+            flops=tokens * flops_per_token(self._trial.shape),
+            train_loss=mean,
+            heldout_loss=None if part is None else evaluate(self._model, part, self._device)[0],
+        )
+        self.curve.append(point)
+        return point
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        # Torch's own error hides what the file system said, such as that it is full.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def _read(path: Path, key: str) -> Mapping[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch raises anything, OSError too, depending on the bytes
+        reason = str(error).partition(". ")[0].partition("\n")[0]
+        raise UnreadableError(f"torch cannot read it ({type(error).__name__}: {reason})") from error
+    return verify(content, key=key, version=CHECKPOINT_VERSION)
 
 
 def evaluate(
@@ -175,6 +254,15 @@ def peak_flops(device: torch.device) -> float:
         _synchronise(device)
         best = min(best, time.perf_counter() - start)
     return float(2 * 1024**3 / best)
+
+
+def _refuse_ranks(trial: Trial) -> None:
+    ranks = os.environ.get("WORLD_SIZE") or "1"
+    if ranks != "1":
+        raise InputError(
+            f"the trainer pretrain runs on one process, but WORLD_SIZE is {ranks}: place trial "
+            f"{trial.key} on one GPU, or unset WORLD_SIZE"
+        )
 
 
 def _load_verified(trial: Trial) -> Corpus:

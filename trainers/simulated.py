@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trainers.flops import flops_per_token, params
-from trainers.trial import Measurement, Progress, Trial
+from trainers.trial import Event, Measurement, Progress, Step, Trial
+from trainers.workspace import UnreadableError, Workspace, resume, verify
 
-CURVE_POINTS = 20
+TICK_SECONDS = 0.02
+"""A simulated trial comes up for air this often, so that it can be stopped."""
+CHECKPOINT_VERSION = 1
+CONDUCT = frozenset({"seconds", "points", "gpus", "diverge", "fail", "hang"})
+"""Settings that say how a trial runs; the others are the truth that it samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +45,34 @@ class SimulatedSettings:
     """Standard deviation of ln L."""
     seconds: float = 0.0
     """Time that a trial takes."""
+    points: int = 20
+    """Points of the curve."""
+    gpus: float = 0.0
+    """GPUs that a trial asks for, a share of one or several, and leaves idle; 0 is one core."""
     diverge: float = 0.0
     """Chance that a trial diverges."""
     fail: float = 0.0
     """Chance that a trial raises, at every attempt."""
+    hang: float = 0.0
+    """Chance that a trial's first attempt stops for ever half-way, after leaving a checkpoint."""
 
     def __post_init__(self) -> None:
         positive = (self.A, self.B, self.alpha, self.beta, self.gamma)
         if not all(math.isfinite(v) and v > 0 for v in positive):
             raise ValueError("needs A, B, alpha, beta, gamma above 0")
-        if not all(math.isfinite(v) and v >= 0 for v in (self.noise, self.seconds, self.E)):
-            raise ValueError("needs noise, seconds, E of at least 0")
-        if not (0 <= self.diverge <= 1 and 0 <= self.fail <= 1):
-            raise ValueError("needs chances to diverge and to fail between 0 and 1")
+        values = (self.noise, self.seconds, self.E, self.gpus)
+        if not all(math.isfinite(v) and v >= 0 for v in values):
+            raise ValueError("needs noise, seconds, E, gpus of at least 0")
+        if self.points < 1:
+            raise ValueError("needs at least 1 of points")
+        if not all(0 <= chance <= 1 for chance in (self.diverge, self.fail, self.hang)):
+            raise ValueError("needs chances to diverge, to fail and to hang between 0 and 1")
+
+    @staticmethod
+    def of(trial: Trial) -> SimulatedSettings:
+        """What a simulated trial is told; the default where it is told nothing."""
+        told: dict[str, Any] = dict(trial.settings)
+        return SimulatedSettings(**told)
 
     def loss(self, n: float, d: float) -> float:
         """The law's loss in nats/token at N parameters and D tokens."""
@@ -59,42 +82,88 @@ class SimulatedSettings:
 class Simulated:
     """Draws a loss from the law in the trial's settings. See `Trainer`."""
 
-    def train(self, trial: Trial, workspace: Path) -> Iterator[Progress | Measurement]:
+    def train(self, trial: Trial, workspace: Workspace) -> Iterator[Event]:
         """Yield a curve along the law, then a measurement with noise seeded by the trial's key."""
-        started = time.perf_counter()
-        truth = SimulatedSettings(**dict(trial.settings))
+        truth = SimulatedSettings.of(trial)
         rng = np.random.default_rng(int(trial.key, 16))
-        n = params(trial.shape).non_embedding
-        noise, luck = rng.standard_normal(), rng.random()
-        if luck < truth.fail:
+        noise = rng.standard_normal()
+        fails, diverges, hangs = rng.random(3) < (truth.fail, truth.diverge, truth.hang)
+        if fails:
             raise RuntimeError(f"simulated failure of trial {trial.key}")
-        loss = truth.loss(n, trial.tokens) * math.exp(truth.noise * noise)
-        h = trial.hyperparameters
-        curve = []
-        for i in range(1, CURVE_POINTS + 1):
-            time.sleep(truth.seconds / CURVE_POINTS)
-            step = max(1, h.steps * i // CURVE_POINTS)
-            tokens = step * h.batch_tokens
-            point = Progress(
-                step=step,
-                tokens=tokens,
-                flops=tokens * flops_per_token(trial.shape),
-                train_loss=truth.loss(n, tokens),
-            )
-            curve.append(point)
-            yield point
+        course = _Course(trial, truth)
+        first = resume(workspace, partial(_read, trial=trial)) or 0
+        # Deadlines, not pauses: what the caller does between events does not lengthen the trial.
+        started = time.monotonic() - truth.seconds * first / course.ticks
+        for tick in range(first + 1, course.ticks + 1):
+            time.sleep(max(0.0, started + truth.seconds * tick / course.ticks - time.monotonic()))
+            step = course.step(tick)
+            if tick % course.ticks_per_point == 0:
+                yield course.point(tick // course.ticks_per_point)
+            hanging = bool(hangs) and first == 0 and 2 * tick >= course.ticks
+            if hanging or workspace.due(step):
+                workspace.save(step, partial(_write, trial, tick))
+            while hanging:
+                time.sleep(3600)
+            yield Step(step)
+        loss = truth.loss(course.params, trial.tokens) * math.exp(truth.noise * noise)
+        curve = [course.point(i) for i in range(1, truth.points + 1)]
         curve[-1] = dataclasses.replace(curve[-1], heldout_loss=loss)
-        diverged = rng.random() < truth.diverge
+        resumed_from = course.step(first) if first else 0
         yield Measurement(
             tokens=trial.tokens,
-            status="diverged" if diverged else "complete",
-            reason="the simulation was told to diverge" if diverged else None,
-            loss=None if diverged else loss,
-            loss_stderr=None if diverged else truth.noise * loss,
+            status="diverged" if diverges else "complete",
+            reason="the simulation was told to diverge" if diverges else None,
+            loss=None if diverges else loss,
+            loss_stderr=None if diverges else truth.noise * loss,
             bits_per_byte=None,
-            seconds=time.perf_counter() - started,
+            seconds=time.monotonic() - started,
             mfu=None,
             device="simulated",
             curve=tuple(curve),
-            versions={"python": platform.python_version(), "isoflop": version("isoflop")},
+            versions=_versions(),
+            steps=trial.hyperparameters.steps - resumed_from,
+            resumed_from=resumed_from,
         )
+
+
+class _Course:
+    """What a simulated training looks like on its way: ticks, each of several steps, and points."""
+
+    def __init__(self, trial: Trial, truth: SimulatedSettings) -> None:
+        self._trial, self._truth = trial, truth
+        self.params = params(trial.shape).non_embedding
+        self.ticks_per_point = max(1, math.ceil(truth.seconds / truth.points / TICK_SECONDS))
+        self.ticks = truth.points * self.ticks_per_point
+
+    def step(self, tick: int) -> int:
+        """Optimiser steps done after `tick`, from 1 on."""
+        return max(1, self._trial.hyperparameters.steps * tick // self.ticks)
+
+    def point(self, index: int) -> Progress:
+        """Point of the curve, from 1 to the setting `points`."""
+        step = self.step(index * self.ticks_per_point)
+        tokens = step * self._trial.hyperparameters.batch_tokens
+        return Progress(
+            step=step,
+            tokens=tokens,
+            flops=tokens * flops_per_token(self._trial.shape),
+            train_loss=self._truth.loss(self.params, tokens),
+        )
+
+
+def _write(trial: Trial, tick: int, path: Path) -> None:
+    content = {"version": CHECKPOINT_VERSION, "key": trial.key, "tick": tick}
+    path.write_text(json.dumps(content))
+
+
+def _read(path: Path, trial: Trial) -> int:
+    try:
+        content: Any = json.loads(path.read_text())
+    except ValueError as error:
+        raise UnreadableError(f"it is no JSON ({error})") from error
+    return int(verify(content, key=trial.key, version=CHECKPOINT_VERSION)["tick"])
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "isoflop": version("isoflop")}

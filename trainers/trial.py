@@ -12,11 +12,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from analysis.errors import InputError
 from trainers.corpus import CorpusSource, source_from_dict
+from trainers.workspace import Workspace
 
 _NOT_IN_KEY = {"key": False}
 KEY_LENGTH = 16
@@ -172,6 +172,14 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A trial has done an optimiser step, and the checkpoint that was due after it is written."""
+
+    step: int
+    """From 1; counted from the trial's beginning, whatever attempt did it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a trial is: one point of its loss curve."""
@@ -200,25 +208,44 @@ class Measurement:
     """Its standard error, nats/token, clustered by held-out segment."""
     bits_per_byte: float | None
     seconds: float
-    """Wall time, training and evaluation."""
+    """Wall time, training and evaluation, of all attempts up to their checkpoints."""
     mfu: float | None
     """Exact training FLOPs over seconds of training and the device's measured peak."""
     device: str
     curve: tuple[Progress, ...]
     versions: dict[str, str]
     """Python and library versions."""
+    steps: int = 0
+    """Optimiser steps that this attempt did itself."""
+    resumed_from: int = 0
+    """The step of the checkpoint that this attempt started from; 0 without one."""
+
+
+Event = Step | Progress | Measurement
 
 
 class Trainer(Protocol):
     """The seam between what is trained and what schedules it.
 
-    `train` is a generator: it yields `Progress` as it goes and ends with one `Measurement` a
-    horizon. Promises: the result depends on the trial's content alone; a diverged training is a
-    `Measurement` with that status, never an exception; an exception means that this attempt failed
-    and that another may succeed. The caller may stop iterating at any time. `workspace` is a
-    directory that belongs to this trial.
+    `train` is a generator. It yields `Step` after every optimiser step (a trainer that cannot, or
+    whose steps take microseconds, after a few), `Progress` as it goes, before the step's `Step`,
+    and ends with one `Measurement` a horizon.
+
+    Promises: the result depends on the trial's content alone, and on one CPU thread bit for bit; a
+    diverged training is a `Measurement` with that status, never an exception; an exception means
+    that this attempt failed and that another may succeed. The caller may stop iterating at any
+    time, and the process may die at any time.
+
+    Checkpoints: a trainer starts from the newest one in `workspace` that it can read, and saves
+    one wherever `workspace.due(step)` says so, after the step and before it yields its `Step`. The
+    result, with its whole curve, is the same as without any; `Progress` before the checkpoint is
+    not yielded again. What is due at a step that ends the training as diverged may be left out:
+    the measurement follows at once.
+
+    On several ranks (`RANK` and `WORLD_SIZE` in the environment, see `cluster.gang`) each runs
+    `train`; the first one's events count, and it alone saves.
     """
 
-    def train(self, trial: Trial, workspace: Path) -> Iterator[Progress | Measurement]:
+    def train(self, trial: Trial, workspace: Workspace) -> Iterator[Event]:
         """Train `trial` to its horizon."""
         ...

@@ -140,6 +140,31 @@ def test_a_zero_matrix_stays_zero() -> None:
         assert not orthogonalised(torch.zeros(2, rows, 8)).any()
 
 
+@pytest.mark.parametrize("recipe", ["mini", "mini-adamw"])
+def test_a_restored_optimiser_continues_to_the_bit(recipe: str) -> None:
+    hyperparameters = named(recipe).resolve(SHAPE, 1e5)
+
+    def advance(model: Transformer, optimizer: Optimizer, first: int) -> None:
+        steps = list(zip(SCHEDULE, _windows(), strict=True))[first:]
+        for factor, windows in steps:
+            model.loss(windows).backward()
+            optimizer.step(factor)
+
+    model = Transformer(SHAPE, seed=0)
+    optimizer = Optimizer(model, hyperparameters)
+    model.loss(_windows()[0]).backward()
+    optimizer.step(SCHEDULE[0])
+    state = optimizer.state()
+    advance(model, optimizer, 1)
+
+    other = Transformer(SHAPE, seed=9)
+    restored = Optimizer(other, hyperparameters)
+    restored.restore(state)
+    advance(other, restored, 1)
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_parameters_share_the_flat_buffer() -> None:
     model = Transformer(SHAPE, seed=0)
     before = [p.detach().clone() for p in model.parameters()]

@@ -10,6 +10,7 @@ from analysis.errors import InputError
 from trainers.corpus import Markov, Stdlib, heldout_windows, load
 from trainers.pretrain import Pretrain
 from trainers.trial import Measurement, Progress, Trial
+from trainers.workspace import Scratch
 
 PYTHON_3_11_7 = "5017190f97ec7ac7"
 """Hash of the standard library that the table of losses was measured on."""
@@ -18,8 +19,8 @@ FIRST_ROW = {24: 1.833}
 
 
 def _train(trial: Trial) -> tuple[list[Progress], Measurement]:
-    *curve, measurement = Pretrain().train(trial, Path())
-    return curve, measurement
+    *events, measurement = Pretrain().train(trial, Scratch(Path()))
+    return [event for event in events if isinstance(event, Progress)], measurement
 
 
 @pytest.mark.slow
@@ -84,6 +85,12 @@ def test_text_that_changed_since_planning_is_refused(make_trial) -> None:
     stale = dataclasses.replace(trial, corpus=dataclasses.replace(trial.corpus, hash="stale"))
     with pytest.raises(InputError, match="planned with stale"):
         _train(stale)
+
+
+def test_several_ranks_are_refused(make_trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(InputError, match="pretrain runs on one process, but WORLD_SIZE is 4"):
+        _train(make_trial(16, 1e9))
 
 
 def test_the_standard_error_counts_segments_not_windows() -> None:

@@ -1,0 +1,122 @@
+"""A rank of a gang: the process in which its trainer runs, and its view of the trial's workspace.
+
+It knows its own work alone; who leads, waits and gives up is in `cluster.gang`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainers.trial import Event, Step, Trainer, Trial
+from trainers.workspace import Workspace
+
+STEP_EVERY_SECONDS = 0.2
+"""Steps are passed on to the leader this often at most: each is a message between processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Home:
+    """Where a rank's process runs."""
+
+    node: str
+    """Ray's name of the node: nodes may share an address."""
+    address: str
+    pid: int
+    port: int
+    """One that was free on this node just now."""
+
+
+class Rank:
+    """One process of a gang: a Ray actor. It answers while it trains."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+
+    def home(self) -> Home:
+        """Where it runs; that it answers at all says that it lives."""
+        import ray
+
+        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            port = probe.getsockname()[1]
+        node = ray.get_runtime_context().get_node_id()
+        return Home(node=node, address=address, pid=os.getpid(), port=port)
+
+    def lead(
+        self,
+        environment: dict[str, str],
+        trial: Trial,
+        workspace: Callable[[], Workspace],
+        make: Callable[[str], Trainer],
+    ) -> Iterator[Event]:
+        """Train as rank 0, until the end or the first checkpoint after `stop`."""
+        os.environ.update(environment)
+        own = _RankWorkspace(workspace(), self._stop, saves=True)
+        passed_on = 0.0
+        for event in make(trial.trainer).train(trial, own):
+            last = isinstance(event, Step) and own.stopping
+            if (
+                last
+                or not isinstance(event, Step)
+                or time.monotonic() - passed_on > STEP_EVERY_SECONDS
+            ):
+                passed_on = time.monotonic()
+                yield event
+            if last:
+                return
+
+    def follow(
+        self,
+        environment: dict[str, str],
+        trial: Trial,
+        workspace: Callable[[], Workspace],
+        make: Callable[[str], Trainer],
+    ) -> None:
+        """Train as another rank. Its events are rank 0's as well, and are dropped."""
+        os.environ.update(environment)
+        own = _RankWorkspace(workspace(), self._stop, saves=False)
+        for _ in make(trial.trainer).train(trial, own):
+            pass
+
+    def stop(self) -> None:
+        """Make a checkpoint due."""
+        self._stop.set()
+
+
+@dataclass
+class _RankWorkspace:
+    """A rank's view of the trial's workspace: rank 0 alone saves, also when it is to stop."""
+
+    inner: Workspace
+    stop: threading.Event
+    saves: bool
+    stopping: bool = False
+    """Whether what was due last was due because of a stop."""
+
+    @property
+    def directory(self) -> Path:
+        return self.inner.directory
+
+    def due(self, step: int) -> bool:
+        if not self.saves:
+            return False
+        self.stopping = self.stop.is_set()
+        return self.inner.due(step) or self.stopping
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        if self.saves:
+            self.inner.save(step, write)
+
+    def checkpoints(self) -> Iterator[Path]:
+        return self.inner.checkpoints()
+
+    def set_aside(self, path: Path, reason: str) -> None:
+        if self.saves:
+            self.inner.set_aside(path, reason)

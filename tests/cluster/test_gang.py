@@ -1,0 +1,326 @@
+"""Gangs on a real cluster of two nodes with two fake GPUs each, and with a real rendezvous."""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from ray import cloudpickle
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from analysis.errors import InputError
+from cluster.gang import GangError, environments, seats, train_in_gang
+from cluster.rank import Home
+from trainers.simulated import Simulated, SimulatedSettings
+from trainers.trial import Event, Measurement, Progress, Step, Trial
+from trainers.workspace import Scratch, Workspace
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import tests
+
+ON_ONE_NODE = [{"CPU": 2.0, "GPU": 2.0}]
+ON_TWO_NODES = [{"CPU": 2.0, "GPU": 2.0}, {"CPU": 2.0, "GPU": 2.0}]
+HELD_BY_THE_SWEEP = {"CPU": 8.0, "GPU": 4.0}
+
+
+def test_a_group_with_gpus_seats_one_rank_a_gpu_and_one_without_one_a_core() -> None:
+    assert [seat.bundle for seat in seats([{"CPU": 1}, {"GPU": 2, "CPU": 1}])] == [1, 1]
+    assert [dict(seat.resources) for seat in seats([{"CPU": 2}])] == [{"CPU": 1}] * 2
+    marked = {"GPU": 8, "CPU": 8, "accelerator_type:H100": 0.001}
+    assert [dict(seat.resources) for seat in seats([marked])] == [{"GPU": 1, "CPU": 1}] * 8
+
+
+def test_ranks_know_their_place_on_nodes_that_share_an_address() -> None:
+    homes = [
+        Home(node=node, address="10.0.0.1", pid=1, port=port)
+        for node, port in (("a", 7), ("a", 8), ("b", 9))
+    ]
+    made = environments(homes)
+    assert [e["RANK"] for e in made] == ["0", "1", "2"]
+    assert [e["LOCAL_RANK"] for e in made] == ["0", "1", "0"]
+    assert [e["LOCAL_WORLD_SIZE"] for e in made] == ["2", "2", "1"]
+    assert {(e["WORLD_SIZE"], e["MASTER_ADDR"], e["MASTER_PORT"]) for e in made} == {
+        ("3", "10.0.0.1", "7")
+    }
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[None]:
+    """Two raylets on this machine, two fake GPUs each."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    node = {"num_cpus": 4, "num_gpus": 2, "object_store_memory": 80_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    cluster.add_node(**node)
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield
+    ray.shutdown()
+    cluster.shutdown()
+    patch.undo()
+
+
+class Leader:
+    """Stands where the Tune actor of a trial would."""
+
+    def __init__(self) -> None:
+        self._events: Iterator[Event] | None = None
+
+    def train(self, trial: Trial, directory: Path, make: Callable[[str], Any]) -> list[Event]:
+        return list(train_in_gang(trial, lambda: Scratch(directory), make=make))
+
+    def train_and_stop(self, trial: Trial, directory: Path) -> list[Event]:
+        events = train_in_gang(trial, lambda: Scratch(directory))
+        seen = []
+        for event in events:
+            seen.append(event)
+            if len(seen) > 5:
+                break
+        events.close()
+        return seen
+
+    def begin(self, trial: Trial, directory: Path, make: Callable[[str], Any]) -> Event:
+        self._events = train_in_gang(trial, lambda: Scratch(directory), make=make)
+        return next(self._events)
+
+    def go_on(self) -> None:
+        assert self._events is not None
+        for _ in self._events:
+            pass
+
+
+@pytest.fixture
+def leader(two_nodes: None) -> Iterator[Callable[..., Any]]:
+    """Makes leaders in groups of the given bundles; afterwards nothing may be left reserved."""
+    groups = []
+
+    def make(bundles: list[dict[str, float]], **taken: float) -> Any:
+        strategy = "STRICT_PACK" if len(bundles) == 1 else "STRICT_SPREAD"
+        group = placement_group(bundles, strategy)
+        ray.get(group.ready(), timeout=60)
+        groups.append(group)
+        place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        options = {"num_cpus": 0, **taken, "scheduling_strategy": place}
+        return ray.remote(Leader).options(**options).remote()
+
+    yield make
+    for group in groups:
+        remove_placement_group(group)
+    _wait_until(lambda: _free() == HELD_BY_THE_SWEEP)
+
+
+def _free() -> dict[str, float]:
+    available = ray.available_resources()
+    return {name: available.get(name, 0.0) for name in HELD_BY_THE_SWEEP}
+
+
+def _wait_until(true: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def trial(make_trial) -> Trial:
+    """A simulated one, of 20 ms a step."""
+    return _told(make_trial(24, 4e10), noise=0.01)
+
+
+def _told(trial: Trial, **told: float) -> Trial:
+    settings = dataclasses.asdict(SimulatedSettings(**told))
+    return dataclasses.replace(trial, trainer="simulated", settings=tuple(sorted(settings.items())))
+
+
+def _simulated(name: str) -> Simulated:
+    return Simulated()
+
+
+class Reducing:
+    """Meets the other ranks and adds up rank + 1: first where everybody sits, then for ever."""
+
+    def __init__(self, *, rounds: int = 0, culprit: int = -1) -> None:
+        self._rounds, self._culprit = rounds, culprit
+
+    def train(self, trial: Trial, workspace: Workspace) -> Iterator[Event]:
+        import torch
+        import torch.distributed as dist
+
+        rank = int(os.environ["RANK"])
+        dist.init_process_group("gloo")
+        total = torch.tensor([rank + 1.0])
+        dist.all_reduce(total)
+        places: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+        names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES")
+        dist.all_gather_object(
+            places,
+            {name: os.environ[name] for name in names}
+            | {
+                "pid": os.getpid(),
+                "node": ray.get_runtime_context().get_node_id(),
+                "group": ray.get_runtime_context().get_placement_group_id(),
+            },
+        )
+        workspace.directory.mkdir(exist_ok=True)
+        (workspace.directory / f"{rank}.json").write_text(json.dumps(places))
+        yield Progress(step=1, tokens=1, flops=1.0, train_loss=total.item())
+        for i in range(self._rounds):
+            if i == 3 and rank == self._culprit:
+                raise ValueError(f"rank {rank} has had enough")
+            dist.all_reduce(total)
+            time.sleep(0.05)
+            yield Step(i + 2)
+        *_, measured = Simulated().train(trial, workspace)
+        yield dataclasses.replace(measured, loss=places and float(len(places)))
+
+
+def _places(directory: Path) -> list[dict[str, Any]]:
+    places: list[dict[str, Any]] = json.loads((directory / "0.json").read_text())
+    return places
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bundles", [ON_ONE_NODE, ON_TWO_NODES])
+def test_ranks_meet_in_the_trials_own_group(
+    leader, trial: Trial, tmp_path: Path, bundles: list
+) -> None:
+    size = 2 * len(bundles)
+    actor = leader(bundles)
+    first, measured = ray.get(
+        actor.train.remote(trial, tmp_path, lambda name: Reducing()), timeout=120
+    )
+    assert first.train_loss == size * (size + 1) / 2
+    assert measured.loss == size
+    places = _places(tmp_path)
+    assert [place["RANK"] for place in places] == [str(rank) for rank in range(size)]
+    assert [place["LOCAL_RANK"] for place in places] == ["0", "1"] * len(bundles)
+    assert {place["LOCAL_WORLD_SIZE"] for place in places} == {"2"}
+    assert len({place["node"] for place in places}) == len(bundles)
+    assert len({place["group"] for place in places}) == 1
+    assert len({(place["node"], place["CUDA_VISIBLE_DEVICES"]) for place in places}) == size
+    assert {place["CUDA_VISIBLE_DEVICES"] for place in places} == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_a_simulated_trial_is_the_same_on_four_ranks_and_reserves_nothing_twice(
+    leader, trial: Trial, tmp_path: Path
+) -> None:
+    actor = leader(ON_TWO_NODES)
+    running = actor.train.remote(trial, tmp_path, _simulated)
+    while not ray.wait([running], timeout=0.05)[0]:
+        assert _free() == {"CPU": 4.0, "GPU": 0.0}
+    *_, gang = ray.get(running)
+    *_, alone = Simulated().train(trial, Scratch(tmp_path))
+    assert (gang.loss, gang.curve) == (alone.loss, alone.curve)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 3])
+def test_killing_one_rank_ends_all_and_says_which(
+    leader, trial: Trial, tmp_path: Path, victim: int
+) -> None:
+    actor = leader(ON_TWO_NODES)
+    ray.get(actor.begin.remote(trial, tmp_path, lambda name: Reducing(rounds=10_000)), timeout=120)
+    pids = [place["pid"] for place in _places(tmp_path)]
+    os.kill(pids[victim], signal.SIGKILL)
+    message = rf"rank {victim} of 4 on node .*process {pids[victim]}\) died"
+    with pytest.raises(GangError, match=message) as caught:
+        ray.get(actor.go_on.remote(), timeout=60)
+    assert caught.value.cause.lost
+    assert "\n" not in str(caught.value.cause)
+    _wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+@pytest.mark.slow
+def test_a_rank_that_raises_ends_all_and_gives_its_traceback(
+    leader, trial: Trial, tmp_path: Path
+) -> None:
+    actor = leader(ON_ONE_NODE)
+    with pytest.raises(GangError, match="rank 1 of 2 on node") as caught:
+        ray.get(
+            actor.train.remote(trial, tmp_path, lambda name: Reducing(rounds=10_000, culprit=1)),
+            timeout=120,
+        )
+    error = caught.value.cause
+    assert not error.lost
+    assert str(error).endswith("raised ValueError: rank 1 has had enough")
+    assert "in train" in error.__notes__[0]
+    pids = [place["pid"] for place in _places(tmp_path)]
+    _wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+@pytest.mark.slow
+def test_the_death_of_the_leader_ends_all_ranks(leader, trial: Trial, tmp_path: Path) -> None:
+    actor = leader(ON_ONE_NODE)
+    ray.get(actor.begin.remote(trial, tmp_path, lambda name: Reducing(rounds=10_000)), timeout=120)
+    pids = [place["pid"] for place in _places(tmp_path)]
+    ray.kill(actor)
+    _wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+@pytest.mark.slow
+def test_closing_the_generator_leaves_a_checkpoint_to_go_on_from(
+    leader, make_trial, tmp_path: Path
+) -> None:
+    long = _told(make_trial(24, 4e10), seconds=4.0)
+    actor = leader(ON_ONE_NODE)
+    seen = ray.get(actor.train_and_stop.remote(long, tmp_path), timeout=60)
+    assert not any(isinstance(event, Measurement) for event in seen)
+    *_, measured = ray.get(actor.train.remote(long, tmp_path, _simulated), timeout=60)
+    last = max(event.step for event in seen)
+    assert last <= measured.resumed_from < long.hyperparameters.steps
+    *_, whole = Simulated().train(long, Scratch(tmp_path / "whole"))
+    assert (measured.loss, measured.curve) == (whole.loss, whole.curve)
+
+
+@pytest.mark.slow
+def test_a_trainer_of_one_process_refuses_and_is_quoted(leader, make_trial, tmp_path: Path) -> None:
+    from trainers.registry import trainer
+
+    actor = leader(ON_ONE_NODE)
+    with pytest.raises(InputError, match="pretrain runs on one process, but WORLD_SIZE is 2"):
+        ray.get(actor.train.remote(make_trial(16, 1e9), tmp_path, trainer), timeout=60)
+
+
+@pytest.mark.slow
+def test_a_leader_that_holds_a_gpu_is_refused(leader, trial: Trial, tmp_path: Path) -> None:
+    actor = leader(ON_ONE_NODE, num_gpus=1)
+    with pytest.raises(InputError, match="holds 1 GPU of its group, which a rank needs"):
+        ray.get(actor.train.remote(trial, tmp_path, _simulated), timeout=60)
+
+
+def _observe(config: dict[str, Any]) -> None:
+    from ray import tune
+
+    *_, measured = train_in_gang(config["trial"], lambda: Scratch(config["directory"]))
+    tune.report({"loss": measured.loss})
+
+
+@pytest.mark.slow
+def test_tunes_actor_leads_from_an_empty_first_bundle(
+    two_nodes: None, trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray import tune
+
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    factory = tune.PlacementGroupFactory([{}, *ON_TWO_NODES], strategy="STRICT_SPREAD")
+    trials = [dataclasses.replace(trial, seed=seed) for seed in range(2)]
+    config = {"trial": tune.grid_search(trials), "directory": tmp_path}
+    results = tune.Tuner(
+        tune.with_resources(_observe, factory),
+        param_space=config,
+        tune_config=tune.TuneConfig(reuse_actors=True),
+        run_config=tune.RunConfig(storage_path=str(tmp_path / "tune"), verbose=0),
+    ).fit()
+    expected = [list(Simulated().train(t, Scratch(tmp_path)))[-1].loss for t in trials]
+    assert sorted(result.metrics["loss"] for result in results) == sorted(expected)

@@ -1,107 +1,26 @@
-"""GPU types, and how long a trial takes."""
+"""How long a trial takes, expected or as measured, and what that costs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
 
-from analysis.errors import InputError
-from trainers.flops import trial_flops
+from cluster.gpus import GpuType, known_type
+from cluster.machines import UNKNOWN_GPU, Cluster
+from cluster.placement import LAUNCH_SECONDS_PER_BLOCK, PASS_TOKENS, Placement
+from trainers.corpus import HELDOUT_WINDOWS
+from trainers.flops import params, trial_flops
 from trainers.simulated import SimulatedSettings
 from trainers.trial import Trial
 
-
-@dataclass(frozen=True, kw_only=True)
-class GpuType:
-    """What a vendor's datasheet says of one GPU."""
-
-    name: str
-    peak_flops: float
-    """Dense tensor (matrix) peak in FLOP/s, accumulated in fp32. Datasheets that print the rate for
-    2:4 sparsity are halved: training has none."""
-    memory_bytes: float
-    precision: Literal["bf16", "fp16"] = "bf16"
-    """Of the peak; fp16 where the type has no bf16 tensor cores."""
-    source: str
-    """The document that says so."""
-
-
-_H100 = "NVIDIA H100 Tensor Core GPU datasheet"
-_A100 = "NVIDIA A100 Tensor Core GPU datasheet"
-_V100 = "NVIDIA V100 Tensor Core GPU datasheet"
-_ADA = "NVIDIA Ada GPU architecture whitepaper, Appendix A"
-
-
-def _type(
-    name: str,
-    teraflops: float,
-    gigabytes: float,
-    source: str,
-    precision: Literal["bf16", "fp16"] = "bf16",
-) -> GpuType:
-    return GpuType(
-        name=name,
-        peak_flops=teraflops * 1e12,
-        memory_bytes=gigabytes * 1e9,
-        source=source,
-        precision=precision,
-    )
-
-
-GPUS: tuple[GpuType, ...] = (
-    _type("B200", 2250, 180, "NVIDIA HGX B200 datasheet"),
-    _type("H200", 989, 141, "NVIDIA H200 Tensor Core GPU datasheet"),
-    _type("H100 SXM", 989, 80, _H100),
-    _type("H100 PCIe", 756, 80, _H100),
-    _type("H100 NVL", 835, 94, _H100),
-    _type("A100 80GB", 312, 80, _A100),
-    _type("A100 40GB", 312, 40, _A100),
-    _type("A40", 149.7, 48, "NVIDIA A40 datasheet"),
-    _type("A30", 165, 24, "NVIDIA A30 Tensor Core GPU datasheet"),
-    _type("A10", 125, 24, "NVIDIA A10 Tensor Core GPU datasheet"),
-    _type("A10G", 70, 24, "NVIDIA A10G datasheet"),
-    _type("L40S", 362, 48, "NVIDIA L40S datasheet"),
-    _type("L40", 181, 48, "NVIDIA L40 datasheet"),
-    _type("L4", 121, 24, "NVIDIA L4 Tensor Core GPU datasheet"),
-    _type("V100 SXM2", 125, 32, _V100, "fp16"),
-    _type("V100 PCIe", 112, 32, _V100, "fp16"),
-    _type("T4", 65, 16, "NVIDIA T4 Tensor Core GPU datasheet", "fp16"),
-    _type("RTX 4090", 165.2, 24, _ADA),
-    _type("RTX 3090", 71, 24, "NVIDIA Ampere GA102 GPU architecture whitepaper, Appendix A"),
-    _type("MI300X", 1307, 192, "AMD Instinct MI300X accelerator data sheet"),
-)
-"""Types by what clouds call them. Measure the MFU against these numbers, not against a boost."""
-
-_VARIANTS: Mapping[str, str] = {"H100": "H100 SXM", "A100": "A100 80GB", "V100": "V100 SXM2"}
-"""Which variant a bare name means: the one that most clouds rent out."""
-
-
-def gpu_type(name: str) -> GpuType:
-    """The type of that name, in any case, with or without spaces and dashes.
-
-    Raises
-    ------
-    InputError
-        If there is none, listing those there are.
-
-    Examples
-    --------
-    >>> gpu_type("h100").name, gpu_type("rtx-4090").peak_flops / 1e12
-    ('H100 SXM', 165.2)
-    """
-    types = {_plain(item.name): item for item in GPUS}
-    types |= {_plain(short): types[_plain(full)] for short, full in _VARIANTS.items()}
-    found = types.get(_plain(name).removeprefix("nvidia"))
-    if found is None:
-        known = ", ".join(item.name for item in GPUS)
-        raise InputError(f"no GPU type {name!r} is known; there are {known}")
-    return found
-
-
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
-
+ACTOR_SECONDS = 1.1
+"""From asking Ray for an actor of a new class to its first step: a new process takes 0.7 s, and
+Tune 0.4 s."""
+GAP_SECONDS = 0.05
+"""Between two trials of one class that follow each other in one actor."""
 
 CPU_SECONDS_PER_BLOCK_STEP = 0.94e-3
 CPU_SECONDS_PER_BLOCK_STEP_CUBIC = 2.25e-9
@@ -110,15 +29,183 @@ CPU_FLOPS_PER_SECOND = 68e9
 """Fitted to 28 trials of widths 12 to 128 on one core: within 10% rms. Overhead of a step, its
 Newton-Schulz (x width^3), work of a token that no matmul does, and the matmuls."""
 
+MFU_TOP = 0.66
+MFU_SLOPE = 0.65
+MFU_HALF_PARAMS = 40e6
+MFU_REFERENCE_FLOPS = 312e12
+MFU_TOP_EXPONENT = 0.28
+MFU_HALF_EXPONENT = 0.6
+"""See `expected_mfu`."""
+
+CPU = "CPU"
+"""What paces call any device that is no GPU: one core."""
+
+
+def expected_mfu(total_params: float, gpu: GpuType) -> float:
+    """Share of a GPU's peak that training reaches, before anything was measured.
+
+    MFU = top / (1 + (half / N)^0.65), N total parameters. On an A100 top is 0.66 and half 40e6; on
+    a GPU with r times its peak, top / r^0.28 and half r^0.6, as memory does not keep up. Fitted by
+    hand to the benchmark tables of MosaicML's llm-foundry (bf16, 2048 tokens of context, 125M to 7B
+    parameters on A100 80GB and H100): within 5% of them. Other types, and models below 1e8, are
+    extrapolated; a trainer in fp32 is slower. The ledger's own measurements take its place.
+
+    Examples
+    --------
+    >>> from cluster.gpus import gpu_type
+    >>> [round(expected_mfu(n, gpu_type("H100")), 3) for n in (1e7, 1e8, 1.3e9)]
+    [0.098, 0.256, 0.411]
+    """
+    stronger = max(1.0, gpu.peak_flops / MFU_REFERENCE_FLOPS)
+    half = MFU_HALF_PARAMS * stronger**MFU_HALF_EXPONENT
+    top = MFU_TOP / stronger**MFU_TOP_EXPONENT
+    return float(top / (1 + (half / total_params) ** MFU_SLOPE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What of a training decides how long it takes."""
+
+    params_total: float
+    flops: float
+    """Exact."""
+    tokens: float
+    batch_tokens: float
+    width: int
+    depth: int
+    context: int
+
+    @staticmethod
+    def of(trial: Trial) -> Work:
+        """That of a trial."""
+        return Work(
+            params_total=params(trial.shape).total,
+            flops=trial_flops(trial),
+            tokens=trial.tokens,
+            batch_tokens=trial.hyperparameters.batch_tokens,
+            width=trial.shape.width,
+            depth=trial.shape.depth,
+            context=trial.shape.context,
+        )
+
+    def on_gpus(self, gpu: GpuType, gpus: float = 1.0, pass_tokens: int | None = None) -> float:
+        """Expected seconds on so many GPUs; a share is as fast as its GPU, which it cannot fill.
+
+        Training takes what its FLOPs take at the expected MFU, or what its launches take; the
+        held-out windows are evaluated once, forward only.
+        """
+        whole = max(1.0, gpus)
+        speed = gpu.peak_flops * expected_mfu(self.params_total, gpu) * whole
+        passes = math.ceil(self.batch_tokens / whole / (pass_tokens or PASS_TOKENS))
+        steps = self.tokens / self.batch_tokens
+        launching = steps * passes * self.depth * LAUNCH_SECONDS_PER_BLOCK
+        evaluated = HELDOUT_WINDOWS * self.context / 3
+        return max(self.flops / speed, launching) + self.flops / self.tokens * evaluated / speed
+
+    def on_a_core(self) -> float:
+        """Expected seconds on one core of the machine of the fit."""
+        block_steps = self.tokens / self.batch_tokens * self.depth
+        return (
+            CPU_SECONDS_PER_BLOCK_STEP * block_steps
+            + CPU_SECONDS_PER_BLOCK_STEP_CUBIC * self.width**3 * block_steps
+            + CPU_SECONDS_PER_TOKEN * self.tokens
+            + self.flops / CPU_FLOPS_PER_SECOND
+        )
+
+
+PACE_COLUMNS = (
+    "device", "seconds", "flops_exact", "tokens", "batch_tokens", "params_total", "width", "depth",
+    "context",
+)  # fmt: skip
+"""What `Pace.from_rows` reads of a ledger; curves are most of it, and say nothing of time."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How much longer trials took than expected, by device and size; nothing known by default."""
+
+    measured: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    """By device, (ln N, seconds over those expected), ascending."""
+
+    @staticmethod
+    def from_rows(rows: Iterable[Mapping[str, Any]]) -> Pace:
+        """Measure it by a ledger's rows, as `Observations` has them; simulated ones say nothing.
+
+        A row on several GPUs counts as such where it has a column `gpus`.
+        """
+        found: dict[str, list[tuple[float, float]]] = {}
+        for row in rows:
+            device, seconds = row.get("device"), row.get("seconds")
+            if not device or device == "simulated" or not seconds or not row.get("batch_tokens"):
+                continue
+            work = _work_of_row(row)
+            gpu = known_type(device)
+            if gpu is None and CPU not in device:
+                continue
+            expected = work.on_gpus(gpu, row.get("gpus") or 1.0) if gpu else work.on_a_core()
+            ratio = (math.log(work.params_total), seconds / expected)
+            found.setdefault(gpu.name if gpu else CPU, []).append(ratio)
+        return Pace({device: tuple(sorted(ratios)) for device, ratios in found.items()})
+
+    def factor(self, device: str, total_params: float) -> float:
+        """Seconds over those expected at the nearest size in ln N; the median of equally near ones.
+
+        1 where nothing was measured on `device`.
+        """
+        ratios = self.measured.get(device)
+        if not ratios:
+            return 1.0
+        n = math.log(total_params)
+        nearest = min(abs(size - n) for size, _ in ratios)
+        near = [ratio for size, ratio in ratios if abs(size - n) <= nearest + 1e-9]
+        return median(near)
+
+
+def _work_of_row(row: Mapping[str, Any]) -> Work:
+    return Work(
+        params_total=row["params_total"],
+        flops=row["flops_exact"],
+        tokens=row["tokens"],
+        batch_tokens=row["batch_tokens"],
+        width=row["width"],
+        depth=row["depth"],
+        context=row["context"],
+    )
+
+
+def seconds(
+    trial: Trial, placement: Placement, cluster: Cluster, pace: Pace | None = None
+) -> float:
+    """Wall seconds that `trial` is expected to take where it is placed, its actor being there."""
+    if trial.trainer == "simulated":
+        return SimulatedSettings.of(trial).seconds
+    work, pace = Work.of(trial), pace or Pace()
+    if not placement.gpus:
+        return work.on_a_core() * pace.factor(CPU, work.params_total)
+    gpu = slowest(placement, cluster)
+    expected = work.on_gpus(gpu, placement.gpus, placement.pass_tokens)
+    return expected * pace.factor(gpu.name, work.params_total)
+
+
+def mfu(trial: Trial, placement: Placement, cluster: Cluster, pace: Pace | None = None) -> float:
+    """Share of the peak of the GPUs it holds that `trial` is expected to reach.
+
+    Of the whole GPU where it has a share of one. 0 where it has no GPU or does not compute.
+    """
+    if not placement.gpus or trial.trainer == "simulated":
+        return 0.0
+    peak = slowest(placement, cluster).peak_flops * max(1.0, placement.gpus)
+    return trial_flops(trial) / seconds(trial, placement, cluster, pace) / peak
+
+
+def slowest(placement: Placement, cluster: Cluster) -> GpuType:
+    """The slowest type that `placement` may be given."""
+    types = [node.gpu for node in cluster.of_type(placement.gpu_type)]
+    return min(types, key=lambda gpu: gpu.peak_flops, default=UNKNOWN_GPU)
+
 
 def estimated_seconds(trial: Trial) -> float:
     """Wall seconds of `trial` on one CPU core. Elsewhere right only in proportion."""
     if trial.trainer == "simulated":
-        return SimulatedSettings(**dict(trial.settings)).seconds
-    block_steps = trial.hyperparameters.steps * trial.shape.depth
-    return (
-        CPU_SECONDS_PER_BLOCK_STEP * block_steps
-        + CPU_SECONDS_PER_BLOCK_STEP_CUBIC * trial.shape.width**3 * block_steps
-        + CPU_SECONDS_PER_TOKEN * trial.tokens
-        + trial_flops(trial) / CPU_FLOPS_PER_SECOND
-    )
+        return SimulatedSettings.of(trial).seconds
+    return Work.of(trial).on_a_core()

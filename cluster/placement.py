@@ -1,26 +1,266 @@
-"""What a trial needs to run: so far one core, and one GPU where there are any and it trains."""
+"""What a trial needs: a core, a share of a GPU, GPUs of one node, or several whole nodes.
+
+Few classes, since a Ray actor can be used again only by a trial that asks for exactly the same.
+Pure: knows a cluster's numbers, not the cluster.
+"""
 
 from __future__ import annotations
 
-import os
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
 
-import psutil
-
+from analysis.errors import InputError
+from cluster.gpus import GpuType
+from cluster.machines import Cluster
+from cluster.memory import CONTEXT_BYTES, training_memory
+from trainers.flops import flops_per_token, trial_flops
+from trainers.simulated import SimulatedSettings
 from trainers.trial import Trial
 
-WORKER_BYTES = 1.5e9
-"""Memory to allow a CPU worker: Ray and torch take 0.6 GB of it, a mini trial the rest."""
+SHARES = (1 / 8, 1 / 4, 1 / 2)
+"""Of one GPU."""
+HEADROOM = 0.1
+"""Of a GPU's memory, left to the allocator: blocks are rounded, and holes stay between them."""
+PASS_TOKENS = 16_384
+"""Tokens of a pass on one GPU, where memory allows them. At width 512 a block's products of so many
+take 0.3 ms on an H100, about as long as it takes to launch them."""
+LEAST_PASS_TOKENS = 1024
+"""Of a pass, before more GPUs are taken to make room. What needs so much memory is wider than 1000,
+and its products of so many tokens still fill a GPU."""
+LAUNCH_SECONDS_PER_BLOCK = 0.4e-3
+"""A step of `trainers.transformer` and its optimiser launches 37 to 41 kernels a block (counted by
+a TorchDispatchMode), at about 10 microseconds of eager PyTorch each (own allowance)."""
+PROCESS_BYTES = 0.6e9
+"""Of a CPU worker before any tensor: Ray and torch."""
+PIN = 0.001
+"""How much of a node's type a trial asks for that needs that type. Ray gives each node 1."""
 
 
-def resources(trial: Trial, *, gpus: float) -> dict[str, float]:
-    """Ray resources of `trial` on a cluster that has `gpus` GPUs."""
-    if gpus >= 1 and trial.trainer != "simulated":
-        return {"CPU": 1, "GPU": 1}
-    return {"CPU": 1}
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What a trial asks Ray for. Equal ones are one class, whose trials use each other's actors."""
+
+    gpus: float = 0.0
+    """0 for a core; a share below 1; else GPUs on all nodes together."""
+    nodes: int = 1
+    """How many nodes the GPUs are on, the same number on each."""
+    gpu_type: str | None = None
+    """The type it needs, as Ray names it; None where any of the cluster will do."""
+    bytes: float = field(default=0.0, compare=False)
+    """Memory that it is expected to take on each GPU, or of the machine."""
+    pass_tokens: int | None = field(default=None, compare=False)
+    """Tokens of one forward and backward pass on each GPU; gradients accumulate over passes."""
+
+    @property
+    def gpus_per_node(self) -> float:
+        """GPUs on each node."""
+        return self.gpus / self.nodes
+
+    @property
+    def cpus(self) -> float:
+        """Cores in all: one a GPU, or one."""
+        return max(1.0, self.gpus)
+
+    @property
+    def bundles(self) -> tuple[dict[str, float], ...]:
+        """Ray's bundles, the trial's own process in the first.
+
+        With several GPUs that process leads: its bundle is empty, and one a node follows for the
+        ranks.
+        """
+        pin = {f"accelerator_type:{self.gpu_type}": PIN} if self.gpu_type else {}
+        if self.gpus <= 1:
+            return ({"CPU": 1.0} | ({"GPU": self.gpus} if self.gpus else {}) | pin,)
+        each = self.gpus_per_node
+        return ({}, *({"CPU": each, "GPU": each} | pin for _ in range(self.nodes)))
+
+    @property
+    def strategy(self) -> str:
+        """Ray's strategy for the bundles."""
+        return "STRICT_PACK" if self.nodes == 1 else "PACK"
+
+    @property
+    def label(self) -> str:
+        """The class as people read it.
+
+        Examples
+        --------
+        >>> [Placement(gpus=g, nodes=n).label for g, n in ((0, 1), (1 / 8, 1), (1, 1), (16, 2))]
+        ['1 core', '1/8 GPU', '1 GPU', '2 x 8 GPUs']
+        """
+        if not self.gpus:
+            return "1 core"
+        nodes = f"{self.nodes} x " if self.nodes > 1 else ""
+        number = f"{Fraction(self.gpus_per_node).limit_denominator(8)} GPU"
+        several = "s" if self.gpus_per_node > 1 else ""
+        return f"{nodes}{number}{several}" + (f" {self.gpu_type}" if self.gpu_type else "")
 
 
-def cpu_slots() -> int:
-    """Trials that this machine trains at once: one a core, as far as its memory goes."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(cores, int(psutil.virtual_memory().total / WORKER_BYTES)))
+@dataclass(frozen=True, kw_only=True)
+class Unplaceable:
+    """A trial that fits nowhere on a cluster."""
+
+    trial: Trial
+    shortfall: str
+    """What it needs and what there is."""
+
+    def __str__(self) -> str:
+        trial = self.trial
+        return (
+            f"trial {trial.key} (width {trial.shape.width}, {trial_flops(trial):.3g} FLOPs) "
+            f"{self.shortfall}"
+        )
+
+
+def place(trial: Trial, cluster: Cluster) -> Placement | Unplaceable:
+    """The smallest class in which `trial` fits with `HEADROOM`, or why there is none.
+
+    Of several types of GPU any will do, unless one with more memory saves GPUs.
+    """
+    if trial.trainer == "simulated":
+        gpus = SimulatedSettings.of(trial).gpus
+        return _idle(trial, gpus, cluster) if gpus else _one_core(trial, 0.0, cluster)
+    if not cluster.gpus:
+        peak = training_memory(trial.shape, trial.hyperparameters).peak
+        return _one_core(trial, PROCESS_BYTES + peak, cluster)
+    types = {node.gpu_type: node.gpu for node in cluster.of_type(None)}
+    weakest = min(types.values(), key=lambda gpu: (gpu.memory_bytes, gpu.peak_flops))
+    ways: list[tuple[GpuType, str | None]] = [(weakest, None)]
+    ways += [(gpu, n) for n, gpu in types.items() if n and gpu.memory_bytes > weakest.memory_bytes]
+    found = [_on_gpus(trial, gpu, name, cluster) for gpu, name in ways]
+    fitting = [item for item in found if item is not None]
+    return min(fitting, key=lambda p: p.gpus) if fitting else _too_large(trial, cluster)
+
+
+def placement(trial: Trial, cluster: Cluster) -> Placement:
+    """The smallest class in which `trial` fits.
+
+    Raises
+    ------
+    InputError
+        If it fits nowhere on `cluster`, naming the trial and the shortfall.
+    """
+    found = place(trial, cluster)
+    if isinstance(found, Unplaceable):
+        raise InputError(str(found))
+    return found
+
+
+def unplaceable(trials: Iterable[Trial], cluster: Cluster) -> list[Unplaceable]:
+    """Those of `trials` that fit nowhere on `cluster`."""
+    found = (place(trial, cluster) for trial in trials)
+    return [item for item in found if isinstance(item, Unplaceable)]
+
+
+def busy_share(trial: Trial, gpu: GpuType) -> float:
+    """What part of one GPU's time a trial can use at most.
+
+    A small model's kernels end before the next is launched: the GPU waits for the process. So many
+    processes at once as that leaves room for slow each other little, since a GPU gives them turns.
+    """
+    h = trial.hyperparameters
+    passes = math.ceil(h.batch_tokens / PASS_TOKENS)
+    computing = flops_per_token(trial.shape) * h.batch_tokens / gpu.peak_flops
+    return computing / max(computing, passes * trial.shape.depth * LAUNCH_SECONDS_PER_BLOCK)
+
+
+def _on_gpus(trial: Trial, gpu: GpuType, name: str | None, cluster: Cluster) -> Placement | None:
+    """The smallest class that fits, with the longest passes that fit there."""
+    passes = _passes(trial)
+    long = [tokens for tokens in passes if tokens >= LEAST_PASS_TOKENS] or passes[:1]
+    for allowed in (long, passes):
+        for gpus, nodes in _classes(cluster, name):
+            if gpus < 1 and gpus < busy_share(trial, gpu):
+                continue
+            if gpus * trial.shape.context > trial.hyperparameters.batch_tokens:
+                break  # a sequence is not split
+            for tokens in allowed:
+                taken = _bytes(trial, gpus, tokens)
+                if taken <= (1 - HEADROOM) * gpu.memory_bytes * min(1.0, gpus):
+                    return Placement(
+                        gpus=gpus, nodes=nodes, gpu_type=name, bytes=taken, pass_tokens=tokens
+                    )
+    return None
+
+
+def _passes(trial: Trial) -> list[int]:
+    """Tokens that a pass may have, most first, down to one sequence."""
+    sequences = max(1, PASS_TOKENS // trial.shape.context)
+    halvings = range(sequences.bit_length())
+    return [(sequences >> i) * trial.shape.context for i in halvings]
+
+
+def _bytes(trial: Trial, gpus: float, pass_tokens: int) -> float:
+    memory = training_memory(
+        trial.shape, trial.hyperparameters, gpus=max(1, int(gpus)), pass_tokens=pass_tokens
+    )
+    return CONTEXT_BYTES + memory.peak
+
+
+def _classes(cluster: Cluster, gpu_type: str | None = None) -> Iterator[tuple[float, int]]:
+    """(GPUs, nodes) of every class that the cluster has room for, smallest first."""
+    counts = sorted(n.gpus for n in cluster.of_type(gpu_type) if n.cpus >= max(1, n.gpus))
+    if not counts:
+        return
+    yield from ((share, 1) for share in SHARES)
+    most = counts[-1]
+    whole = {1 << i for i in range(most.bit_length())} | {most}
+    yield from ((float(n), 1) for n in sorted(whole))
+    nodes = 2
+    while nodes <= counts.count(most):
+        yield float(nodes * most), nodes
+        nodes *= 2
+
+
+def _one_core(trial: Trial, taken: float, cluster: Cluster) -> Placement | Unplaceable:
+    nodes = [node for node in cluster.nodes if node.cpus >= 1]
+    if not nodes:
+        return Unplaceable(trial=trial, shortfall="needs 1 CPU, and no node has one")
+    most = max(node.memory_bytes for node in nodes)
+    if taken > most:
+        shortfall = f"needs {_gb(taken)} of memory; the largest node has {_gb(most)}"
+        return Unplaceable(trial=trial, shortfall=shortfall)
+    return Placement(bytes=taken)
+
+
+def _idle(trial: Trial, gpus: float, cluster: Cluster) -> Placement | Unplaceable:
+    """The smallest class of at least so many GPUs, for a trial that leaves them idle."""
+    for count, nodes in _classes(cluster):
+        if count >= gpus:
+            return Placement(gpus=count, nodes=nodes)
+    return Unplaceable(trial=trial, shortfall=_too_few(gpus, cluster))
+
+
+def _too_large(trial: Trial, cluster: Cluster) -> Unplaceable:
+    """Why a trial does not fit, in the terms of the largest class that could take it."""
+    context = trial.shape.context
+    sequences = trial.hyperparameters.batch_tokens // context
+    classes = [gpus for gpus, _ in _classes(cluster) if gpus <= sequences]
+    if not classes:
+        return Unplaceable(trial=trial, shortfall=_too_few(1, cluster))
+    taken = _bytes(trial, classes[-1], context)
+    each = f"each of {classes[-1]:g} GPUs" if classes[-1] > 1 else "1 GPU"
+    largest = max(node.gpu.memory_bytes for node in cluster.of_type(None))
+    bound = f", and its batch of {sequences} splits no further" if sequences == classes[-1] else ""
+    shortfall = (
+        f"needs {_gb(taken)} on {each}{bound}; the cluster's are {_gb(largest)}, "
+        f"{HEADROOM:.0%} of it kept free"
+    )
+    return Unplaceable(trial=trial, shortfall=shortfall)
+
+
+def _too_few(gpus: float, cluster: Cluster) -> str:
+    """Why no class has so many GPUs."""
+    cores = [node.cpus for node in cluster.nodes if node.gpus]
+    if cluster.gpus < gpus or not cores:
+        return f"needs {gpus:g} GPU{'s' * (gpus > 1)}, and there are {cluster.gpus}"
+    return (
+        f"needs {gpus:g} GPU{'s' * (gpus > 1)} and a core for each, and the cluster, of {cluster}, "
+        "has no equal nodes for them"
+    )
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"

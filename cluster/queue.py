@@ -1,17 +1,281 @@
-"""The order in which trials start."""
+"""The order in which trials start: one policy, used by the sweep and by the makespan forecast.
+
+List scheduling with backfilling. The first trial that does not fit holds a reservation, so that no
+wide trial starves while narrow ones keep coming; others pass it only if they end before the room is
+there, or take none of it. A pure state machine: it is told what happens, and says what is next.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-from cluster.capacity import estimated_seconds
-from trainers.flops import trial_flops
-from trainers.trial import Trial
+from cluster.budget import Caps, Purse
+from cluster.machines import Cluster
+from cluster.placement import Placement
+from cluster.room import Reservation, Room, Spot
+
+LEAST_SECONDS = 1.0
+"""What any trial is taken to last: with zeros, those of no length would always pass a wide one."""
 
 
-def ordered(trials: Iterable[Trial]) -> list[Trial]:
-    """Longest first, so that no long trial is left to run alone at the end (Graham 1969, LPT).
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A trial as the queue sees it."""
 
-    Its makespan is within 4/3 of the best for trials of one slot. Ties by FLOPs, then key.
+    key: str
+    placement: Placement
+    seconds: float
+    """Expected."""
+    flops: float = 0.0
+
+    @property
+    def gpu_seconds(self) -> float:
+        """GPUs x seconds; 0 on a core."""
+        return self.placement.gpus * self.seconds
+
+
+Order = Callable[[Job], float]
+"""The higher, the earlier. Within a class it must be longest first."""
+
+ORDERS: dict[str, Order] = {
+    "longest first": lambda job: job.seconds,
+    "largest first": lambda job: job.seconds * _width(job),
+    "widest first": lambda job: _width(job) + job.seconds / (1e9 + job.seconds),
+}
+"""By time (Graham 1969, LPT), by GPU-seconds, by GPUs and then time. On 500 trials of mixed classes
+the first comes within 2% of the bound, the second within 7%, the third within 16%; with few trials
+another may win."""
+
+
+def _width(job: Job) -> float:
+    return job.placement.gpus or 1.0
+
+
+@dataclass
+class _Running:
+    job: Job
+    started: float
+    nodes: frozenset[str] | None = None
+    """Names, once they are known; until then the room is a guess."""
+
+
+class Queue:
+    """What waits, what runs where, and what is next.
+
+    Every time is in seconds on one clock of the caller's, and never goes back.
     """
-    return sorted(trials, key=lambda t: (-estimated_seconds(t), -trial_flops(t), t.key))
+
+    def __init__(
+        self,
+        jobs: Iterable[Job],
+        cluster: Cluster,
+        *,
+        order: str = "longest first",
+        slots: int | None = None,
+        caps: Caps | None = None,
+    ) -> None:
+        self._order = ORDERS[order]
+        self._slots = slots
+        self._purse = Purse(caps or Caps())
+        self._room = Room(cluster)
+        self._waiting: dict[Placement, list[tuple[float, str]]] = {}
+        self._jobs: dict[str, Job] = {}
+        self._running: dict[str, _Running] = {}
+        self._homeless: list[str] = []  # handed out, but for all that is known without room yet
+        self.held: dict[str, str] = {}
+        """Keys of trials that are not started, with the cap that holds them back."""
+        for job in jobs:
+            self._jobs[job.key] = job
+            self._wait(job)
+        self._admit()
+
+    def add(self, job: Job) -> None:
+        """One more trial, new to the queue."""
+        self._jobs[job.key] = job
+        self._wait(job)
+        self._admit()
+
+    @property
+    def waiting(self) -> int:
+        """Trials that may still start."""
+        return sum(map(len, self._waiting.values()))
+
+    @property
+    def running(self) -> frozenset[str]:
+        """Keys of the trials that were handed out and have not come back."""
+        return frozenset(self._running)
+
+    def job(self, key: str) -> Job:
+        """A trial, wherever it is."""
+        return self._jobs[key]
+
+    def next(self, now: float) -> str | None:
+        """The trial to start now, from then on taken as running; None while none should.
+
+        Ask again until it is None, and then when something has ended or a node has joined.
+        """
+        self._expire(now)
+        if self._full:
+            return None
+        blocked: Job | None = None
+        kept: Reservation | None = None
+        for job in self._heads():
+            spot = self._room.find(job.placement)
+            if spot is None:
+                blocked = blocked or (job if self._room.could_hold(job.placement) else None)
+                continue
+            if blocked is None:
+                return self._start(job, spot, now)
+            kept = kept or self._room.reserve(blocked.placement, now)
+            passing = self._passing(job, spot, kept, now)
+            if passing:
+                return self._start(*passing, now)
+        return None
+
+    def ahead(self, now: float) -> str | None:
+        """The trial that takes the place of the next of its class to end, taken as running.
+
+        None where the first in order is of a class that does not run: room is being made for it.
+        And None at the cap on slots, which Ray, with room to spare, would not keep.
+        """
+        self._expire(now)
+        if self._full:
+            return None
+        classes = {run.job.placement for run in self._running.values()}
+        for job in self._heads()[:1]:
+            if job.placement in classes:
+                self._remove(job)
+                self._running[job.key] = _Running(job, now)
+                self._homeless.append(job.key)
+                self._purse.commit(job.flops, job.gpu_seconds)
+                return job.key
+        return None
+
+    def started(self, key: str, nodes: Iterable[str]) -> None:
+        """`key` runs on these nodes, whatever was guessed; on some, if none is given."""
+        self._running[key].nodes = frozenset(nodes) or None
+        self._settle()
+
+    def ended(self, key: str, now: float) -> None:
+        """`key` has ended for good."""
+        self._leave(key, now)
+
+    def lost(self, key: str, now: float, seconds: float | None = None) -> None:
+        """`key` has to start again and takes its place in the order, expected to take `seconds`."""
+        job = self._leave(key, now)
+        if seconds is not None:
+            job = Job(key=key, placement=job.placement, seconds=seconds, flops=job.flops)
+            self._jobs[key] = job
+        self._wait(job)
+        self._admit()
+
+    def move(self, cluster: Cluster) -> None:
+        """The cluster is now this one: nodes have joined or left. What ran there must be `lost`."""
+        self._room = Room(cluster)
+        self._settle()
+
+    @property
+    def _full(self) -> bool:
+        return self._slots is not None and len(self._running) >= self._slots
+
+    def _heads(self) -> list[Job]:
+        """The longest trial of each class, in order of priority."""
+        heads = [self._jobs[jobs[0][1]] for jobs in self._waiting.values() if jobs]
+        return sorted(heads, key=lambda job: (-self._order(job), job.key))
+
+    def _passing(
+        self, job: Job, spot: Spot, kept: Reservation | None, now: float
+    ) -> tuple[Job, Spot] | None:
+        """Of the class of `job`, the longest that does not delay what room is kept for."""
+        if kept is None or _length(job) <= kept.time - now:
+            return job, spot
+        beside = self._room.find(job.placement, kept)
+        if beside is not None:
+            return job, beside
+        jobs = self._waiting[job.placement]
+        first = bisect_left(jobs, (-(kept.time - now), ""))
+        return (self._jobs[jobs[first][1]], spot) if first < len(jobs) else None
+
+    def _start(self, job: Job, spot: Spot, now: float) -> str:
+        self._remove(job)
+        self._room.take(job.key, job.placement, spot, now + _length(job))
+        self._running[job.key] = _Running(job, now)
+        self._purse.commit(job.flops, job.gpu_seconds)
+        return job.key
+
+    def _leave(self, key: str, now: float) -> Job:
+        run = self._running.pop(key)
+        self._room.release(key)
+        self._homeless = [other for other in self._homeless if other != key]
+        self._house(now)
+        job, took = run.job, now - run.started
+        if self._purse.settle(job.gpu_seconds, job.placement.gpus * took):
+            self._admit()
+        return job
+
+    def _settle(self) -> None:
+        """Lay out anew what runs: first what is known to be somewhere, then the rest, by guess.
+
+        What finds no room holds none: the guess was wrong, or its node has gone.
+        """
+        for key in self._running:
+            self._room.release(key)
+        self._homeless = []
+        for key, run in sorted(self._running.items(), key=lambda item: item[1].nodes is None):
+            placement = run.job.placement
+            spot = self._room.on(run.nodes, placement) if run.nodes else self._room.find(placement)
+            if spot is None:
+                self._homeless.append(key)
+            else:
+                self._room.take(key, placement, spot, run.started + _length(run.job))
+
+    def _house(self, now: float) -> None:
+        """Give room that has become free to those handed out ahead: they start about now."""
+        for key in list(self._homeless):
+            run = self._running[key]
+            spot = self._room.find(run.job.placement)
+            if spot is not None and run.nodes is None:
+                self._homeless.remove(key)
+                run.started = now
+                self._room.take(key, run.job.placement, spot, now + _length(run.job))
+
+    def _wait(self, job: Job) -> None:
+        insort(self._waiting.setdefault(job.placement, []), (-_length(job), job.key))
+
+    def _remove(self, job: Job) -> None:
+        jobs = self._waiting[job.placement]
+        del jobs[bisect_left(jobs, (-_length(job), job.key))]
+
+    def _expire(self, now: float) -> None:
+        """Hold back what would end after the deadline: the longest of each class come first."""
+        left = self._purse.seconds_left(now)
+        for jobs in self._waiting.values():
+            while jobs and self._jobs[jobs[0][1]].seconds > left:
+                self.held[jobs.pop(0)[1]] = "deadline"
+
+    def _admit(self) -> None:
+        """Let in what the caps on spending allow, the cheapest first, and hold back the rest.
+
+        So the most trials are trained; what a trial took less than expected lets in others.
+        """
+        if self._purse.unlimited:
+            return
+        spending = {key for key, cap in self.held.items() if cap != "deadline"}
+        keys = spending | {key for jobs in self._waiting.values() for _, key in jobs}
+        self._waiting = {}
+        self.held = {key: cap for key, cap in self.held.items() if key not in keys}
+        jobs = [self._jobs[key] for key in keys]
+        purse = self._purse.copy()
+        for job in sorted(jobs, key=lambda job: (job.gpu_seconds, job.flops, job.key)):
+            broken = purse.broken(job.flops, job.gpu_seconds)
+            if broken:
+                self.held[job.key] = broken
+            else:
+                purse.commit(job.flops, job.gpu_seconds)
+                self._wait(job)
+
+
+def _length(job: Job) -> float:
+    return max(LEAST_SECONDS, job.seconds)

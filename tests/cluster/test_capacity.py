@@ -1,55 +1,112 @@
-"""GPU types against what their silicon does in a clock."""
+"""How long trials are expected to take."""
+
+import dataclasses
+from pathlib import Path
 
 import pytest
 
-from analysis.errors import InputError
-from cluster.capacity import GPUS, gpu_type
+from cluster.capacity import Pace, Work, estimated_seconds, expected_mfu, mfu, seconds
+from cluster.gpus import gpu_type
+from cluster.machines import uniform
+from cluster.placement import LAUNCH_SECONDS_PER_BLOCK, Placement, placement
+from orchestrator.planner import make_plan
+from orchestrator.spec import read_spec
+from trainers.flops import params, trial_flops
+
+MINI = Path(__file__).parents[2] / "examples/mini.toml"
+H100S = uniform(gpus=8, gpu_type="H100")
 
 
 @pytest.mark.parametrize(
-    ("name", "units", "fma_per_clock", "boost_ghz"),
+    ("gpu", "total", "published"),
     [
-        ("B200", 148, 4096, 1.86),
-        ("H200", 132, 2048, 1.83),
-        ("H100 SXM", 132, 2048, 1.83),
-        ("A100 80GB", 108, 1024, 1.41),
-        ("A100 40GB", 108, 1024, 1.41),
-        ("A40", 84, 512, 1.74),
-        ("A30", 56, 1024, 1.44),
-        ("A10", 72, 512, 1.695),
-        ("A10G", 80, 256, 1.71),
-        ("L40S", 142, 512, 2.52),
-        ("L4", 58, 512, 2.04),
-        ("V100 SXM2", 80, 512, 1.53),
-        ("T4", 40, 512, 1.59),
-        ("RTX 4090", 128, 256, 2.52),
-        ("RTX 3090", 82, 256, 1.695),
-        ("MI300X", 304, 1024, 2.1),
+        ("A100", 125.3e6, 0.448),
+        ("A100", 356e6, 0.516),
+        ("A100", 760e6, 0.569),
+        ("A100", 1.316e9, 0.599),
+        ("A100", 2.65e9, 0.621),
+        ("A100", 6.66e9, 0.642),
+        ("H100", 760e6, 0.376),
+        ("H100", 1.316e9, 0.418),
+        ("H100", 2.65e9, 0.437),
+        ("H100", 6.66e9, 0.464),
     ],
 )
-def test_a_peak_is_units_times_multiply_adds_times_clock(name, units, fma_per_clock, boost_ghz):
-    """Dense: with the rate for 2:4 sparsity by mistake it would be twice that."""
-    assert gpu_type(name).peak_flops == pytest.approx(
-        units * fma_per_clock * 2 * boost_ghz * 1e9, rel=0.02
+def test_the_mfu_curve_is_that_of_published_benchmarks(gpu, total, published) -> None:
+    """llm-foundry, scripts/train/benchmarking, 8 GPUs (16 for the H100's 760M), 2048 tokens."""
+    assert expected_mfu(total, gpu_type(gpu)) == pytest.approx(published, rel=0.05)
+
+
+def test_mini_is_expected_to_take_what_it_was_measured_to_take() -> None:
+    """416 CPU seconds for its 28 trials, on the machine of the fit; the fit is good to 10%."""
+    plan = make_plan(read_spec(MINI))
+    assert sum(map(estimated_seconds, plan.trials)) == pytest.approx(416, rel=0.1)
+
+
+def test_a_small_trial_takes_what_its_launches_take(make_trial) -> None:
+    trial = make_trial(32, 1e10)
+    steps = trial.hyperparameters.steps
+    expected = seconds(trial, placement(trial, H100S), H100S)
+    assert expected == pytest.approx(steps * 2 * LAUNCH_SECONDS_PER_BLOCK, rel=0.05)
+
+
+def test_a_large_trial_takes_its_flops_over_the_speed(make_trial) -> None:
+    """1.3e9 parameters at 41% of 989 TFLOP/s: 1e20 FLOPs are 68 hours, and 34 on two GPUs."""
+    trial = make_trial(32, 1e10)
+    work = dataclasses.replace(
+        Work.of(trial), params_total=1.3e9, flops=1e20, tokens=1.3e10, batch_tokens=1e6
     )
+    one, two = (work.on_gpus(gpu_type("H100"), gpus) for gpus in (1, 2))
+    assert one == pytest.approx(1e20 / (0.411 * 989e12), rel=0.01)
+    assert two == pytest.approx(one / 2)
 
 
-def test_types_without_bf16_tensor_cores_are_marked():
-    """Volta and Turing have none."""
-    assert {item.name for item in GPUS if item.precision == "fp16"} == {
-        "V100 SXM2",
-        "V100 PCIe",
-        "T4",
+def test_a_simulated_trial_takes_what_it_is_told(make_trial) -> None:
+    trial = dataclasses.replace(
+        make_trial(16, 1e10), trainer="simulated", settings=(("seconds", 7.0),)
+    )
+    assert seconds(trial, Placement(gpus=1), H100S) == 7.0
+    assert mfu(trial, Placement(gpus=1), H100S) == 0.0
+
+
+def _row(trial, device: str, took: float) -> dict:
+    return {
+        "device": device,
+        "seconds": took,
+        "flops_exact": trial_flops(trial),
+        "tokens": trial.tokens,
+        "batch_tokens": trial.hyperparameters.batch_tokens,
+        "params_total": params(trial.shape).total,
+        "width": trial.shape.width,
+        "depth": trial.shape.depth,
+        "context": trial.shape.context,
     }
 
 
-@pytest.mark.parametrize("name", ["H100", "h100-sxm", "NVIDIA H100", "H100SXM"])
-def test_a_bare_or_spelt_out_name_finds_its_type(name):
-    assert gpu_type(name).name == "H100 SXM"
+def test_what_was_measured_takes_the_place_of_what_was_expected(make_trial) -> None:
+    """A machine half as fast for small models and four times as fast for larger ones."""
+    small, large = make_trial(16, 1e10), make_trial(128, 1e12)
+    rows = [
+        _row(small, "arm64 CPU, 1 thread", 2 * estimated_seconds(small)),
+        _row(large, "arm64 CPU, 1 thread", estimated_seconds(large) / 4),
+        _row(large, "simulated", 1e9),
+        {**_row(large, "arm64 CPU, 1 thread", 1e9), "seconds": None},
+    ]
+    pace, core = Pace.from_rows(rows), uniform(cpus=2)
+    for width, factor in ((12, 2), (20, 2), (96, 0.25), (256, 0.25)):
+        trial = make_trial(width, 1e11)
+        expected = factor * estimated_seconds(trial)
+        assert seconds(trial, Placement(), core, pace) == pytest.approx(expected)
+    gpu = Placement(gpus=1)  # of which nothing is known
+    assert seconds(large, gpu, H100S, pace) == seconds(large, gpu, H100S)
 
 
-def test_an_unknown_type_lists_those_there_are():
-    with pytest.raises(
-        InputError, match=r"no GPU type 'TPU v4' is known; there are B200, .*MI300X"
-    ):
-        gpu_type("TPU v4")
+def test_a_gpus_rows_set_the_pace_of_its_type_alone(make_trial) -> None:
+    trial = make_trial(64, 1e11)
+    where = placement(trial, H100S)
+    rows = [_row(trial, "NVIDIA H100 80GB HBM3", 3 * seconds(trial, where, H100S))]
+    pace = Pace.from_rows(rows)
+    assert seconds(trial, where, H100S, pace) == pytest.approx(3 * seconds(trial, where, H100S))
+    assert mfu(trial, where, H100S, pace) == pytest.approx(mfu(trial, where, H100S) / 3)
+    other = uniform(gpus=8, gpu_type="A100")
+    assert seconds(trial, where, other, pace) == seconds(trial, where, other)

@@ -1,33 +1,262 @@
-"""The order of trials and what they are expected to cost."""
+"""The policy by which trials start: hand-computed schedules, and what may never happen."""
 
-from pathlib import Path
+from __future__ import annotations
+
+import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cluster.capacity import estimated_seconds
-from cluster.placement import resources
-from cluster.queue import ordered
-from orchestrator.planner import make_plan
-from orchestrator.spec import read_spec
+from cluster.budget import Caps
+from cluster.machines import Cluster, Node, uniform
+from cluster.placement import Placement
+from cluster.queue import Job, Queue
 
-MINI = Path(__file__).parents[2] / "examples/mini.toml"
-
-
-def test_longest_trials_start_first(make_trial) -> None:
-    trials = [make_trial(w, c) for w, c in ((16, 1e10), (64, 1.08e12), (24, 4e10), (64, 1e10))]
-    started = ordered(trials)
-    seconds = [estimated_seconds(t) for t in started]
-    assert seconds == sorted(seconds, reverse=True)
-    assert ordered(reversed(trials)) == started
+CORE = Placement()
 
 
-def test_mini_is_expected_to_take_what_it_was_measured_to_take() -> None:
-    """416 CPU seconds for its 28 trials, on the machine of the fit; the fit is good to 10%."""
-    plan = make_plan(read_spec(MINI))
-    assert sum(map(estimated_seconds, plan.trials)) == pytest.approx(416, rel=0.1)
+def _job(key: str, gpus: float, seconds: float, *, nodes: int = 1, flops: float = 0.0) -> Job:
+    where = Placement(gpus=gpus, nodes=nodes)
+    return Job(key=key, placement=where, seconds=seconds, flops=flops)
 
 
-def test_a_gpu_is_taken_where_there_is_one_and_training_needs_it(make_trial) -> None:
-    trial = make_trial(16, 1e10)
-    assert resources(trial, gpus=0) == {"CPU": 1}
-    assert resources(trial, gpus=4) == {"CPU": 1, "GPU": 1}
+def _all(queue: Queue, now: float) -> list[str]:
+    """All that start now."""
+    return list(iter(lambda: queue.next(now), None))
+
+
+def test_the_longest_start_first_and_ties_go_by_key() -> None:
+    jobs = [Job(key=k, placement=CORE, seconds=s) for k, s in (("b", 5), ("c", 9), ("a", 5))]
+    queue = Queue(jobs, uniform(cpus=2))
+    assert _all(queue, 0.0) == ["c", "a"]
+    queue.ended("a", 5.0)
+    assert _all(queue, 5.0) == ["b"]
+    assert queue.waiting == 0
+
+
+def test_a_wide_trial_holds_a_reservation_that_short_ones_may_use() -> None:
+    """One node of 4: `two` runs until 10, and then `wide` starts. From 1.75 on, 8 s may pass it."""
+    jobs = [_job("two", 2, 10), _job("wide", 4, 9), _job("long", 1, 8.5), _job("short", 1, 8)]
+    queue = Queue(jobs, uniform(gpus=4))
+    assert queue.next(0.0) == "two"
+    assert _all(queue, 1.75) == ["short"]
+    queue.ended("two", 10.0)
+    assert _all(queue, 10.0) == []  # short is late, and wide still comes before long
+    queue.ended("short", 11.0)
+    assert _all(queue, 11.0) == ["wide"]
+
+
+def test_a_wide_trial_does_not_starve_while_narrow_ones_keep_coming() -> None:
+    """Four GPUs, each busy for 5 s from second 0, 1, 2 and 3; a new narrow trial every second."""
+    queue = Queue([], uniform(gpus=4))
+    ends: dict[str, float] = {}
+    for now in range(20):
+        for key in [key for key, end in ends.items() if end <= now]:
+            queue.ended(key, ends.pop(key))
+        queue.add(_job(f"narrow {now:02}", 1, 5))
+        if now == 4:
+            queue.add(_job("wide", 4, 6))
+        for key in _all(queue, now):
+            if key == "wide":
+                assert now == 8  # when the last of those before it has ended
+                return
+            ends[key] = now + 5.0
+    pytest.fail("the wide trial never started")
+
+
+def test_a_long_trial_passes_where_nothing_is_reserved() -> None:
+    """Node a is free at 10 and b at 100: `wide` waits for a, and `long` takes what is left of b."""
+    queue = Queue([_job("on b", 3, 100), _job("on a", 3, 10)], uniform(nodes=2, gpus=4))
+    assert _all(queue, 0.0) == ["on b", "on a"]
+    queue.add(_job("wide", 4, 50))
+    queue.add(_job("long", 1, 40))
+    assert _all(queue, 0.0) == ["long"]
+    queue.ended("on a", 10.0)
+    assert _all(queue, 10.0) == ["wide"]
+
+
+def test_shares_are_packed_so_that_whole_gpus_stay_whole() -> None:
+    queue = Queue([_job(f"{i}", 1 / 4, 10) for i in range(5)], uniform(gpus=4))
+    assert len(_all(queue, 0.0)) == 5  # on two GPUs
+    queue.add(_job("two", 2, 5))
+    assert _all(queue, 0.0) == ["two"]
+
+
+def test_a_share_does_not_straddle_two_gpus() -> None:
+    queue = Queue([_job(k, 3 / 4, 10) for k in "ab"], uniform(gpus=2))
+    assert _all(queue, 0.0) == ["a", "b"]
+    queue.add(_job("half", 1 / 2, 5))  # a quarter is free on each
+    assert _all(queue, 0.0) == []
+
+
+def test_several_whole_nodes_are_taken_together() -> None:
+    queue = Queue([_job("one", 1, 10), _job("both", 8, 9, nodes=2)], uniform(nodes=2, gpus=4))
+    assert _all(queue, 0.0) == ["one"]
+    queue.ended("one", 10.0)
+    assert _all(queue, 10.0) == ["both"]
+    assert queue.next(11.0) is None
+
+
+def test_cores_run_out_too() -> None:
+    """Two cores for eight GPUs: two trials at once."""
+    queue = Queue([_job(k, 1, 10) for k in "abc"], uniform(gpus=8, cpus=2))
+    assert _all(queue, 0.0) == ["a", "b"]
+
+
+def test_a_type_that_is_asked_for_is_given() -> None:
+    nodes = (
+        Node(name="a", cpus=8, gpus=1, gpu_type="L4"),
+        Node(name="b", cpus=8, gpus=1, gpu_type="H100"),
+    )
+    pinned = Placement(gpus=1, gpu_type="H100")
+    jobs = [Job(key=k, placement=pinned, seconds=5) for k in "xy"]
+    queue = Queue(jobs, Cluster(nodes=nodes))
+    assert _all(queue, 0.0) == ["x"]
+
+
+def test_no_more_trials_than_slots() -> None:
+    queue = Queue([_job(k, 1, 10) for k in "abc"], uniform(gpus=8), slots=2)
+    assert _all(queue, 0.0) == ["a", "b"]
+    assert queue.ahead(0.0) is None
+    queue.ended("b", 1.0)
+    assert _all(queue, 1.0) == ["c"]
+
+
+def test_a_lost_trial_takes_its_place_again() -> None:
+    queue = Queue([_job("long", 1, 9), _job("mid", 1, 5), _job("short", 1, 2)], uniform(gpus=1))
+    assert _all(queue, 0.0) == ["long"]
+    queue.lost("long", 4.0, seconds=3.0)  # of which 6 s are in its checkpoint
+    assert _all(queue, 4.0) == ["mid"]
+    queue.ended("mid", 9.0)
+    assert _all(queue, 9.0) == ["long"]
+
+
+def test_nodes_that_join_are_used_and_nodes_that_leave_are_not() -> None:
+    two = uniform(nodes=2, gpus=1)
+    queue = Queue([_job(k, 1, 10) for k in "abcd"], Cluster(nodes=two.nodes[:1]))
+    assert _all(queue, 0.0) == ["a"]
+    queue.started("a", ["node 1"])
+    queue.move(two)
+    assert _all(queue, 1.0) == ["b"]
+    queue.started("b", ["node 2"])
+    queue.move(Cluster(nodes=two.nodes[1:]))
+    queue.lost("a", 2.0)
+    assert _all(queue, 2.0) == []
+    queue.ended("b", 11.0)
+    assert _all(queue, 11.0) == ["a"]
+
+
+def test_what_no_node_can_hold_now_holds_up_nobody() -> None:
+    """Its nodes may join later; until then a reservation would be for ever."""
+    queue = Queue([_job("wide", 8, 100), _job("small", 1, 1)], uniform(gpus=4))
+    assert _all(queue, 0.0) == ["small"]
+    queue.move(uniform(gpus=8))
+    queue.ended("small", 1.0)
+    assert _all(queue, 1.0) == ["wide"]
+
+
+def test_where_a_trial_runs_corrects_the_guess() -> None:
+    """Two halves were taken to share a GPU; Ray put them on two, so no whole one is left."""
+    cluster = uniform(nodes=2, gpus=1)
+    queue = Queue([_job(k, 1 / 2, 10) for k in "ab"], cluster)
+    assert _all(queue, 0.0) == ["a", "b"]
+    queue.started("a", ["node 1"])
+    queue.started("b", ["node 2"])
+    queue.add(_job("whole", 1, 5))
+    assert _all(queue, 0.0) == []
+    queue.ended("b", 1.0)
+    assert _all(queue, 1.0) == ["whole"]
+
+
+def test_one_handed_out_ahead_takes_the_room_that_becomes_free() -> None:
+    queue = Queue([_job(k, 1, 10) for k in "abc"], uniform(gpus=1))
+    assert _all(queue, 0.0) == ["a"]
+    assert queue.ahead(0.0) == "b"
+    assert _all(queue, 0.0) == []
+    queue.ended("a", 10.0)
+    assert _all(queue, 10.0) == []  # b has it
+    queue.ended("b", 20.0)
+    assert _all(queue, 20.0) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("caps", "held"),
+    [
+        (Caps(flops=6), {"dear": "flops"}),
+        (Caps(flops=2), {"dear": "flops", "mid": "flops"}),
+        (Caps(gpu_hours=6), {"dear": "gpu_hours"}),
+        (Caps(money=6, price_per_gpu_hour=2), {"dear": "money", "mid": "money"}),
+        (Caps(money=6), {}),  # without a price
+        (Caps(deadline=4 * 3600), {"dear": "deadline"}),
+        (Caps(flops=14), {}),
+    ],
+)
+def test_caps_hold_back_the_dearest(caps: Caps, held: dict[str, str]) -> None:
+    """1, 4 and 9 FLOPs, and as many GPU-hours in one, two and three GPUs."""
+    jobs = [
+        _job("cheap", 1, 3600, flops=1),
+        _job("mid", 2, 2 * 3600, flops=4),
+        _job("dear", 2, 4.5 * 3600, flops=9),
+    ]
+    queue = Queue(jobs, uniform(gpus=8), caps=caps)
+    started = _all(queue, 0.0)
+    assert queue.held == held
+    assert sorted(started) == sorted({"cheap", "mid", "dear"} - set(held))
+
+
+def test_what_was_saved_lets_in_another_and_what_was_wasted_keeps_it_out() -> None:
+    hour = 3600.0
+    jobs = [_job("a", 1, hour), _job("b", 1, hour), _job("c", 1, 1.5 * hour)]
+    for took, started in ((0.25 * hour, ["c"]), (1.25 * hour, [])):
+        queue = Queue(jobs, uniform(gpus=8), caps=Caps(gpu_hours=3))
+        assert _all(queue, 0.0) == ["a", "b"]
+        assert queue.held == {"c": "gpu_hours"}
+        queue.ended("a", took)
+        assert _all(queue, took) == started
+
+
+def test_a_deadline_is_kept_as_time_goes_by() -> None:
+    jobs = [_job("long", 1, 10), _job("mid", 1, 6), _job("short", 1, 3)]
+    queue = Queue(jobs, uniform(gpus=1), caps=Caps(deadline=14))
+    assert _all(queue, 0.0) == ["long"]
+    queue.ended("long", 10.0)
+    assert _all(queue, 10.0) == ["short"]
+    assert queue.held == {"mid": "deadline"}
+
+
+PLACEMENTS = st.sampled_from(
+    [CORE, *(Placement(gpus=g) for g in (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)), Placement(gpus=8, nodes=2)]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    work=st.lists(st.tuples(PLACEMENTS, st.floats(0.1, 50), st.floats(0.2, 3)), max_size=30),
+    order=st.sampled_from(["longest first", "largest first", "widest first"]),
+)
+def test_nothing_is_oversubscribed_and_everything_runs_though_times_are_wrong(work, order) -> None:
+    """Expected times are wrong, by up to five times; what runs is added up apart from the queue."""
+    cluster = uniform(nodes=2, gpus=4, cpus=6)
+    jobs = [Job(key=f"{i:02}", placement=p, seconds=s) for i, (p, s, _) in enumerate(work)]
+    queue = Queue(jobs, cluster, order=order)
+    ends: dict[str, float] = {}
+    done: set[str] = set()
+    now = 0.0
+    while True:
+        for key in _all(queue, now):
+            _, expected, factor = work[int(key)]
+            ends[key] = now + expected * factor
+        running = [work[int(key)][0] for key in ends if key not in done]
+        shares = sum(p.gpus for p in running if p.gpus < 1)
+        assert sum(p.gpus for p in running if p.gpus >= 1) + math.ceil(shares) <= 8
+        assert sum(p.cpus for p in running) <= 12
+        waiting = ends.keys() - done
+        if not waiting:
+            break
+        key = min(waiting, key=lambda k: (ends[k], k))
+        now = ends[key]
+        done.add(key)
+        queue.ended(key, now)
+    assert len(done) == len(work)
+    assert queue.waiting == 0

@@ -1,0 +1,183 @@
+"""The way in to a running Ray cluster: its dashboard's address and the token that opens it.
+
+Ray's own client reports a wrong address, a dead one and a wrong token in many ways, late or by
+aborting; here each is checked first and becomes one sentence.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from analysis.errors import InputError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+DASHBOARD_PORT = 8265
+"""Where Ray's dashboard listens unless told otherwise."""
+PATIENCE_SECONDS = 20.0
+"""Within which an address answers, name resolution included."""
+_NOT_DASHBOARDS = {6379: "the cluster's own protocol", 10001: "Ray Client"}
+_CHATTER = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+_OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """What a cluster asks of whoever uses it."""
+
+    value: str
+    source: str
+    """Where it was found, for messages."""
+
+
+def find_token() -> Token:
+    """The token that Ray itself would use, from where Ray itself looks, in its order.
+
+    Raises
+    ------
+    InputError
+        If there is none. (Ray's own loader ends the process where RAY_AUTH_TOKEN_PATH names a file
+        that cannot be read.)
+    """
+    if value := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return Token(value=value, source="RAY_AUTH_TOKEN")
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        value = path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        value = ""
+    if value:
+        return Token(value=value, source=str(path))
+    raise InputError(
+        f"there is no token in RAY_AUTH_TOKEN or {path}: put the cluster's there (on its head, "
+        "`ray get-auth-token` prints it), or give --no-auth if the cluster asks for none"
+    )
+
+
+def dashboard_url(address: str) -> str:
+    """The dashboard's URL, from what a person wrote.
+
+    Raises
+    ------
+    InputError
+        If the address is that of another of Ray's services, or none at all.
+    """
+    scheme, _, rest = address.rpartition("://")
+    host = urlsplit(f"//{rest}").hostname or "HEAD"
+    meant = f"submission goes to the dashboard, such as http://{host}:{DASHBOARD_PORT}"
+    if scheme == "ray":
+        raise InputError(f"{address} is an address of Ray Client: {meant}")
+    if scheme not in ("", "http", "https") or not rest or address == "auto":
+        raise InputError(f"{address!r} is no address of a Ray dashboard: {meant}")
+    try:
+        port = urlsplit(f"//{rest}").port
+    except ValueError as error:
+        raise InputError(f"the port of {address} is no number up to 65535: {meant}") from error
+    if port in _NOT_DASHBOARDS:
+        raise InputError(f"port {port} of {address} is that of {_NOT_DASHBOARDS[port]}: {meant}")
+    return f"{scheme or 'http'}://{rest.rstrip('/')}"
+
+
+def connect(address: str, token: Token | None) -> JobSubmissionClient:
+    """A client of the cluster whose dashboard is at `address`, which has answered.
+
+    Raises
+    ------
+    InputError
+        If it does not answer within `PATIENCE_SECONDS`, is no Ray dashboard, or refuses the token.
+    """
+    url = dashboard_url(address)
+    headers = {"Authorization": f"Bearer {token.value}"} if token else {}
+    status, ray_version = _knock(url, headers)
+    if status == 401:
+        raise InputError(f"{url} asks for a token: leave out --no-auth")
+    if status == 403:
+        whose = f"the token in {token.source}" if token else "a call without a token"
+        raise InputError(
+            f"{url} refuses {whose}: on the cluster's head, `ray get-auth-token` prints the right "
+            "one; put it into RAY_AUTH_TOKEN"
+        )
+    if ray_version is None:
+        raise InputError(
+            f"{url} answers, but not as Ray's dashboard does (status {status}): its port is "
+            f"{DASHBOARD_PORT} unless the cluster was started with another"
+        )
+    from ray.job_submission import JobSubmissionClient
+
+    for name in _CHATTER:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with _unset(_OVERRIDES):  # else they would win over the address that a person gave
+        return JobSubmissionClient(url, headers=headers)
+
+
+def _knock(url: str, headers: dict[str, str]) -> tuple[int, str | None]:
+    """HTTP status and Ray version of what answers at `url`."""
+    import requests
+
+    found: list[tuple[int, str | None]] = []
+    failure = ["no answer"]
+
+    def ask() -> None:
+        try:
+            answer = requests.get(f"{url}/api/version", headers=headers, timeout=PATIENCE_SECONDS)
+            found.append((answer.status_code, _ray_version(answer)))
+        except requests.exceptions.ConnectionError as error:
+            failure[0] = _reason(error)
+        except requests.exceptions.RequestException as error:
+            failure[0] = type(error).__name__
+
+    # In a thread, since no timeout of requests covers the resolution of names.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_SECONDS - 2)
+    if not found:
+        raise InputError(
+            f"nothing that speaks HTTP answers at {url} ({failure[0]}): is the cluster up, and is "
+            f"its dashboard's port ({DASHBOARD_PORT} by default) reachable or forwarded?"
+        )
+    return found[0]
+
+
+def _ray_version(answer: object) -> str | None:
+    """The version in an answer of the dashboard; None where it is another server's."""
+    try:
+        version = answer.json()["ray_version"]  # type: ignore[attr-defined]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(version)
+
+
+def _reason(error: Exception) -> str:
+    """The few words at the end of a chain of exceptions that a person can use."""
+    text = str(error)
+    for sign in ("Connection refused", "Name or service not known", "No route to host"):
+        if sign in text:
+            return sign.lower()
+    for sign in ("NameResolutionError", "Failed to resolve"):
+        if sign in text:
+            return "no such host"
+    return "the connection was closed" if "RemoteDisconnected" in text else type(error).__name__
+
+
+@contextmanager
+def _unset(names: tuple[str, ...]) -> Iterator[None]:
+    """Without these environment variables."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)

@@ -1,0 +1,125 @@
+"""GPU types, as their vendors' datasheets have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from analysis.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuType:
+    """What a vendor's datasheet says of one GPU."""
+
+    name: str
+    peak_flops: float
+    """Dense tensor (matrix) peak in FLOP/s, accumulated in fp32. Datasheets that print the rate for
+    2:4 sparsity are halved: training has none."""
+    memory_bytes: float
+    precision: Literal["bf16", "fp16"] = "bf16"
+    """Of the peak; fp16 where the type has no bf16 tensor cores."""
+    source: str
+    """The document that says so."""
+
+
+_H100 = "NVIDIA H100 Tensor Core GPU datasheet"
+_A100 = "NVIDIA A100 Tensor Core GPU datasheet"
+_V100 = "NVIDIA V100 Tensor Core GPU datasheet"
+_ADA = "NVIDIA Ada GPU architecture whitepaper, Appendix A"
+
+
+def _type(
+    name: str,
+    teraflops: float,
+    gigabytes: float,
+    source: str,
+    precision: Literal["bf16", "fp16"] = "bf16",
+) -> GpuType:
+    return GpuType(
+        name=name,
+        peak_flops=teraflops * 1e12,
+        memory_bytes=gigabytes * 1e9,
+        source=source,
+        precision=precision,
+    )
+
+
+GPUS: tuple[GpuType, ...] = (
+    _type("B200", 2250, 180, "NVIDIA HGX B200 datasheet"),
+    _type("H200", 989, 141, "NVIDIA H200 Tensor Core GPU datasheet"),
+    _type("H100 SXM", 989, 80, _H100),
+    _type("H100 PCIe", 756, 80, _H100),
+    _type("H100 NVL", 835, 94, _H100),
+    _type("A100 80GB", 312, 80, _A100),
+    _type("A100 40GB", 312, 40, _A100),
+    _type("A40", 149.7, 48, "NVIDIA A40 datasheet"),
+    _type("A30", 165, 24, "NVIDIA A30 Tensor Core GPU datasheet"),
+    _type("A10", 125, 24, "NVIDIA A10 Tensor Core GPU datasheet"),
+    _type("A10G", 70, 24, "NVIDIA A10G datasheet"),
+    _type("L40S", 362, 48, "NVIDIA L40S datasheet"),
+    _type("L40", 181, 48, "NVIDIA L40 datasheet"),
+    _type("L4", 121, 24, "NVIDIA L4 Tensor Core GPU datasheet"),
+    _type("V100 SXM2", 125, 32, _V100, "fp16"),
+    _type("V100 PCIe", 112, 32, _V100, "fp16"),
+    _type("T4", 65, 16, "NVIDIA T4 Tensor Core GPU datasheet", "fp16"),
+    _type("RTX 4090", 165.2, 24, _ADA),
+    _type("RTX 3090", 71, 24, "NVIDIA Ampere GA102 GPU architecture whitepaper, Appendix A"),
+    _type("MI300X", 1307, 192, "AMD Instinct MI300X accelerator data sheet"),
+)
+"""Types by what clouds call them. Measure the MFU against these numbers, not against a boost."""
+
+_SHORT: Mapping[str, str] = {"H100": "H100 SXM", "A100": "A100 80GB", "V100": "V100 SXM2"}
+"""Which variant a bare name means: the one that most clouds rent out."""
+
+
+def gpu_type(name: str) -> GpuType:
+    """The type of that name, in any case, with or without spaces and dashes.
+
+    Raises
+    ------
+    InputError
+        If there is none, listing those there are.
+
+    Examples
+    --------
+    >>> gpu_type("h100").name, gpu_type("rtx-4090").peak_flops / 1e12
+    ('H100 SXM', 165.2)
+    """
+    plain = _plain(name).removeprefix("nvidia")
+    found = _TYPES.get(plain)
+    if found is None:
+        known = ", ".join(item.name for item in GPUS)
+        raise InputError(f"no GPU type {name!r} is known; there are {known}")
+    return found
+
+
+def known_type(name: str | None) -> GpuType | None:
+    """The type that a driver or Ray means by `name`, or None.
+
+    Drivers add maker, form and memory, and Ray abbreviates: the longest known name whose words all
+    occur in `name` is meant.
+
+    Examples
+    --------
+    >>> names = ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB", "A100-80G", "Tesla T4", "TPU v4")
+    >>> [item and item.name for item in map(known_type, names)]
+    ['H100 SXM', 'A100 40GB', 'A100 80GB', 'T4', None]
+    """
+    words = {word.removesuffix("b") for word in _words(name or "")}
+    names = {item.name: item for item in GPUS} | {k: _TYPES[_plain(v)] for k, v in _SHORT.items()}
+    fitting = [k for k in names if {word.removesuffix("b") for word in _words(k)} <= words]
+    return names[max(fitting, key=lambda k: len(_words(k)))] if fitting else None
+
+
+def _words(name: str) -> list[str]:
+    return "".join(c if c.isalnum() else " " for c in name.casefold()).split()
+
+
+def _plain(name: str) -> str:
+    return "".join(_words(name))
+
+
+_TYPES = {_plain(item.name): item for item in GPUS}
+_TYPES |= {_plain(short): _TYPES[_plain(full)] for short, full in _SHORT.items()}

@@ -1,0 +1,198 @@
+"""Free room on a cluster's nodes: where a placement fits now, and when it is expected to.
+
+GPUs are kept in eighths, since a share must lie within one GPU. Arrays, not objects: the forecast
+of a makespan asks thousands of times.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.machines import Cluster
+from cluster.placement import Placement
+
+EIGHTHS = 8
+FREE = -math.inf
+SOON = 1e-6
+"""Seconds from now at which whatever is late is expected to end, at every moment again."""
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a placement fits: nodes, and on each the same number of GPUs."""
+
+    nodes: tuple[int, ...]
+    gpus: tuple[tuple[int, ...], ...]
+    """Of each node."""
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Room kept for a placement that does not fit yet."""
+
+    time: float
+    """When all of it is expected to be free."""
+    gpus: Mask
+    """Shape (nodes, GPUs): those kept."""
+    cpus: NDArray[np.float64]
+    """Shape (nodes,): cores kept."""
+
+
+class Room:
+    """What is free on each node, and until when the rest is expected to be taken."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.names = [node.name for node in cluster.nodes]
+        most = max((node.gpus for node in cluster.nodes), default=0)
+        counts = np.array([node.gpus for node in cluster.nodes], dtype=np.int64)
+        here = np.arange(most) < counts[:, None]
+        self._free = np.where(here, EIGHTHS, 0)
+        self._ends = np.where(here[:, :, None], FREE, np.inf).repeat(EIGHTHS, axis=2)
+        self._cpus = np.array([float(node.cpus) for node in cluster.nodes])
+        self._cores = self._cpus.copy()
+        self._types = np.array([str(node.gpu_type) for node in cluster.nodes])
+        self._gpus = counts
+        self._whole = counts.copy()  # GPUs of each node that are wholly free
+        self._suited: dict[Placement, Mask] = {}
+        self._held: dict[str, tuple[Spot, Placement, float]] = {}
+
+    def find(self, placement: Placement, kept: Reservation | None = None) -> Spot | None:
+        """Where `placement` fits now, without what is `kept`.
+
+        The fullest place that holds it, so that whole GPUs and whole nodes stay whole.
+        """
+        if placement.gpus >= 1 and self._whole.max(initial=0) < placement.gpus_per_node:
+            return None
+        cpus = self._cpus if kept is None else self._cpus - kept.cpus
+        able = self._able(placement) & (cpus >= placement.cpus / placement.nodes)
+        if not placement.gpus:
+            # Cores of nodes without GPUs first.
+            return _single(np.where(able, self._cpus + 1e6 * (self._gpus > 0), np.inf))
+        if placement.gpus < 1:
+            return self._find_share(_eighths(placement), able, kept)
+        free, whole = self._free, self._whole
+        if kept is not None:
+            free = free * ~kept.gpus
+            whole = (free == EIGHTHS).sum(1)
+        each = int(placement.gpus_per_node)
+        score = np.where(able & (whole >= each), whole, np.inf)
+        if placement.nodes == 1:
+            best = [int(score.argmin())]
+        else:
+            best = [int(node) for node in score.argsort(kind="stable")[: placement.nodes]]
+        if len(best) < placement.nodes or score[best[-1]] == np.inf:
+            return None
+        gpus = [tuple(map(int, (free[n] == EIGHTHS).nonzero()[0][:each])) for n in best]
+        return Spot(tuple(best), tuple(gpus))
+
+    def _find_share(self, size: int, able: Mask, kept: Reservation | None) -> Spot | None:
+        """The fullest GPU with so many eighths free, on the node with the fewest whole ones."""
+        fits = (self._free >= size) & able[:, None]
+        if kept is not None:
+            fits &= ~kept.gpus
+        score = np.where(fits, self._free * 1000 + self._whole[:, None], np.inf)
+        if not score.size:
+            return None
+        node, gpu = divmod(int(score.argmin()), score.shape[1])
+        return Spot((node,), ((gpu,),)) if fits[node, gpu] else None
+
+    def take(self, key: str, placement: Placement, spot: Spot, end: float) -> None:
+        """Take that room until about `end`."""
+        size = _eighths(placement)
+        for node, gpus in zip(spot.nodes, spot.gpus, strict=True):
+            self._cpus[node] -= placement.cpus / placement.nodes
+            for gpu in gpus:
+                self._free[node, gpu] -= size
+                slots = self._ends[node, gpu]
+                slots[np.flatnonzero(slots == FREE)[:size]] = end
+            self._whole[node] = (self._free[node] == EIGHTHS).sum()
+        self._held[key] = (spot, placement, end)
+
+    def release(self, key: str) -> None:
+        """Give back what `key` holds, if anything."""
+        if key not in self._held:
+            return
+        spot, placement, end = self._held.pop(key)
+        size = _eighths(placement)
+        for node, gpus in zip(spot.nodes, spot.gpus, strict=True):
+            self._cpus[node] += placement.cpus / placement.nodes
+            for gpu in gpus:
+                self._free[node, gpu] += size
+                slots = self._ends[node, gpu]
+                slots[np.flatnonzero(slots == end)[:size]] = FREE
+            self._whole[node] = (self._free[node] == EIGHTHS).sum()
+
+    def on(self, names: frozenset[str], placement: Placement) -> Spot | None:
+        """The spot for `placement` on exactly these nodes, if there is room."""
+        others = np.array([name not in names for name in self.names])
+        kept = Reservation(0.0, others[:, None] & (self._free >= 0), np.where(others, np.inf, 0.0))
+        return self.find(placement, kept)
+
+    def reserve(self, placement: Placement, now: float) -> Reservation | None:
+        """The earliest room for `placement`, by when what runs should end; None if never."""
+        ends = np.where(self._ends == FREE, FREE, np.maximum(self._ends, now + SOON))
+        each = max(1, int(placement.gpus_per_node))
+        cores = placement.cpus / placement.nodes
+        ready = np.full(len(self._cpus), FREE)
+        for node in np.flatnonzero(self._cpus < cores):
+            ready[node] = self._cores_at(int(node), cores, now)
+        if placement.gpus:
+            size = min(EIGHTHS, _eighths(placement))
+            by_gpu = np.partition(ends, size - 1, axis=2)[:, :, size - 1]
+            if by_gpu.shape[1] < each:
+                return None
+            ready = np.maximum(ready, np.partition(by_gpu, each - 1, axis=1)[:, each - 1])
+        ready = np.where(self._able(placement), ready, np.inf)
+        nodes = np.argsort(ready, kind="stable")[: placement.nodes]
+        if len(nodes) < placement.nodes or not np.isfinite(np.maximum(ready[nodes], now)).all():
+            return None
+        gpus = np.zeros(self._free.shape, dtype=np.bool_)
+        cpus = np.zeros(len(ready))
+        for node in nodes:
+            cpus[node] = cores
+            if placement.gpus:
+                gpus[node, np.argsort(by_gpu[node], kind="stable")[:each]] = True
+        return Reservation(float(max(now, ready[nodes].max())), gpus, cpus)
+
+    def could_hold(self, placement: Placement) -> bool:
+        """Whether there are nodes on which `placement` would fit, if nothing else ran."""
+        cores = placement.cpus / placement.nodes
+        enough = self._able(placement) & (self._cores >= cores)
+        return int(enough.sum()) >= placement.nodes
+
+    def _able(self, placement: Placement) -> Mask:
+        """Nodes with the GPUs, free or not, that `placement` needs of each."""
+        if placement not in self._suited:
+            able: Mask = self._gpus >= math.ceil(placement.gpus_per_node)
+            if placement.gpu_type:
+                able = able & (self._types == placement.gpu_type)
+            self._suited[placement] = able
+        return self._suited[placement]
+
+    def _cores_at(self, node: int, cores: float, now: float) -> float:
+        """When so many cores of a node will be free."""
+        free = self._cpus[node]
+        held = [(end, p.cpus / p.nodes) for s, p, end in self._held.values() if node in s.nodes]
+        for end, given in sorted(held):
+            free += given
+            if free >= cores:
+                return max(end, now + SOON)
+        return math.inf
+
+
+def _single(score: NDArray[np.float64]) -> Spot | None:
+    """The node of the least score, if that is finite."""
+    if not score.size or not np.isfinite(score.min()):
+        return None
+    return Spot((int(score.argmin()),), ((),))
+
+
+def _eighths(placement: Placement) -> int:
+    """What a placement takes of each of its GPUs."""
+    return round(min(1.0, placement.gpus) * EIGHTHS)

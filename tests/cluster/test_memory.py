@@ -1,0 +1,112 @@
+"""Memory of training against torch's own account of it.
+
+On the CPU the profiler sees every allocation and release of torch's allocator, those within kernels
+too (a TorchDispatchMode would see only what operators return), so its peak is exact.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from cluster import memory
+from cluster.memory import training_memory
+from trainers import pretrain, transformer
+from trainers.flops import params
+from trainers.optimizer import Optimizer
+from trainers.recipe import named
+from trainers.transformer import Transformer
+from trainers.trial import Hyperparameters, Shape
+
+SHAPES = [  # width, depth, heads, vocabulary, context, sequences, optimiser
+    (64, 2, 2, 256, 64, 16, "muon"),
+    (12, 2, 2, 256, 64, 20, "muon"),
+    (256, 1, 4, 256, 64, 2, "adamw"),
+    (256, 4, 4, 256, 64, 2, "muon"),  # Newton-Schulz is the peak
+    (256, 8, 4, 256, 64, 32, "muon"),
+    (64, 2, 2, 8192, 64, 160, "adamw"),  # the logits are
+    (64, 8, 2, 256, 256, 16, "adamw"),
+    (32, 2, 8, 256, 256, 16, "adamw"),  # the attention weights are
+    (128, 4, 4, 256, 1024, 2, "adamw"),  # fused attention from here on
+    (256, 1, 4, 512, 512, 16, "muon"),
+    (384, 3, 6, 64, 300, 4, "adamw"),
+    (192, 2, 3, 16384, 512, 6, "adamw"),  # evaluation is
+]
+
+
+def _setting(
+    width: int, depth: int, heads: int, vocabulary: int, context: int, sequences: int, optimizer
+) -> tuple[Shape, Hyperparameters]:
+    shape = Shape(width=width, depth=depth, heads=heads, vocabulary=vocabulary, context=context)
+    h = named("mini").resolve(shape, 1e6)
+    changed = {"batch_tokens": sequences * context, "optimizer": optimizer}
+    return shape, dataclasses.replace(h, **changed)
+
+
+def _train(shape: Shape, h: Hyperparameters, device: str) -> None:
+    """Two steps and an evaluation batch, as `pretrain` makes them."""
+    model = Transformer(shape, 0).to(device)
+    optimizer = Optimizer(model, h)
+    for sequences in [h.batch_tokens // shape.context] * 2:
+        windows = torch.zeros(sequences, shape.context + 1, dtype=torch.int64, device=device)
+        model.loss(windows).backward()
+        optimizer.step(1.0)
+    size = max(1, pretrain.EVALUATION_TOKENS // shape.context)
+    model.token_losses(torch.zeros(size, shape.context + 1, dtype=torch.int64, device=device))
+
+
+def _cpu_peak(shape: Shape, h: Hyperparameters, trace: Path) -> float:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        _train(shape, h, "cpu")
+    profiler.export_chrome_trace(str(trace))
+    events = [e for e in json.loads(trace.read_text())["traceEvents"] if e["name"] == "[memory]"]
+    events.sort(key=lambda event: event["ts"])
+    totals = [event["args"]["Total Allocated"] for event in events]
+    return max(totals) - (totals[0] - events[0]["args"]["Bytes"])
+
+
+@pytest.mark.parametrize("setting", SHAPES)
+def test_the_peak_is_what_torch_allocates(tmp_path: Path, setting) -> None:
+    """Measured, it was from 1.9% below to 2.6% above for these and a dozen others."""
+    shape, h = _setting(*setting)
+    measured = _cpu_peak(shape, h, tmp_path / "trace.json")
+    assert 0.95 * measured <= training_memory(shape, h).peak <= 1.15 * measured
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("setting", SHAPES)
+def test_the_peak_is_what_a_gpu_allocates(setting) -> None:
+    """cuBLAS's workspaces, some ten megabytes, are of `CONTEXT_BYTES`."""
+    shape, h = _setting(*setting)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    _train(shape, h, "cuda")
+    measured = torch.cuda.max_memory_allocated() - before
+    expected = training_memory(shape, h).peak
+    assert 0.95 * measured - 64e6 <= expected <= 1.15 * measured
+
+
+def test_what_is_copied_from_the_trainer_is_as_it_is_there() -> None:
+    assert memory.LONG_CONTEXT == transformer.LONG_CONTEXT
+    assert memory.EVALUATION_TOKENS == pretrain.EVALUATION_TOKENS
+
+
+def test_on_eight_gpus_each_holds_an_eighth_of_the_state() -> None:
+    """Of a model so large that its activations count for nothing."""
+    shape, h = _setting(4096, 32, 32, 256, 64, 8, "adamw")
+    one, eight = (training_memory(shape, h, gpus=g).peak for g in (1, 8))
+    assert one == pytest.approx(5 * 4 * params(shape).total, rel=0.02)
+    assert 1 / 8 < eight / one < 1 / 6  # and two gathered blocks of 32
+
+
+def test_a_shorter_pass_takes_less_but_keeps_its_gradients() -> None:
+    shape, h = _setting(256, 4, 4, 256, 1024, 64, "adamw")
+    whole = training_memory(shape, h)
+    half = training_memory(shape, h, pass_tokens=32 * 1024)
+    gradients = 4 * params(shape).total
+    state = 4 * gradients + 4 * shape.context**2
+    assert half.forward - state - gradients == pytest.approx((whole.forward - state) / 2)

@@ -1,0 +1,176 @@
+"""Where trials go: the smallest class that fits, and by name those that fit nowhere."""
+
+import dataclasses
+
+import pytest
+
+from analysis.errors import InputError
+from cluster.machines import Cluster, Node, uniform
+from cluster.memory import CONTEXT_BYTES, training_memory
+from cluster.placement import (
+    HEADROOM,
+    Placement,
+    Unplaceable,
+    busy_share,
+    place,
+    placement,
+    unplaceable,
+)
+from trainers.trial import Shape, Trial
+
+H100S = uniform(nodes=8, gpus=8, gpu_type="H100")
+
+
+@pytest.fixture
+def large(make_trial):
+    """A pretraining trial of a width, 64 units a block and 64 units a head, by AdamW."""
+
+    def make(width: int, *, sequences: int = 256, context: int = 1024) -> Trial:
+        trial = make_trial(32, 1e10)
+        shape = Shape(
+            width=width, depth=width // 64, heads=width // 64, vocabulary=256, context=context
+        )
+        h = dataclasses.replace(
+            trial.hyperparameters, batch_tokens=sequences * context, optimizer="adamw"
+        )
+        return dataclasses.replace(trial, shape=shape, hyperparameters=h)
+
+    return make
+
+
+def _simulated(trial: Trial, **settings: float) -> Trial:
+    return dataclasses.replace(trial, trainer="simulated", settings=tuple(sorted(settings.items())))
+
+
+@pytest.mark.parametrize(
+    ("width", "label"),
+    [
+        (64, "1/8 GPU"),  # computes for a hundredth of the time between two launches
+        (512, "1 GPU"),
+        (2048, "1 GPU"),
+        (2624, "2 GPUs"),  # 3.4e9 parameters x 20 bytes = 68 GB, and activations
+        (3584, "4 GPUs"),  # 8.6e9 x 20 = 173 GB, and 12 GB for a sequence on each
+        (4096, "8 GPUs"),  # 12.9e9 x 20 = 258 GB, and 16
+        (5120, "2 x 8 GPUs"),  # 25.2e9 x 20 = 503 GB, and 25
+    ],
+)
+def test_the_class_grows_with_the_model(large, width: int, label: str) -> None:
+    found = placement(large(width), H100S)
+    assert found.label == label
+    assert found.bytes <= (1 - HEADROOM) * 80e9 * min(1, found.gpus)
+
+
+def test_a_larger_model_never_takes_fewer_gpus(large) -> None:
+    gpus = [placement(large(width), H100S).gpus for width in range(64, 6144, 256)]
+    assert gpus == sorted(gpus)
+
+
+def test_a_share_is_for_models_that_cannot_fill_a_gpu(large) -> None:
+    small = large(256, sequences=4)
+    assert busy_share(small, H100S.nodes[0].gpu) < 1 / 8
+    assert placement(small, H100S).gpus == 1 / 8
+    larger = large(512, sequences=64)
+    assert busy_share(larger, H100S.nodes[0].gpu) > 1 / 2
+    assert placement(larger, H100S).gpus == 1
+
+
+def test_a_share_holds_the_model_and_its_own_context(large) -> None:
+    """An eighth of a T4 is 2 GB, and CUDA's context takes 0.8 of it."""
+    cluster = uniform(gpus=1, gpu_type="T4")
+    trial = large(256, sequences=2)
+    taken = CONTEXT_BYTES + training_memory(trial.shape, trial.hyperparameters).peak
+    found = placement(trial, cluster)
+    assert found.bytes == pytest.approx(taken)
+    assert found.gpus * 16e9 * 0.9 > taken
+
+
+def test_without_gpus_a_trial_is_a_core(make_trial) -> None:
+    found = placement(make_trial(64, 1e10), uniform(cpus=4))
+    assert (found.label, found.bundles) == ("1 core", ({"CPU": 1.0},))
+
+
+def test_a_simulated_trial_asks_for_what_it_is_told(make_trial) -> None:
+    trial = make_trial(16, 1e10)
+    labels = {
+        gpus: placement(_simulated(trial, gpus=gpus), H100S).label
+        for gpus in (0, 0.1, 0.125, 0.5, 1, 3, 8, 9, 64)
+    }
+    assert labels == {
+        0: "1 core", 0.1: "1/8 GPU", 0.125: "1/8 GPU", 0.5: "1/2 GPU", 1: "1 GPU", 3: "4 GPUs",
+        8: "8 GPUs", 9: "2 x 8 GPUs", 64: "8 x 8 GPUs",
+    }  # fmt: skip
+
+
+def test_bundles_are_what_the_class_says(make_trial) -> None:
+    """The leader of a gang takes nothing; its ranks' GPUs are a bundle a node."""
+    four, sixteen = Placement(gpus=4), Placement(gpus=16, nodes=2)
+    assert four.bundles == ({}, {"CPU": 4, "GPU": 4})
+    assert four.strategy == "STRICT_PACK"
+    assert sixteen.bundles == ({}, {"CPU": 8, "GPU": 8}, {"CPU": 8, "GPU": 8})
+    assert Placement(gpus=1, gpu_type="H100").bundles[0]["accelerator_type:H100"] == 0.001
+
+
+def test_classes_are_equal_whatever_their_trials_take() -> None:
+    one, other = Placement(gpus=1, bytes=1e9), Placement(gpus=1, bytes=2e9, pass_tokens=64)
+    assert one == other
+    assert len({one, other, Placement(gpus=2)}) == 2
+
+
+def test_only_what_needs_the_larger_type_is_tied_to_it(large) -> None:
+    """48 GB and 80 GB: width 2048 takes 16 x 1.6e9 bytes of state, 2368 takes 50 GB."""
+    nodes = [
+        Node(name="a", cpus=8, gpus=1, gpu_type="H100"),
+        Node(name="b", cpus=8, gpus=1, gpu_type="L40S"),
+    ]
+    cluster = Cluster(nodes=tuple(nodes))
+    assert placement(large(1024), cluster).gpu_type is None
+    assert placement(large(2368), cluster).gpu_type == "H100"
+
+
+@pytest.mark.parametrize(
+    ("width", "cluster", "shortfall"),
+    [
+        (4096, uniform(gpus=1, gpu_type="H100"), r"needs \d+ GB on 1 GPU; the cluster's are 80 GB"),
+        (
+            8192,
+            uniform(gpus=8, gpu_type="A100-40G"),  # 1.03e11 x 20 / 8 = 258 GB, and 64
+            r"needs 33\d GB on each of 8 GPUs; the cluster's are 40 GB",
+        ),
+        (1024, uniform(cpus=2, gpus=0), None),
+    ],
+)
+def test_what_fits_nowhere_is_named_with_its_shortfall(large, width, cluster, shortfall) -> None:
+    trial = large(width)
+    found = place(trial, cluster)
+    if shortfall is None:
+        assert isinstance(found, Placement)  # nobody told how much memory that node has
+        return
+    assert isinstance(found, Unplaceable)
+    with pytest.raises(InputError, match=rf"trial {trial.key} \(width {width}, .* {shortfall}"):
+        placement(trial, cluster)
+
+
+def test_simulated_trials_that_fit_nowhere_are_named(make_trial) -> None:
+    trial = make_trial(16, 1e10)
+    wide = _simulated(trial, gpus=16)
+    ours = uniform(nodes=1, gpus=8, gpu_type="H100")
+    (found,) = unplaceable([trial, wide], ours)
+    assert found.shortfall == "needs 16 GPUs, and there are 8"
+    head = uniform(cpus=0)
+    assert "needs 1 CPU, and no node has one" in str(place(_simulated(trial), head))
+    starved = uniform(gpus=8, cpus=2)
+    assert "a core for each" in str(place(_simulated(trial, gpus=4), starved))
+
+
+def test_a_batch_that_cannot_be_split_bounds_the_gpus(large) -> None:
+    """Two sequences are for two GPUs at most, and half of this model fits on neither."""
+    found = place(large(5120, sequences=2), H100S)
+    assert isinstance(found, Unplaceable)
+    assert "on each of 2 GPUs, and its batch of 2 splits no further" in found.shortfall
+
+
+def test_a_core_needs_the_memory_of_the_whole_batch(large) -> None:
+    small = Cluster(nodes=(Node(name="a", cpus=2, memory_bytes=8e9),))
+    found = place(large(512), small)
+    assert isinstance(found, Unplaceable)
+    assert found.shortfall.endswith("of memory; the largest node has 8 GB")

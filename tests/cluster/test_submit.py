@@ -1,0 +1,367 @@
+"""Submission to a real Ray head on loopback, with its dashboard and token authentication."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from analysis.errors import InputError
+from cluster.dashboard import Token, connect
+from cluster.submit import Job, _Log, staged, submit
+from orchestrator.shipping import pack
+
+ROOMS = ("analysis", "trainers", "cluster", "orchestrator")
+PACKAGES = tuple(Path(__file__).parents[2] / room for room in ROOMS)
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A Ray head of the tests' own."""
+
+    url: str
+    token: str
+
+    def isoflop(self, *arguments: object, **changes: str) -> subprocess.Popen[str]:
+        """The command line, in a process of its own that is where `PWD` says."""
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "RAY_AUTH_TOKEN": self.token,
+            **changes,
+        }
+        return subprocess.Popen(
+            [BIN / "isoflop", "submit", *map(str, arguments), "--address", self.url],
+            env=environment,
+            cwd=changes.get("PWD"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: object, **changes: str) -> tuple[int, str, str]:
+        """Its exit code, stdout and stderr."""
+        process = self.isoflop(*arguments, **changes)
+        out, err = process.communicate(timeout=180)
+        return process.returncode, out, err
+
+    def submit(self, code: str, *arguments: str, directory: Path | None = None) -> str:
+        """Send off a job that runs `code`; its id."""
+        client = connect(self.url, Token(value=self.token, source="the tests"))
+        command = ("python", "-c", code, *arguments)
+        return submit(
+            client, Job(name="test", command=command, packages=PACKAGES, directory=directory)
+        )
+
+    def status(self, job: str) -> str:
+        client = connect(self.url, Token(value=self.token, source="the tests"))
+        return client.get_job_info(job).status.name
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    token = secrets.token_hex(16)
+    # Sockets' paths are short: not below pytest's own directory.
+    directory = tempfile.mkdtemp(prefix="ray")
+    port, dashboard, client, agent, metrics = _free_ports(5)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        # Off, Ray takes 127.0.0.1 for the node's address, and nothing listens beyond it.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
+    command = [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats"]
+    command += ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=80000000"]
+    command += [f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={directory}"]
+    command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
+    command += [f"--metrics-export-port={metrics}"]
+    with open(f"{directory}/log", "w") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    made = Head(url=f"http://127.0.0.1:{dashboard}", token=token)
+    try:
+        _await(lambda: _answers(made), f"{directory}/log", 60)
+        yield made
+    finally:
+        _stop(process)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _answers(head: Head) -> bool:
+    headers = {"Authorization": f"Bearer {head.token}"}
+    try:
+        return requests.get(f"{head.url}/api/version", headers=headers, timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+def _await(condition: Callable[[], bool], what: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a Ray head and all that it started."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    for one in alive:
+        one.kill()
+
+
+# Without a cluster: what travels.
+
+
+def _sweep(path: Path, glob: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'name = "x"\ncorpus = {{kind = "files", glob = "{glob}"}}\nbudgets = [1e10]\n')
+    return path
+
+
+@pytest.mark.parametrize("glob", ["text/*.txt", "../text/**/*.txt"])
+def test_a_sweep_finds_its_corpus_where_it_is_staged(tmp_path: Path, glob: str) -> None:
+    sweep = _sweep(tmp_path / "here/sweeps/x.toml", glob)
+    text = sweep.parent / glob.split("*")[0] / "book.txt"
+    text.parent.mkdir(parents=True)
+    text.write_text("once")
+    shipment = pack(sweep)
+    with staged(Job(name="x", command=(), packages=(), files=shipment.files)) as directory:
+        moved = directory / shipment.sweep
+        assert moved.read_text() == sweep.read_text()
+        (found,) = moved.parent.glob(glob) if ".." not in glob else moved.parents[1].rglob("*.txt")
+        assert found.read_text() == "once"
+    assert not directory.exists()
+
+
+def test_a_corpus_at_an_absolute_path_stays_there(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("once")
+    assert len(pack(_sweep(tmp_path / "x.toml", f"{tmp_path}/*.txt")).files) == 1
+
+
+def test_a_corpus_that_is_not_there_is_named_before_anything_is_sent(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no file matches .*\*\.txt"):
+        pack(_sweep(tmp_path / "x.toml", "*.txt"))
+
+
+def test_a_corpus_too_large_to_travel_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "book.txt").open("w") as file:
+        file.truncate(70 << 20)
+    files = pack(_sweep(tmp_path / "x.toml", "*.txt")).files
+    with (
+        pytest.raises(InputError, match="73 MB, more than the 67 MB"),
+        staged(Job(name="x", command=(), packages=(), files=files)),
+    ):
+        pass
+
+
+class _Breaking:
+    """A client whose connection breaks in the middle of the log, which then starts afresh."""
+
+    def __init__(self) -> None:
+        self.tries = iter([["one\n", "tw"], ["one\ntwo\n", "three\n"], ["one\ntwo\nthree\n"]])
+
+    async def tail_job_logs(self, job_id: str):
+        for chunk in next(self.tries):
+            yield chunk
+
+
+def test_a_log_is_written_once_however_often_the_connection_breaks() -> None:
+    written: list[str] = []
+    client = _Breaking()
+    log = _Log(written.append)
+    for _ in range(3):
+        asyncio.run(log.tail(client, "job"))  # type: ignore[arg-type]
+    assert "".join(written) == "one\ntwo\nthree\n"
+
+
+# On a cluster.
+
+PROBE = """
+import json, os, sys
+import analysis, cluster, orchestrator, trainers
+import ray
+ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+
+@ray.remote
+def seen():
+    import analysis, cluster, orchestrator, trainers
+    return os.getcwd(), [m.__file__ for m in (analysis, cluster, orchestrator, trainers)]
+
+modules = [m.__file__ for m in (analysis, cluster, orchestrator, trainers)]
+told = {"driver": [os.getcwd(), modules], "worker": ray.get(seen.remote())}
+told["user"] = sorted(os.listdir("user"))
+print("TOLD", json.dumps(told))
+sys.exit(3)
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A directory of a user who has modules of our names."""
+    directory = tmp_path / "mine"
+    (directory / "cluster").mkdir(parents=True)
+    for name in ("cluster/__init__", "analysis", "trainers", "orchestrator"):
+        (directory / f"{name}.py").write_text("raise RuntimeError('the wrong module')\n")
+    (directory / ".gitignore").write_text("secret.txt\n")
+    (directory / "secret.txt").write_text("mine")
+    return directory
+
+
+@pytest.mark.slow
+def test_our_packages_win_in_driver_and_workers(head: Head, hostile: Path) -> None:
+    job = head.submit(PROBE, directory=hostile)
+    code, out, err = head.run("--follow", job, PWD=str(hostile))
+    assert code == 3
+    assert f"job {job} failed with exit code 3" in err
+    (line,) = [line for line in out.splitlines() if line.startswith("TOLD ")]
+    told = json.loads(line.removeprefix("TOLD "))
+    for where in ("driver", "worker"):
+        root, modules = told[where]
+        assert modules == [f"{root}/{room}/__init__.py" for room in sorted(ROOMS)]
+        assert "working_dir_files" in root
+    assert "analysis.py" in told["user"]
+    assert "secret.txt" not in told["user"]
+
+
+@pytest.mark.slow
+def test_a_sweep_is_run_from_a_hostile_directory(
+    head: Head, hostile: Path, tmp_path: Path, sweep_file: Callable[..., Path]
+) -> None:
+    sweep = shutil.copy(sweep_file(budgets="[1e16]"), hostile)
+    project = tmp_path / "project"
+    code, out, err = head.run(
+        *(sweep, "--project", project, "--working-dir", hostile, "--no-wait"),
+        PWD=str(hostile),
+        RAY_ADDRESS="http://127.0.0.1:9",  # another cluster, which must not win over --address
+    )
+    assert (code, err) == (0, "")
+    job = out.strip()
+    assert job.startswith("isoflop-test-")
+    code, out, err = head.run("--follow", job)
+    assert code == 0, out + err
+    assert len(list((project / "ledger").glob("*.parquet"))) == 5
+
+
+@pytest.mark.slow
+def test_the_exit_code_is_the_jobs(
+    head: Head, tmp_path: Path, sweep_file: Callable[..., Path]
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, out, err = head.run(sweep_file(), "--project", tmp_path / "file")
+    assert code == 2
+    assert "isoflop: " in out  # the sentence of the run on the cluster
+    assert "failed with exit code 2" in err
+
+
+@pytest.mark.slow
+def test_a_directory_too_large_to_travel_is_refused(
+    head: Head, tmp_path: Path, sweep_file: Callable[..., Path]
+) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large/weights").write_bytes(os.urandom(105 << 20))
+    code, out, err = head.run(sweep_file(), "--project", "/p", "--working-dir", tmp_path / "large")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "100 MiB" in err
+    assert ".gitignore" in err
+
+
+SLEEPER = """
+import sys, time
+from pathlib import Path
+print("asleep", flush=True)
+try:
+    time.sleep(300)
+except KeyboardInterrupt:
+    Path(sys.argv[1]).write_text("checkpoint")
+    sys.exit(130)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_job_running_and_cancel_lets_it_finish(head: Head, tmp_path: Path) -> None:
+    job = head.submit(SLEEPER, str(tmp_path / "kept"))
+    following = head.isoflop("--follow", job)
+    assert following.stdout is not None
+    while "asleep" not in (line := following.stdout.readline()):
+        assert line
+    following.send_signal(signal.SIGINT)
+    _, err = following.communicate(timeout=30)
+    assert following.returncode == 130
+    assert f"job {job} goes on" in err
+    assert f"isoflop submit --cancel {job} --address {head.url}" in err
+    assert err.count("\n") == 1
+    assert head.status(job) == "RUNNING"
+
+    code, _, err = head.run("--cancel", job)
+    assert (code, err) == (0, f"isoflop: job {job} was interrupted\n")
+    assert (tmp_path / "kept").read_text() == "checkpoint"
+    assert head.status(job) == "STOPPED"
+    assert head.run("--follow", job)[0] == 130
+    assert "had ended already" in head.run("--cancel", job)[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "changes", "words"),
+    [
+        (("--follow", "none"), {}, "there is no job none on this cluster"),
+        (("--cancel", "none"), {}, "there is no job none on this cluster"),
+        (("--follow", "x"), {"RAY_AUTH_TOKEN": "wrong"}, "refuses the token in RAY_AUTH_TOKEN"),
+        (("--follow", "x", "--no-auth"), {}, "asks for a token: leave out --no-auth"),
+        (("none.toml", "--project", "/p"), {}, "cannot read none.toml"),
+        ((), {}, "give one of these"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    head: Head, arguments: tuple[str, ...], changes: dict[str, str], words: str
+) -> None:
+    code, out, err = head.run(*arguments, **changes)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("project", [[], ["--project", "projects/x"]])
+def test_a_project_that_the_cluster_cannot_see_is_refused(
+    sweep_file: Callable[..., Path], project: list[str]
+) -> None:
+    nowhere = Head(url="http://127.0.0.1:9", token="none")
+    code, _, err = nowhere.run(sweep_file(), *project)
+    assert code == 2
+    assert "storage that all nodes of the cluster share" in err
+
+
+def test_a_bad_variable_is_named(sweep_file: Callable[..., Path]) -> None:
+    nowhere = Head(url="http://127.0.0.1:9", token="none")
+    code, _, err = nowhere.run(sweep_file(), "--project", "/p", "--env", "X")
+    assert (code, err) == (2, "isoflop: --env X: write NAME=VALUE\n")

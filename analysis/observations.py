@@ -5,16 +5,14 @@ Where observations come from is of no interest here; `orchestrator/ledger.py` wr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analysis.errors import InputError
@@ -90,7 +88,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-_LATER = ("budget", "params_given", "flops_given", "weight", "trunk")
+LATER = ("budget", "params_given", "flops_given", "weight", "trunk")
 """Columns that version 1 had not: null where a file lacks them."""
 
 LOSSES = {"loss": "nats/token", "bits_per_byte": "bits/byte"}
@@ -175,51 +173,29 @@ class Observations:
         return self.select(kept)
 
 
-def read_parquet(paths: Sequence[Path]) -> pa.Table:
-    """Read observation files into one table with `SCHEMA`'s columns.
-
-    Raises
-    ------
-    InputError
-        If a file is cut short, is no Parquet file, or lacks one of the columns.
-    """
-    return pa.concat_tables([_read_one(path) for path in paths] or [SCHEMA.empty_table()])
-
-
-def _read_one(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}): "
-            "it was cut short or damaged; move it away and run the sweep again to measure it anew"
-        ) from error
-    missing = [n for n in SCHEMA.names if n not in table.column_names and n not in _LATER]
-    if missing:
-        raise InputError(
-            f"{path} is not an isoflop observation: it lacks the columns {', '.join(missing)}"
-        )
-    return as_schema(table, str(path))
+def observation_ids(table: pa.Table) -> list[ObservationId]:
+    """Names of the rows of a table, in its order."""
+    return list(zip(table["trial"].to_pylist(), table["tokens"].to_pylist(), strict=True))
 
 
 def has_schema(names: Iterable[str]) -> bool:
     """Whether columns of these names are isoflop observations of any version, curves or not."""
-    return set(SCHEMA.names) - {*_LATER, "curve"} <= set(names)
+    return set(SCHEMA.names) - {*LATER, "curve"} <= set(names)
 
 
-def as_schema(table: pa.Table, name: str) -> pa.Table:
-    """Cast a table to `SCHEMA`; columns that it lacks are null.
+def as_schema(table: pa.Table, name: str, schema: pa.Schema = SCHEMA) -> pa.Table:
+    """Cast a table to `SCHEMA`, or a part of it; columns that it lacks are null.
 
     Raises
     ------
     InputError
         If a column is of another type; `name` says where it is from.
     """
-    for column in SCHEMA:
+    for column in schema:
         if column.name not in table.column_names:
             table = table.append_column(column, pa.nulls(table.num_rows, column.type))
     try:
-        return table.select(SCHEMA.names).cast(SCHEMA)
+        return table.select(schema.names).cast(schema)
     # Text that is no number, and pairs of types that Arrow knows no way between.
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"{name} has columns of foreign types: {error}") from error

@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analysis.errors import InputError
-from orchestrator.cli_analysis import add_verbs
+from orchestrator import cli_analysis, cli_cluster, cli_sync
 from orchestrator.options import (
     Columns,
     Json,
     Loss,
+    Machines,
     ProjectPath,
+    Told,
     Where,
     console,
+    grouped,
     print_json,
     read_as,
 )
@@ -46,12 +49,22 @@ app = typer.Typer(
 
 Spec = Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="The sweep file.")]
 ProjectOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--project",
-        metavar="DIR",
-        help="Where observations go. Default: the project that the sweep file lies in, "
+        metavar="DIR|URI",
+        help="Where observations go: a directory, s3://BUCKET/NAME or gs://BUCKET/NAME. "
+        "Default: the project that the sweep file lies in, "
         "else projects/NAME.",
+    ),
+]
+
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow's store. Default: MLFLOW_TRACKING_URI, else one in a local project.",
     ),
 ]
 
@@ -69,68 +82,85 @@ def mini(project: ProjectOption = None, as_json: Json = False) -> None:
 
     Example: `isoflop mini --project projects/mini`
     """
-    _run(Path(__file__).with_name("mini.toml"), project or Path("projects/mini"), as_json)
+    _run(Path(__file__).with_name("mini.toml"), project or "projects/mini", as_json)
 
 
 @app.command()
-def run(spec: Spec, project: ProjectOption = None, as_json: Json = False) -> None:
+def run(
+    spec: Spec,
+    project: ProjectOption = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="auto|HOST:PORT",
+            help="A running Ray cluster, of which this machine is a node. Default: this machine.",
+        ),
+    ] = None,
+    tracking_uri: TrackingUri = None,
+    extend: Annotated[
+        bool,
+        typer.Option("--extend", help="Let the sweep add trials to the plan of its name."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Train a sweep, or what is missing of it; then fit, propose and report.
 
     Example: `isoflop run projects/mini/next.toml`
     """
-    _run(spec, project, as_json)
+    _run(spec, project, as_json, address=address, tracking_uri=tracking_uri, extend=extend)
 
 
 @app.command()
-def plan(spec: Spec, as_json: Json = False) -> None:
-    """Show the trials of a sweep and what they cost, without training.
+@grouped
+def plan(
+    spec: Spec, machines: Machines, project: ProjectOption = None, as_json: Json = False
+) -> None:
+    """Show the trials of a sweep, where they run and what they cost, without training.
 
-    Example: `isoflop plan examples/cluster.toml`
+    Example: `isoflop plan examples/cluster.toml --gpu H100 --nodes 8 --price 2.5`
     """
+    from orchestrator.estimate import estimate, measured_pace
     from orchestrator.planner import make_plan
     from orchestrator.spec import read_spec
 
-    made = make_plan(read_spec(spec))
+    made = make_plan(machines.applied(read_spec(spec)))
+    found = estimate(made, pace=measured_pace(spec, made.name, project))
     if as_json:
-        print_json(made.summary())
-        return
-    from orchestrator.summary import show_plan
+        print_json(found.to_json())
+    else:
+        from orchestrator.plan_view import show_plan
 
-    show_plan(console(), made)
+        show_plan(console(), found)
+    if found.unplaceable and found.asked:
+        print(
+            f"isoflop: {len(found.unplaceable)} of {len(made.trials)} trials fit nowhere on "
+            f"{found.cluster}: give larger GPUs or more of them, or smaller budgets",
+            file=sys.stderr,
+        )
+        raise Told(2)
 
 
 @app.command()
 def status(project: ProjectPath, as_json: Json = False) -> None:
-    """Show what is done, diverged, failed and waiting.
+    """Show what is done, running, failed and waiting, and why; from any machine.
 
-    Example: `isoflop status projects/mini`
+    Example: `isoflop status s3://bucket/runs`
     """
-    from orchestrator.external import external_counts
-    from orchestrator.project import counts, open_project
+    from orchestrator.project import open_project
+    from orchestrator.status import show_status
+    from orchestrator.status import status as read_status
 
-    opened = open_project(project)
-    plans, external = opened.plans(), external_counts(opened)
+    found = read_status(open_project(project))
     if as_json:
-        states = ("complete", "diverged", "failed", "waiting")
-        found = {made.name: counts(opened.outcomes(made)) for made in plans}
-        print_json(
-            {
-                "project": str(opened.path),
-                "plans": [{"name": k, **{s: v[s] for s in states}} for k, v in found.items()],
-                "external": [{"name": k, "complete": n} for k, n in external.items()],
-                "failures": [
-                    {k: v for k, v in record.items() if k != "traceback"}
-                    for record in opened.ledger.failures()
-                ],
-            }
-        )
-        return
-    from orchestrator.summary import show_status
-
-    show_status(console(), opened, plans, external)
+        print_json(found.to_json())
+    else:
+        show_status(console(), found)
 
 
-add_verbs(app)
+cli_analysis.add_verbs(app)
+cli_cluster.add_verbs(app)
+cli_sync.add_verbs(app)
 
 
 @app.command()
@@ -187,16 +217,36 @@ def ui(
     serve(open_project(project), port, console())
 
 
-def _run(spec: Path, directory: Path | None, as_json: bool) -> None:
+def _run(
+    spec: Path,
+    directory: str | None,
+    as_json: bool,
+    *,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    extend: bool = False,
+) -> None:
+    from orchestrator.connection import check, prepare
     from orchestrator.planner import make_plan
     from orchestrator.project import create_project, directory_for
     from orchestrator.spec import read_spec
 
+    prepare(address)
+    if address is not None:
+        check(address)
     made = make_plan(read_spec(spec))
     project = create_project(directory or directory_for(spec, made.name))
     from orchestrator.loop import run as run_loop
 
-    outcome = run_loop(project, made, console(stderr=True), started=STARTED)
+    outcome = run_loop(
+        project,
+        made,
+        console(stderr=True),
+        started=STARTED,
+        address=address,
+        tracking_uri=tracking_uri,
+        extend=extend,
+    )
     if as_json:
         print_json(outcome.to_json())
     else:
@@ -210,11 +260,7 @@ def _run(spec: Path, directory: Path | None, as_json: bool) -> None:
             "run the same command again to go on",
             file=sys.stderr,
         )
-        raise _Told(1 if failed else INTERRUPTED)
-
-
-class _Told(SystemExit):
-    """An end of which the user has been told."""
+        raise Told(1 if failed else INTERRUPTED)
 
 
 def _show(outcome: Outcome) -> None:
@@ -225,10 +271,7 @@ def _show(outcome: Outcome) -> None:
         show_study(printed, outcome.study)
         show_files(printed, outcome.project, outcome.proposal)
     if outcome.tracking_error:
-        printed.print(
-            f"[yellow]! MLflow lacks some runs ({outcome.tracking_error}); the next run of a sweep "
-            "in this project writes them"
-        )
+        printed.print(f"! {outcome.tracking_error}", style="yellow", markup=False)
     printed.print(
         f"{outcome.trained} trained now, {outcome.seconds:.0f} s, "
         f"{outcome.training_share:.0%} of it training"
@@ -247,6 +290,6 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as ended:
         # Typer turns Ctrl-C into this exit code and says nothing.
-        if ended.code == INTERRUPTED and not isinstance(ended, _Told):
+        if ended.code == INTERRUPTED and not isinstance(ended, Told):
             print("isoflop: interrupted", file=sys.stderr)
         raise

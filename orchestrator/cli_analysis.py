@@ -6,7 +6,6 @@ before a verb needs it.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,11 +27,11 @@ from orchestrator.options import (
 )
 
 SweepFile = Annotated[
-    Path | None,
+    str | None,
     typer.Option("-o", "--output", help="The sweep file to write. Default: PROJECT/next.toml"),
 ]
 Page = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "-o", "--output", help="The page to write. Default: PROJECT/report.html, or report.html"
     ),
@@ -184,12 +183,12 @@ def propose(
     require_positive("--flops", flops)
     require_positive("--spend", spend)
     found = data.open()
-    path = output or (found.project.proposal if found.project else Path("next.toml"))
+    path = output or (found.project.proposal if found.project else "next.toml")
     chosen, made = propose_next(found, output=path, flops=flops, spend=spend, sizes=sizes)
     if as_json:
         print_json(
             {
-                "proposal": str(path),
+                "proposal": path,
                 "flops": chosen.flops,
                 "convention": {"params": "non_embedding", "flops": "exact"},
                 "params": chosen.centre,
@@ -200,9 +199,10 @@ def propose(
             }
         )
         return
-    from orchestrator.summary import show_plan
+    from orchestrator.estimate import estimate
+    from orchestrator.plan_view import show_plan
 
-    show_plan(console(), made)
+    show_plan(console(), estimate(made))
     console().print(f"[bold]{path}[/]" + (f"\n{chosen.reason}" if chosen.reason else ""))
 
 
@@ -225,6 +225,12 @@ def report(
     seen = checking.study(found, fitting.convention(params, flops_as), fitting)
     require_laws(seen)
     project = found.project
-    path = output or (project.report if project else Path("report.html"))
-    write_report(found, seen, path, project.proposal if project else None)
-    console().print(str(path))
+    if project is None:
+        path = output or "report.html"
+        write_report(found, seen, path, None)
+    else:
+        path = output or project.report
+        with project.drafts() as drafts:
+            text = project.proposal_text()
+            write_report(found, seen, output or drafts.report, text, pictures=drafts.figures)
+    console().print(path)

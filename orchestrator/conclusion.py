@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from errno import ENOENT
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,11 @@ from analysis.errors import InputError
 from analysis.headline import headline
 from analysis.study import Study, next_budget
 from analysis.wording import count
-from orchestrator.ledger import write_text
 from orchestrator.planner import Plan, make_plan, trainable
 from orchestrator.reading import Convention
 from orchestrator.source import Source
 from orchestrator.spec import Budget, SweepSpec, to_toml
+from orchestrator.storage import split
 from trainers.flops import params as count_params
 from trainers.recipe import named
 
@@ -27,7 +29,7 @@ SIZES = 7
 def propose_next(
     found: Source,
     *,
-    output: Path,
+    output: str | Path,
     flops: float | None = None,
     spend: float | None = None,
     sizes: int = SIZES,
@@ -39,7 +41,7 @@ def propose_next(
     found
         What to forecast from.
     output
-        The sweep file to write.
+        The sweep file to write: a path or URI.
     flops
         FLOPs of each trial; by default the next budget.
     spend
@@ -115,29 +117,35 @@ def _why(chosen: Proposal, ahead: Centre, plan: Plan) -> str:
     return "\n".join([*lines, *([f"Note: {chosen.reason}."] if chosen.reason else [])])
 
 
-def _write(path: Path, text: str) -> None:
+def _write(location: str | Path, text: str) -> None:
+    storage, name = split(location)
     try:
-        write_text(path, text)
+        if storage.local is not None and not storage.local.is_dir():
+            raise FileNotFoundError(ENOENT, os.strerror(ENOENT))  # a typing error, not a new place
+        storage.replace(name, text.encode())
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+        raise InputError(f"cannot write {location}: {error.strerror or error}") from error
 
 
-def write_report(found: Source, seen: Study, output: Path, proposal: Path | None) -> list[Path]:
-    """One self-contained page at `output`, and figures into the project, if there is one.
+def write_report(
+    found: Source,
+    seen: Study,
+    output: str | Path,
+    proposal: str | None,
+    *,
+    pictures: Path | None = None,
+) -> list[Path]:
+    """One self-contained page at `output`, a path or URI, and figures in a directory, if given.
 
-    Returns the pictures.
+    `proposal` is the text of a proposed sweep, to be shown on the page. Returns the pictures.
     """
     from analysis.figures import draw, save
     from analysis.report import page
 
     figures = draw(seen)
-    html = page(seen, figures, table=found.table, name=found.name, proposal=_text(proposal))
+    html = page(seen, figures, table=found.table, name=found.name, proposal=proposal)
     _write(output, html)
-    return save(figures, found.project.figures) if found.project else []
-
-
-def _text(path: Path | None) -> str | None:
-    return path.read_text() if path and path.exists() else None
+    return save(figures, pictures) if pictures else []
 
 
 def metrics(seen: Study) -> dict[str, float]:

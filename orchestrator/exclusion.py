@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 
 from analysis.errors import InputError
 from analysis.observations import SCHEMA, equals
+from orchestrator.storage import Storage
 
 FILE = "exclude.toml"
 _SELECTORS = [field.name for field in SCHEMA if not pa.types.is_nested(field.type)]
@@ -32,7 +32,7 @@ class Exclusion:
         return f"{chosen} ({self.reason})"
 
 
-def read_exclusions(project: Path) -> tuple[Exclusion, ...]:
+def read_exclusions(storage: Storage) -> tuple[Exclusion, ...]:
     """The entries of a project's `exclude.toml`, none where there is no such file.
 
     Raises
@@ -40,23 +40,24 @@ def read_exclusions(project: Path) -> tuple[Exclusion, ...]:
     InputError
         If the file is no TOML, or an entry has no reason, no selector or an unknown one.
     """
-    path = project / FILE
-    if not path.exists():
+    place = storage.place(FILE)
+    data = storage.read_many([FILE]).get(FILE)
+    if data is None:
         return ()
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no TOML: {error}") from error
+        raise InputError(f"{place} is no TOML: {error}") from error
     entries = content.pop("exclude", [])
     if content or not isinstance(entries, list):
         raise InputError(
-            f"{path} has {', '.join(content) or 'exclude = ...'}; it holds [[exclude]] tables only"
+            f"{place} has {', '.join(content) or 'exclude = ...'}; it holds [[exclude]] tables only"
         )
-    return tuple(_entry(path, i, entry) for i, entry in enumerate(entries, start=1))
+    return tuple(_entry(place, i, entry) for i, entry in enumerate(entries, start=1))
 
 
-def _entry(path: Path, number: int, entry: Any) -> Exclusion:
-    here = f"{path}, [[exclude]] {number}"
+def _entry(place: str, number: int, entry: Any) -> Exclusion:
+    here = f"{place}, [[exclude]] {number}"
     reason = entry.get("reason") if isinstance(entry, dict) else None
     if not isinstance(reason, str) or not reason.strip():
         raise InputError(f"{here} has no reason: say why in one line, reason = '...'")

@@ -13,7 +13,8 @@ import numpy as np
 
 from analysis.errors import InputError
 from analysis.observations import SCHEMA_VERSION, Observations
-from orchestrator.project import Project, create_project, locked
+from orchestrator.lease import hold
+from orchestrator.project import Project, create_project
 from trainers.trial import KEY_LENGTH
 
 TRAINER = "external"
@@ -33,13 +34,13 @@ class Added:
     """Runs that were in the ledger already."""
 
 
-def add(path: Path, obs: Observations, name: str) -> Added:
+def add(location: str | Path, obs: Observations, name: str) -> Added:
     """Write observations of others into a ledger, as a kind of their own.
 
     Parameters
     ----------
-    path
-        The project, which is made if there is none.
+    location
+        Path or URI of the project, which is made if there is none.
     obs
         N, D, C and L as their source counts them. C by 6ND is not kept, but made again when read.
     name
@@ -66,8 +67,8 @@ def add(path: Path, obs: Observations, name: str) -> Added:
             f"D is {obs.tokens.min():.4g} tokens in a run to be added, and it must be at least "
             f"{LEAST_TOKENS}: is it in millions or billions?"
         )
-    project = create_project(path)
-    with locked(project):
+    project = create_project(location)
+    with hold(project.storage, "adding runs"):
         written = sum(project.ledger.write_row(row) for row in _rows(obs, name))
     return Added(written=written, known=len(obs) - written)
 
@@ -121,7 +122,7 @@ def _known(value: float) -> float | None:
 def external_counts(project: Project) -> dict[str, int]:
     """How many external observations a ledger holds, by name."""
     planned = {p.id for plan in project.plans() for p in plan.planned}
-    table = project.ledger.read(project.ledger.ids() - planned)
+    table = project.ledger.read(project.ledger.ids() - planned, ("trainer", "corpus"))
     found: dict[str, int] = {}
     for trainer, corpus in zip(
         table["trainer"].to_pylist(), table["corpus"].to_pylist(), strict=True

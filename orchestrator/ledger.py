@@ -1,40 +1,46 @@
-"""The ledger: one write-once Parquet file an observation, and one record a failed attempt."""
+"""The ledger: one write-once Parquet file an observation."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
-import uuid
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.errors import InputError
-from analysis.observations import SCHEMA, SCHEMA_VERSION, ObservationId, read_parquet
+from analysis.files import read_parquet
+from analysis.observations import SCHEMA, SCHEMA_VERSION, ObservationId, observation_ids
+from orchestrator.compaction import KEYS, copies, read_copies, write_copy
+from orchestrator.storage import Storage
 from trainers.flops import flops_per_token, params
+from trainers.simulated import CONDUCT
 from trainers.trial import Measurement, Trial
 
-WORKER_DIED = "the worker process died"
-"""Error of an attempt that could leave no record of its own."""
+DIRECTORY = "ledger"
+FEW = 50
+"""Rows that are read from their own files: a copy of all is slower for so few."""
+WORTHWHILE = 100
+"""Rows that no copy has from which on, if they are a tenth of all too, a new one pays."""
 
 
 class Ledger:
-    """Every observation of a project, in `<project>/ledger/`. The truth.
+    """Every observation of a project, in `ledger/` of its storage. The truth.
 
     Contract: `write` is atomic and create-if-absent, so that any number of processes may write at
     once, each observation ends as exactly one row, the first to arrive, and a reader or a crash
     never sees half of one. A row is never changed or removed. A row that `write` has returned from
-    survives the death of every process (it is synced to disk). The process that measured writes.
+    survives the death of every process. The process that measured writes. A copy for fast reading
+    (`compact`) changes none of this: see `compaction.py`.
     """
 
-    def __init__(self, project: Path) -> None:
-        self.directory = project / "ledger"
-        self.attempts = project / "attempts"
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
 
     def write(self, trial: Trial, measurement: Measurement) -> bool:
         """Record an observation. False if it was there already: the first one stays."""
@@ -42,130 +48,92 @@ class Ledger:
 
     def write_row(self, row: dict[str, Any]) -> bool:
         """Record a row of `SCHEMA`, with the same promises; columns that it lacks are null."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        final = self.directory / _file_name((row["trial"], row["tokens"]))
-        temporary = self.directory / f".{final.name}.{uuid.uuid4().hex}"
-        try:
-            with temporary.open("wb") as file:
-                pq.write_table(pa.Table.from_pylist([row], schema=SCHEMA), file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, final)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_directory(self.directory)
-        return True
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist([row], schema=SCHEMA), buffer)
+        name = _file_name((row["trial"], row["tokens"]))
+        return self.storage.create(name, buffer.getvalue())
 
     def find(self, name: ObservationId) -> dict[str, Any] | None:
         """One observation's row, if it has been measured."""
-        path = self.directory / _file_name(name)
-        return dict(read_parquet([path]).to_pylist()[0]) if path.exists() else None
+        rows = self._own_files([name]).to_pylist()
+        return dict(rows[0]) if rows else None
 
     def ids(self) -> set[ObservationId]:
         """Names of what has been measured; reads only file names."""
-        return {_observation_id(path) for path in self.files()}
+        return set(self._ids())
 
-    def files(self) -> list[Path]:
-        """Its Parquet files, in order of name."""
-        return sorted(self.directory.glob("[!.]*.parquet"))
-
-    def read(self, only: set[ObservationId] | None = None) -> pa.Table:
-        """All rows, or `only` those.
+    def read(
+        self, only: Collection[ObservationId] | None = None, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """All rows, or `only` those, in order of name; all of `SCHEMA`, or those `columns`.
 
         Raises
         ------
         InputError
             If a file is cut short or foreign.
         """
+        chosen = None if only is None else set(only)
+        ids = [name for name in self._ids() if chosen is None or name in chosen]
+        wanted = list(SCHEMA.names if columns is None else columns)
+        needed = [*wanted, *(key for key in KEYS if key not in wanted)]
+        table = read_copies(self.storage, needed) if len(ids) > FEW else read_parquet([], needed)
+        known = set(observation_ids(table))
+        table = pa.concat_tables(
+            [table, self._own_files([name for name in ids if name not in known], needed)]
+        )
+        # The first of several copies of a row; `ids` leaves out what is in the ledger no more.
+        at = {name: i for i, name in reversed([*enumerate(observation_ids(table))])}
+        order = pa.array([at[name] for name in ids if name in at], pa.int64())
+        return table.take(order).select(wanted)
+
+    def compact(self) -> str:
+        """Copy all rows into one file for fast reading; returns its name in `compacted/`."""
+        older = copies(self.storage)
+        return write_copy(self.storage, self.read(), older=older)
+
+    def compact_if_worthwhile(self) -> bool:
+        """Compact if many rows are in no copy; whether that was done."""
+        ids = self.ids()
+        if len(ids) <= WORTHWHILE:
+            return False
+        fresh = ids.difference(observation_ids(read_copies(self.storage, KEYS)))
+        if len(fresh) <= max(WORTHWHILE, len(ids) / 10):
+            return False
+        self.compact()
+        return True
+
+    def _ids(self) -> list[ObservationId]:
+        names = self.storage.names(DIRECTORY)
+        return [self._parse(name) for name in names if name.endswith(".parquet")]
+
+    def _parse(self, file_name: str) -> ObservationId:
+        try:
+            key, tokens = file_name.removesuffix(".parquet").rsplit("-", 1)
+            return key, int(tokens)
+        except ValueError as error:
+            place = self.storage.place(f"{DIRECTORY}/{file_name}")
+            raise InputError(f"{place} is no file of a ledger: move it elsewhere") from error
+
+    def _own_files(
+        self, ids: Iterable[ObservationId], columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        read = self.storage.read_many(map(_file_name, ids))
         return read_parquet(
-            [path for path in self.files() if only is None or _observation_id(path) in only]
+            ((self.storage.place(name), data) for name, data in read.items()), columns
         )
-
-    def record_failure(self, trial: Trial, error: str, traceback: str) -> None:
-        """Keep a failed attempt's reason in `<project>/attempts/`."""
-        self.attempts.mkdir(parents=True, exist_ok=True)
-        record = {
-            "trial": trial.key,
-            "tokens": trial.tokens,
-            "error": error,
-            "traceback": traceback,
-            "failed_at": datetime.now(UTC).isoformat(),
-        }
-        path = self.attempts / f"{trial.key}-{uuid.uuid4().hex[:8]}.json"
-        write_text(path, json.dumps(record, indent=1))
-
-    def raised(self, key: str, *, since: str) -> int:
-        """Attempts of a trial that raised, since a time in ISO format."""
-        return sum(
-            record["trial"] == key and record["failed_at"] >= since
-            for record in self.failures()
-            if record["error"] != WORKER_DIED
-        )
-
-    def failures(self) -> list[dict[str, Any]]:
-        """All records of failed attempts, oldest first."""
-        records = [read_json(path) for path in self.attempts.glob("*.json")]
-        return sorted(records, key=lambda record: str(record["failed_at"]))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file at once: a crash leaves the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_directory(path.parent)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a record of a project.
-
-    Raises
-    ------
-    InputError
-        If it is damaged.
-    """
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): move it away and run again") from error
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a new name in a directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _trainer_name(trial: Trial) -> str:
     """Trainer and version; for a simulation also which truth, since truths do not mix."""
     name = f"{trial.trainer}-{trial.trainer_version}"
-    truth = [pair for pair in trial.settings if pair[0] not in ("seconds", "fail", "diverge")]
+    truth = [pair for pair in trial.settings if pair[0] not in CONDUCT]
     if not truth:
         return name
     return f"{name}-{hashlib.sha256(repr(truth).encode()).hexdigest()[:8]}"
 
 
 def _file_name(name: ObservationId) -> str:
-    return f"{name[0]}-{name[1]}.parquet"
-
-
-def _observation_id(path: Path) -> ObservationId:
-    try:
-        key, tokens = path.stem.rsplit("-", 1)
-        return key, int(tokens)
-    except ValueError as error:
-        raise InputError(f"{path} is no file of a ledger: move it elsewhere") from error
+    return f"{DIRECTORY}/{name[0]}-{name[1]}.parquet"
 
 
 def _row(trial: Trial, measurement: Measurement) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
@@ -26,11 +25,15 @@ if TYPE_CHECKING:
     from analysis.study import Study
     from orchestrator.reading import Convention, Reading
     from orchestrator.source import Source
+    from orchestrator.spec import SweepSpec
 
 READING, FITTING, PRICE = "What is read", "How it is fitted", "What it costs"
+CLUSTER = "The cluster, in place of the file's"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-ProjectPath = Annotated[Path, typer.Argument(metavar="PROJECT", help="A project directory.")]
+ProjectPath = Annotated[
+    str, typer.Argument(metavar="PROJECT", help="A project: a directory, s3://... or gs://...")
+]
 _PARAMS_HELP = "How N counts: non_embedding, matmul or total; given, of others' data."
 Params = Annotated[
     str | None,
@@ -74,6 +77,10 @@ Loss = Annotated[
 ]
 
 
+class Told(SystemExit):
+    """An end of which the user has been told."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """A source and how it is read."""
@@ -81,7 +88,9 @@ class Data:
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="A project, a .csv or .parquet file, or mlflow:EXPERIMENT."
+            metavar="SOURCE",
+            help="A project or a .csv or .parquet file, by path or URI (s3://, gs://), or "
+            "mlflow:EXPERIMENT.",
         ),
     ]
     columns: Columns = None
@@ -251,6 +260,43 @@ class Price:
         from orchestrator.verdict import rate_of
 
         return rate_of(self.gpu, self.dollars, MFU if self.mfu is None else self.mfu)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """The cluster that a plan is shown for, in place of what its file says."""
+
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="A GPU type, such as H100.", rich_help_panel=CLUSTER)
+    ] = None
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option("--gpus-per-node", help="Default: 8.", rich_help_panel=CLUSTER),
+    ] = None
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", help="Default: 1.", rich_help_panel=CLUSTER)
+    ] = None
+    cpus_per_node: Annotated[
+        int | None,
+        typer.Option("--cpus-per-node", help="Default: 8 a GPU.", rich_help_panel=CLUSTER),
+    ] = None
+    price: Annotated[
+        float | None,
+        typer.Option("--price", help="What a GPU-hour costs.", rich_help_panel=CLUSTER),
+    ] = None
+
+    def applied(self, spec: SweepSpec) -> SweepSpec:
+        """The spec with this cluster."""
+        from orchestrator.spec import with_cluster
+
+        return with_cluster(
+            spec,
+            gpu=self.gpu,
+            gpus_per_node=self.gpus_per_node,
+            nodes=self.nodes,
+            cpus_per_node=self.cpus_per_node,
+            price_per_gpu_hour=self.price,
+        )
 
 
 def read_as(columns: list[str] | None, where: list[str] | None, **rest: Any) -> Reading:

@@ -18,6 +18,7 @@ from rich.text import Text
 from analysis.observations import ObservationId
 from cluster.capacity import estimated_seconds
 from orchestrator.planner import Plan, Planned
+from orchestrator.tables import clock
 from trainers.flops import trial_flops
 
 State = Literal["waiting", "running", "complete", "diverged", "failed"]
@@ -29,6 +30,10 @@ STYLES: dict[State, str] = {
     "diverged": "red",
     "failed": "bold red",
 }
+
+
+REPEAT_SECONDS = 60.0
+"""Before the same trouble is told of again."""
 
 
 @dataclass
@@ -108,6 +113,7 @@ class Progress:
     def __init__(self, board: Board, console: Console) -> None:
         self.board = board
         self.console = console
+        self._told: dict[str, float] = {}
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
 
     def __enter__(self) -> Progress:
@@ -135,6 +141,17 @@ class Progress:
         cell = self.board.cells[key]
         cell.state, cell.fraction, cell.loss = "running", fraction, loss
 
+    def say(self, text: str) -> None:
+        """A line of news, above the live view."""
+        self.console.print(Text(text, style="yellow"))
+
+    def trouble(self, text: str) -> None:
+        """Something that many trials may report again and again until it is over."""
+        now = time.monotonic()
+        if now - self._told.get(text, -REPEAT_SECONDS) >= REPEAT_SECONDS:
+            self._told[text] = now
+            self.say(f"{text}; trying again")
+
     def waiting(self, key: str) -> None:
         """A trial has to start again."""
         self.board.cells[key] = Cell(self.board.cells[key].planned)
@@ -160,7 +177,7 @@ class Progress:
             (board.plan.name, "bold"),
             f"  {board.done} of {total} trials  "
             f"{board.flops_fraction:.0%} of {board.plan.flops:.3g} FLOPs  "
-            f"{_clock(time.monotonic() - board.started)} elapsed{_left(board)}",
+            f"{clock(time.monotonic() - board.started)} elapsed{_left(board)}",
         )
         bar = ProgressBar(total=1.0, completed=board.flops_fraction, width=78)
         return Group(head, Padding(bar, (0, 0, 1, 0)), _matrix(board))
@@ -202,10 +219,4 @@ def _cell(cells: list[Cell], best: set[str]) -> Text:
 
 def _left(board: Board) -> str:
     left = board.seconds_left()
-    return "" if left is None or board.done == len(board.cells) else f"  about {_clock(left)} left"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return "" if left is None or board.done == len(board.cells) else f"  about {clock(left)} left"

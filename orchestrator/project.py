@@ -1,84 +1,164 @@
-"""A project: one directory with one ledger and any number of plans."""
+"""A project: one storage with one ledger and any number of plans."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import socket
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-
-import pyarrow as pa
+from typing import Any
 
 from analysis.errors import InputError
-from analysis.observations import ObservationId
-from orchestrator.ledger import Ledger, read_json, write_text
+from analysis.observations import ObservationId, observation_ids
+from orchestrator import lease
+from orchestrator.attempts import BLAMELESS, Attempt, Attempts
+from orchestrator.changes import changes
+from orchestrator.ledger import Ledger
 from orchestrator.planner import Plan, Planned, Role
 from orchestrator.spec import to_toml
+from orchestrator.storage import Storage, is_uri, open_storage, parse_record, prove
 
 PROJECTS = Path("projects")
 """Where new projects go, below the working directory."""
+MARK = "project.json"
+"""What makes a storage a project: object stores have no empty directories."""
+REPORT, PROPOSAL, FIGURES = "report.html", "next.toml", "figures"
+_PLANS = "plans"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafts:
+    """Where to write what people read of a project, on this machine."""
+
+    directory: Path
+
+    @property
+    def report(self) -> Path:
+        """One HTML page."""
+        return self.directory / REPORT
+
+    @property
+    def proposal(self) -> Path:
+        """A sweep file."""
+        return self.directory / PROPOSAL
+
+    @property
+    def figures(self) -> Path:
+        """A directory of pictures."""
+        return self.directory / FIGURES
 
 
 @dataclass(frozen=True)
 class Project:
-    """Paths and contents of a project directory."""
+    """A project's contents, wherever it lies."""
 
-    path: Path
+    storage: Storage
+
+    @property
+    def uri(self) -> str:
+        """What people call it: a URI, or the absolute path of its directory."""
+        return self.storage.uri
+
+    @property
+    def name(self) -> str:
+        """The last part of its URI."""
+        return self.storage.name
+
+    @property
+    def local(self) -> Path | None:
+        """Its directory, where it is one."""
+        return self.storage.local
 
     @property
     def ledger(self) -> Ledger:
         """Its observations."""
-        return Ledger(self.path)
+        return Ledger(self.storage)
 
     @property
-    def figures(self) -> Path:
-        """Where its pictures are."""
-        return self.path / "figures"
+    def attempts(self) -> Attempts:
+        """Its attempts that run, or that gave no observation."""
+        return Attempts(self.storage)
 
     @property
-    def report(self) -> Path:
-        """Its report, one HTML page."""
-        return self.path / "report.html"
+    def figures(self) -> str:
+        """Where its pictures are, for people."""
+        return self.storage.place(FIGURES)
 
     @property
-    def proposal(self) -> Path:
-        """Its proposal, a sweep file."""
-        return self.path / "next.toml"
+    def report(self) -> str:
+        """Where its report is, for people."""
+        return self.storage.place(REPORT)
+
+    @property
+    def proposal(self) -> str:
+        """Where its proposal, a sweep file, is, for people."""
+        return self.storage.place(PROPOSAL)
+
+    @contextmanager
+    def drafts(self) -> Iterator[Drafts]:
+        """Where to write report, proposal and figures.
+
+        In the project's own directory; of one in an object store in a temporary one, from which
+        everything is uploaded when the block ends without an error.
+        """
+        if self.local is not None:
+            yield Drafts(directory=self.local)
+            return
+        with tempfile.TemporaryDirectory(prefix="isoflop-") as name:
+            directory = Path(name)
+            yield Drafts(directory=directory)
+            for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+                self.storage.upload(path, path.relative_to(directory).as_posix())
+
+    def proposal_text(self) -> str | None:
+        """What its proposal says, if there is one."""
+        found = self.storage.read_many([PROPOSAL]).get(PROPOSAL)
+        return None if found is None else found.decode()
 
     def plans(self) -> list[Plan]:
-        """Its plans, oldest first."""
-        paths = sorted(self._plans.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        return [Plan.from_dict(read_json(path)) for path in paths]
+        """Its plans, the one that was changed last at the end."""
+        names = [n for n in self.storage.names(_PLANS) if n.endswith(".json")]
+        read = self.storage.read_many(f"{_PLANS}/{name}" for name in names)
+        records = [parse_record(self.storage.place(n), data, ("name",)) for n, data in read.items()]
+        records.sort(key=lambda record: str(record.get("saved_at", "")))
+        return [Plan.from_dict(record) for record in records]
 
-    def save_plan(self, plan: Plan) -> None:
-        """Keep a plan, new, unchanged or extended.
+    def save_plan(self, plan: Plan, *, extend: bool = False) -> None:
+        """Keep a plan: a new one, or one that asks for the same as the one of its name.
+
+        Parameters
+        ----------
+        plan
+            What to keep. Its file has the sweep beside it, as TOML that runs.
+        extend
+            Whether it may ask for more than the one of its name.
 
         Raises
         ------
         InputError
-            If a plan of that name asks for something that this one does not.
+            If there is one of its name that asks for something else. It says what differs.
         """
-        path = self._plans / f"{plan.name}.json"
-        if path.exists():
-            old = Plan.from_dict(read_json(path))
-            lost = {p.id for p in old.planned} - {p.id for p in plan.planned}
-            if lost:
-                raise InputError(
-                    f"project {self.path} has another sweep called {plan.name!r}, with {len(lost)} "
-                    "observations that this one does not ask for: give this one another name, or "
-                    "another --project"
-                )
-        text = json.dumps(plan.to_dict(), indent=1)
-        if path.exists() and path.read_text() == text:
-            return
-        write_text(path, text)
+        old = self._plan_record(plan.name)
+        if old is not None:
+            found = changes(Plan.from_dict(old), plan)
+            if found.gone or (found.new and not extend):
+                raise InputError(_refusal(self, plan, found.sentence, only_new=not found.gone))
+            if {**old, "saved_at": None} == {**_plain(plan), "saved_at": None}:
+                return
+        record = {**_plain(plan), "saved_at": datetime.now(UTC).isoformat()}
+        name = f"{_PLANS}/{plan.name}"
+        self.storage.replace(f"{name}.json", json.dumps(record, indent=1).encode())
         comment = f"The sweep {plan.name}, as it was run in this project."
-        write_text(path.with_suffix(".toml"), to_toml(plan.spec, comment))
+        self.storage.replace(f"{name}.toml", to_toml(plan.spec, comment).encode())
+
+    def _plan_record(self, plan: str) -> dict[str, Any] | None:
+        name = f"{_PLANS}/{plan}.json"
+        data = self.storage.read_many([name]).get(name)
+        return None if data is None else parse_record(self.storage.place(name), data, ("name",))
 
     def budgets(self) -> dict[ObservationId, float]:
         """Nominal FLOP budget of every planned observation: that of the first plan to ask."""
@@ -92,99 +172,98 @@ class Project:
             found[p.id] = found.get(p.id, frozenset()) | {p.role}
         return found
 
+    def running(self) -> list[Attempt]:
+        """The attempts that are going on, as far as storage tells: open, and their driver alive."""
+        return self._running(self.attempts.all())
+
     def outcomes(self, plan: Plan) -> dict[ObservationId, str]:
-        """State of every observation of a plan: complete, diverged, failed or waiting."""
-        measured = self.ledger.ids()
-        table = self.ledger.read({p.id for p in plan.planned} & measured)
+        """State of every observation of a plan.
+
+        `complete` or `diverged` where it is in the ledger, else `running`; `failed` if its last
+        attempt ended by itself or in the loss of its worker, and `waiting` if there was none, or
+        one that ended with its driver.
+        """
+        table = self.ledger.read({p.id for p in plan.planned}, ("trial", "tokens", "status"))
         state = dict(zip(observation_ids(table), table["status"].to_pylist(), strict=True))
-        failed = {(r["trial"], r["tokens"]) for r in self.ledger.failures()}
-        return {
-            p.id: state.get(p.id) or ("failed" if p.id in failed else "waiting")
-            for p in plan.planned
-        }
+        attempts = self.attempts.all()
+        running = {a.observation for a in self._running(attempts)}
+        for name, last in _last(attempts).items():
+            if name in running:
+                state.setdefault(name, "running")
+            elif not last.open and last.kind not in BLAMELESS:
+                state.setdefault(name, "failed")
+        return {p.id: state.get(p.id, "waiting") for p in plan.planned}
 
-    @property
-    def _plans(self) -> Path:
-        return self.path / "plans"
+    def _running(self, attempts: list[Attempt]) -> list[Attempt]:
+        holder = lease.current(self.storage) if any(a.open for a in attempts) else None
+        if holder is None or not lease.is_alive(holder):
+            return []
+        return [a for a in attempts if a.open and a.driver == holder.generation]
 
 
-def observation_ids(table: pa.Table) -> list[ObservationId]:
-    """Names of the rows of a table, in its order."""
-    return list(zip(table["trial"].to_pylist(), table["tokens"].to_pylist(), strict=True))
+def _last(attempts: list[Attempt]) -> dict[ObservationId, Attempt]:
+    """The last attempt at each observation, by their numbers: clocks of machines differ."""
+    return {a.observation: a for a in sorted(attempts, key=lambda a: a.number)}
 
 
-def open_project(path: Path) -> Project:
+def _plain(plan: Plan) -> dict[str, Any]:
+    """A plan as it comes back from JSON, which knows no tuples."""
+    return dict(json.loads(json.dumps(plan.to_dict())))
+
+
+def _refusal(project: Project, plan: Plan, difference: str, *, only_new: bool) -> str:
+    remedy = "run it with --extend to add them" if only_new else "give this one another name"
+    return (
+        f"project {project.uri} has another sweep called {plan.name!r}: this one {difference}; "
+        f"{remedy}, or use another --project"
+    )
+
+
+def open_project(location: str | Path) -> Project:
     """An existing project.
 
     Raises
     ------
     InputError
-        If there is none at `path`.
+        If there is none at `location`, or it cannot be read.
     """
-    if not is_project(path):
-        raise InputError(
-            f"there is no project at {path} (no plans/ in it): run a sweep into it first"
-        )
-    return Project(path.resolve())
+    storage = open_storage(location)
+    if not _is_project(storage):
+        raise InputError(f"there is no project at {storage.uri}: run a sweep into it first")
+    return Project(storage)
 
 
-def is_project(path: Path) -> bool:
-    """Whether a directory is a project."""
-    return (path / "plans").is_dir()
+def _is_project(storage: Storage) -> bool:
+    """Whether it has the mark of one, or plans, as a project of before the mark."""
+    return storage.exists(MARK) or bool(storage.names(_PLANS))
 
 
-def create_project(path: Path) -> Project:
-    """A new or existing project that can be written.
+def create_project(location: str | Path) -> Project:
+    """A new or existing project that can be written, and was: see `storage.prove`.
 
     Raises
     ------
     InputError
-        If the directory cannot be made or written.
+        If nothing can be written there, or not as a ledger must be.
     """
-    probe = path / ".writable"
-    try:
-        (path / "plans").mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"cannot write to the project directory {path} ({error.strerror}): "
-            "choose another with --project"
-        ) from error
-    return Project(path.resolve())
+    storage = open_storage(location)
+    prove(storage)
+    storage.create(MARK, json.dumps({"created_at": datetime.now(UTC).isoformat()}).encode())
+    return Project(storage)
 
 
-def directory_for(sweep_file: Path, name: str) -> Path:
+def directory_for(sweep_file: str | Path, name: str) -> str | Path:
     """The project that a sweep file lies in, or in the plans/ of; else a new one."""
-    parent = sweep_file.resolve().parent
-    for directory in (parent, parent.parent):
-        if is_project(directory):
-            return directory
+    if is_uri(sweep_file):
+        parent = str(sweep_file).rpartition("/")[0]
+        candidates: list[str | Path] = [parent, parent.rpartition("/")[0]]
+    else:
+        path = Path(sweep_file).resolve()
+        candidates = [path.parent, path.parent.parent]
+    for place in candidates:
+        if _is_project(open_storage(place)):
+            return place
     return PROJECTS / name
-
-
-@contextmanager
-def locked(project: Project) -> Iterator[None]:
-    """Keep other drivers out of a project; a lock ends with its process, however that ends.
-
-    Raises
-    ------
-    InputError
-        If another driver is at work in it.
-    """
-    with (project.path / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise InputError(
-                f"another isoflop ({file.read().strip()}) is running in {project.path}: "
-                "wait for it, or use another --project"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
 
 
 def counts(outcomes: dict[ObservationId, str]) -> Counter[str]:

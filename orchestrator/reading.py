@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import get_args
 
+import pyarrow as pa
+
 from analysis.errors import InputError
+from analysis.files import read_table
 from analysis.observations import FlopsConvention, ParamsConvention
 from orchestrator.planner import FIT_ROLES, Role
+from orchestrator.storage import is_uri, split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +117,17 @@ def parse_where(items: Sequence[str]) -> dict[str, str]:
                 "give one of them"
             )
     return found
+
+
+def read_file(source: str) -> pa.Table:
+    """A CSV or Parquet file, from an object store by way of this machine."""
+    if not is_uri(source):
+        return read_table(Path(source))
+    storage, name = split(source)
+    with tempfile.TemporaryDirectory(prefix="isoflop-") as directory:
+        path = Path(directory) / name
+        try:
+            storage.download(name, path)
+        except FileNotFoundError as error:
+            raise InputError(f"there is no file {source}") from error
+        return read_table(path)

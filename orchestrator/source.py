@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from analysis.budgets import name_budgets
 from analysis.envelope import Curve, training_curves
 from analysis.errors import InputError
-from analysis.files import SUFFIXES, read_table
+from analysis.files import SUFFIXES
 from analysis.fitting import LEAST_SQUARES, Method
 from analysis.foreign import Foreign, foreign, mixed
 from analysis.observations import (
@@ -28,6 +28,7 @@ from analysis.observations import (
     ParamsConvention,
     as_schema,
     has_schema,
+    observation_ids,
     observations,
     require_one_kind,
     where,
@@ -38,8 +39,8 @@ from analysis.study import Study, study
 from analysis.uncertainty import IntervalKind
 from orchestrator.exclusion import read_exclusions, rule_out
 from orchestrator.planner import Plan, Role, family_cost
-from orchestrator.project import Project, observation_ids, open_project
-from orchestrator.reading import Convention, Conventions, Reading
+from orchestrator.project import Project, open_project
+from orchestrator.reading import Convention, Conventions, Reading, read_file
 
 MLFLOW = "mlflow:"
 """How a source begins that is an MLflow experiment's name."""
@@ -235,7 +236,7 @@ def _observed(
 
 
 def open_source(source: str, reading: Reading) -> Source:
-    """Open a project directory, a CSV or Parquet file, or `mlflow:EXPERIMENT`.
+    """Open a project, a CSV or Parquet file, each by path or URI, or `mlflow:EXPERIMENT`.
 
     Raises
     ------
@@ -245,14 +246,14 @@ def open_source(source: str, reading: Reading) -> Source:
     """
     path = Path(source)
     if source.startswith(MLFLOW):
-        from orchestrator.tracking import read_experiment
+        from orchestrator.experiment import read_experiment
 
         name = source.removeprefix(MLFLOW)
         table = read_experiment(name, reading.tracking_uri, own=not reading.columns)
     elif path.is_file() or path.suffix.lower() in SUFFIXES:
-        name, table = path.name, read_table(path)
+        name, table = path.name, read_file(source)
     else:
-        return evidence(open_project(path), reading)
+        return evidence(open_project(source), reading)
     if has_schema(table.column_names) and not reading.columns:
         return _evidence_of(table, name, reading)
     return points(table, name, reading)
@@ -329,11 +330,11 @@ def evidence(
     """
     reading = reading or Reading()
     if reading.columns:
-        raise InputError(f"--columns is for tables of others; {project.path} has its own columns")
+        raise InputError(f"--columns is for tables of others; {project.uri} has its own columns")
     every = project.ledger.read()
     if every.num_rows == 0:
-        raise InputError(f"the ledger of {project.path} is empty: run its sweep first")
-    allowed, excluded, notes = rule_out(every, read_exclusions(project.path))
+        raise InputError(f"the ledger of {project.uri} is empty: run its sweep first")
+    allowed, excluded, notes = rule_out(every, read_exclusions(project.storage))
     table, other_roles = _of_roles(allowed, project, reading.roles)
     chosen = where(table, reading.where)
     if kind_of is not None:
@@ -356,7 +357,7 @@ def evidence(
             )
         chosen, excluded = family, excluded | foreign_shapes
     return Evidence(
-        name=plan.name if plan else project.path.name,
+        name=plan.name if plan else project.name,
         table=chosen,
         excluded=excluded,
         notes=tuple(notes),

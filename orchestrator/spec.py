@@ -8,25 +8,26 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from analysis.errors import InputError
+from orchestrator.spec_running import NEVER, Checkpoints, ClusterSpec, Limits, Strict
+from orchestrator.storage import split
 from trainers.corpus import CorpusSource, Files, Stdlib
 from trainers.simulated import SimulatedSettings
 from trainers.trial import Shape
 
 MAX_WIDTH = 65_536
+RUNNING = ("limits", "checkpoints", "cluster")
+"""Tables that say how a sweep runs."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Shapes(_Strict):
+class Shapes(Strict):
     """The family of models: everything about a shape but its width."""
 
     depth: Annotated[int, Field(ge=1)] | None = None
@@ -76,7 +77,7 @@ class Shapes(_Strict):
         ]
 
 
-class Budget(_Strict):
+class Budget(Strict):
     """One IsoFLOP budget: its FLOPs and the sizes to train at it."""
 
     flops: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -91,7 +92,7 @@ def _budget(value: Any) -> Any:
     return {"flops": value} if isinstance(value, int | float) else value
 
 
-class SweepSpec(_Strict):
+class SweepSpec(Strict):
     """What a sweep asks for. Every key of sweep.toml, with its default."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)]
@@ -114,10 +115,16 @@ class SweepSpec(_Strict):
     """Largest over smallest N of a budget."""
     tokens_per_param: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 20.0
     """D/N (N non-embedding) of the prior optimum, the middle of each budget's sizes."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = Field([0])
     """The first trains the grid, the others replicate it."""
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Passes over the corpus that a trial may make."""
+    limits: Limits = Limits()
+    """What the sweep may spend. Like the two tables below, it changes no trial."""
+    checkpoints: Checkpoints = Checkpoints()
+    """When trials write their state."""
+    cluster: ClusterSpec = ClusterSpec()
+    """The machines to plan for."""
 
     @model_validator(mode="after")
     def _distinct(self) -> SweepSpec:
@@ -129,21 +136,24 @@ class SweepSpec(_Strict):
         for name, values in lists:
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} has the same value twice")
+        if self.limits.money is not None and self.cluster.price_per_gpu_hour is None:
+            raise ValueError("limits.money bounds nothing without cluster.price_per_gpu_hour")
         return self
 
 
 def read_spec(path: Path) -> SweepSpec:
-    """Read and check a sweep file; its corpus glob becomes absolute.
+    """Read and check a sweep file, a local one or at a URI; its corpus glob becomes absolute.
 
     Raises
     ------
     InputError
         If the file cannot be read, is no TOML, or holds an unknown key or an impossible value.
     """
+    storage, name = split(path)
     try:
-        data = tomllib.loads(path.read_text())
+        data = tomllib.loads(storage.read(name).decode())
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid TOML: {error}") from error
     return parse_spec(data, source=path)
@@ -164,13 +174,29 @@ def parse_spec(data: Mapping[str, Any], *, source: Path) -> SweepSpec:
     return spec
 
 
+def with_cluster(spec: SweepSpec, **given: Any) -> SweepSpec:
+    """The spec with those keys of its cluster table that are given and not None.
+
+    Raises
+    ------
+    InputError
+        If one has an impossible value.
+    """
+    told = spec.cluster.model_dump(exclude_unset=True)
+    told |= {name: value for name, value in given.items() if value is not None}
+    try:
+        return spec.model_copy(update={"cluster": ClusterSpec.model_validate(told)})
+    except ValidationError as error:
+        raise InputError(_sentence(error)) from error
+
+
 def to_toml(spec: SweepSpec, comment: str) -> str:
     """The spec as a sweep file that `read_spec` reads back, headed by `comment`.
 
     Keys at their default are left out.
     """
     data = spec.model_dump(exclude_defaults=True, exclude={"budgets", "corpus", "simulated"})
-    tables = {name: data.pop(name) for name in ("shapes",) if name in data}
+    tables = {name: data.pop(name) for name in ("shapes", *RUNNING) if name in data}
     if spec.trainer == "simulated":
         tables["simulated"] = asdict(spec.simulated)
     else:
@@ -187,6 +213,10 @@ def to_toml(spec: SweepSpec, comment: str) -> str:
 
 def _toml(value: Any) -> str:
     """A TOML value: JSON's strings, numbers and flat arrays are TOML's too."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if value is None:
+        return json.dumps(NEVER)
     if isinstance(value, float) and value >= 1e6:
         return np.format_float_scientific(value, trim="-", exp_digits=1).replace("e+", "e")
     return json.dumps(value)
@@ -226,6 +256,9 @@ def _nearest(path: list[str]) -> str:
         "shapes": list(Shapes.model_fields),
         "budgets": list(Budget.model_fields),
         "simulated": list(SimulatedSettings.__dataclass_fields__),
+        "limits": list(Limits.model_fields),
+        "checkpoints": list(Checkpoints.model_fields),
+        "cluster": list(ClusterSpec.model_fields),
         "corpus": sorted(
             {name for source in CorpusSource.__args__ for name in source.__dataclass_fields__}
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -14,14 +13,8 @@ from analysis.heldout import HEADLINE, median_error
 from analysis.intervals import Interval
 from analysis.study import Study
 from analysis.wording import CONVENTIONS, count, figures_of, percent, span
-from cluster.capacity import estimated_seconds
-from cluster.placement import cpu_slots
-from orchestrator.planner import PF_DAY, Plan
-from orchestrator.project import Project, counts
-from trainers.flops import params, trial_flops
-
-DAY = 86_400
-"""Seconds; what would take longer on CPU cores is not meant for them."""
+from orchestrator.project import Project
+from orchestrator.tables import plain_table, show_table
 
 
 def show_study(console: Console, found: Study) -> None:
@@ -29,20 +22,20 @@ def show_study(console: Console, found: Study) -> None:
     obs = found.obs
     conventions = f"N: {CONVENTIONS[obs.params_convention]}, C: {CONVENTIONS[obs.flops_convention]}"
     title = f"Compute-optimal models  ({obs.rows} observations; {conventions})"
-    _show(console, title, _valleys(found))
+    show_table(console, title, _valleys(found))
     if found.at_top or found.isoflop.exponent:
-        _show(console, "\nExponent a of N_opt ∝ C^a", _exponents(found))
+        show_table(console, "\nExponent a of N_opt ∝ C^a", _exponents(found))
     if found.fits:
         objective = found.method.objective
         by = objective if objective == "squares" else f"huber, delta {found.method.delta:g}"
-        _show(console, f"\nConstants, by {by}", _constants(found))
+        show_table(console, f"\nConstants, by {by}", _constants(found))
     if found.gamma:
         console.print(
             f"gamma = 1 (hoffmann) against gamma free: F = {found.gamma.statistic:.3g}, "
             f"p = {found.gamma.p:.2g}"
         )
     if found.heldout:
-        _show(
+        show_table(
             console, "\nL / N_opt at budgets held out, predicted from those below", _heldout(found)
         )
     for item in found.heldout:
@@ -55,58 +48,16 @@ def show_study(console: Console, found: Study) -> None:
         console.print(Text(f"! {n} observations not in the fit: {reason}", style="yellow"))
 
 
-def show_plan(console: Console, plan: Plan) -> None:
-    """The trials of a plan, a row a budget, and what they cost."""
-    table = _table("C, FLOPs", "trials", "widths", "N, non-embedding", "D", "FLOPs")
-    for budget in sorted({p.budget for p in plan.planned}):
-        trials = [p.trial for p in plan.planned if p.budget == budget]
-        n = [params(t.shape).non_embedding for t in trials]
-        d = [t.tokens for t in trials]
-        table.add_row(
-            f"{budget:.3g}",
-            str(len(trials)),
-            " ".join(str(w) for w in sorted({t.shape.width for t in trials})),
-            f"{count(min(n))} to {count(max(n))}",
-            f"{count(min(d))} to {count(max(d))}",
-            f"{sum(map(trial_flops, trials)):.3g}",
-        )
-    _show(console, f"{plan.name}: {len(plan.planned)} trials", table)
-    console.print(f"{plan.flops:.4g} FLOPs in all, {plan.flops / PF_DAY:.3g} PF-days")
-    seconds = [estimated_seconds(trial) for trial in plan.trials]
-    slots = cpu_slots()
-    here = max(sum(seconds) / slots, max(seconds))
-    if here < DAY:
-        console.print(f"roughly {here / 60:.1f} minutes on this machine's {slots} cores")
-
-
-def show_status(
-    console: Console, project: Project, plans: list[Plan], external: Mapping[str, int]
-) -> None:
-    """A line a plan, then a line a set of external runs: how many are in which state."""
-    states = ("complete", "diverged", "failed", "waiting")
-    table = _table("plan", "observations", *states)
-    for plan in plans:
-        found = counts(project.outcomes(plan))
-        table.add_row(
-            plan.name,
-            str(len(plan.planned)),
-            *(str(found[state]) for state in states),
-        )
-    for name, n in external.items():
-        table.add_row(f"{name} (external)", str(n), str(n), *("–" for _ in states[1:]))
-    console.print(table)
-
-
 def show_files(console: Console, project: Project, proposal: str) -> None:
     """Where to look and what to run next."""
     console.print()
     console.print(Text.assemble(("Proposal  ", "bold"), proposal))
     console.print(Text.assemble(("Report    ", "bold"), _short(project.report)))
-    console.print(Text.assemble(("MLflow    ", "bold"), f"isoflop ui {_short(project.path)}"))
+    console.print(Text.assemble(("MLflow    ", "bold"), f"isoflop ui {_short(project.uri)}"))
 
 
 def _valleys(found: Study) -> Table:
-    table = _table("C, FLOPs", "N_opt", "D_opt", "D/N", f"L, {found.obs.loss_unit}", "status")
+    table = plain_table("C, FLOPs", "N_opt", "D_opt", "D/N", f"L, {found.obs.loss_unit}", "status")
     for vertex in found.isoflop.vertices:
         style = "" if vertex.status == "interior" else "yellow"
         table.add_row(*_vertex_cells(vertex), vertex.status, style=style)
@@ -150,7 +101,7 @@ def _share(weight: float) -> str:
 
 
 def _exponents(found: Study) -> Table:
-    table = _table("by", "a", f"{found.level:.0%} interval", "where")
+    table = plain_table("by", "a", f"{found.level:.0%} interval", "where")
 
     def row(name: str, part: Interval, where: str) -> None:
         table.add_row(name, f"{part.estimate:.3f}", span(part, "plain"), where)
@@ -174,7 +125,7 @@ def _exponents(found: Study) -> Table:
 def _constants(found: Study) -> Table:
     """A row a law, and below it how well its constants are known."""
     names = ("A", "B", "E", "alpha", "beta", "gamma")
-    table = _table("law", *names, "rmse of ln L", "")
+    table = plain_table("law", *names, "rmse of ln L", "")
     for item, known in zip(found.fits, found.intervals, strict=True):
         constants = item.constants
         cells = [figures_of(constants[name]) if name in constants else "–" for name in names]
@@ -192,7 +143,7 @@ def _heldout(found: Study) -> Table:
     laws = dict.fromkeys(error.law for item in found.heldout for error in item.errors)
     budgets = [f"{item.vertex.flops:.3g}" for item in found.heldout]
     several = len(budgets) > 1
-    table = _table("by", *budgets, *(["median, without sign"] if several else []))
+    table = plain_table("by", *budgets, *(["median, without sign"] if several else []))
     for law in laws:
         cells = []
         for item in found.heldout:
@@ -207,24 +158,6 @@ def _heldout(found: Study) -> Table:
     return table
 
 
-def _table(*columns: str) -> Table:
-    """A plain table: columns of words on the left, of numbers on the right."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in columns:
-        words = column in ("", "by", "law", "status", "where", "widths", "plan")
-        table.add_column(column, justify="left" if words else "right")
-    return table
-
-
-def _show(console: Console, title: str, table: Table) -> None:
-    """A table under its title, which may be the wider of the two."""
-    console.print(Text(title, style="bold"))
-    console.print(table)
-
-
-def _short(path: Path) -> str:
-    """Relative to the working directory where that is shorter."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+def _short(place: str) -> str:
+    """Relative to the working directory where it lies in it; a URI as it is."""
+    return place.removeprefix(f"{Path.cwd()}/")

@@ -3,102 +3,192 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
+import secrets
+import signal
 import tempfile
+import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import ray
 from ray import tune
-from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
-from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.autoscaler.sdk import request_resources
+from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 
-from cluster.placement import cpu_slots, resources
-from cluster.queue import ordered
-from orchestrator.ledger import WORKER_DIED, Ledger
+from analysis.errors import InputError
+from analysis.observations import ObservationId
+from cluster.capacity import PACE_COLUMNS, Pace, seconds
+from cluster.machines import Cluster
+from cluster.placement import Unplaceable, place
+from cluster.queue import Job, Queue
+from cluster.simulation import simulate
+from orchestrator.connection import connected, machines, prove, token_name
+from orchestrator.grid import Grid
+from orchestrator.lease import Lease
 from orchestrator.planner import Plan
 from orchestrator.progress import Progress
 from orchestrator.project import Project, missing
-from trainers.trial import Measurement, Trial
+from orchestrator.watch import Watch
+from orchestrator.worker import Order, observe
+from trainers.flops import trial_flops
 
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints boxes even when silent
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_WARN_THRESHOLD_S": "1e9",
-}
-"""Read by Ray when it starts, and inherited by its workers."""
-RETRIES = 1
-"""Further attempts of a trial that raised, each in a new process: the old one may be spoilt."""
-RESTARTS = 4
-"""Times that a trial may lose its worker: dying workers are not the trial's fault."""
-REPORT_EVERY_SECONDS = 1.0
-"""Between reports of a running trial: each waits for the driver."""
-QUEUE_AHEAD = 4
-"""Trials that Tune holds beyond those that can run, so that none waits to be asked for."""
-OBJECT_STORE_BYTES = 80_000_000
-"""Nothing large goes through Ray's object store; this is near its least."""
+REPORT_SECONDS = 1.0
+REPORTS_PER_SECOND = 20.0
+"""How often a running trial reports, and how many reports of all trials the driver takes: each
+trial waits for its own to be taken."""
 
-Finished = Callable[[str], None]
-"""Told a trial's key once its row is in the ledger."""
+Finished = Callable[[ObservationId], None]
+"""Told an observation's name once its row is in the ledger."""
 
 
-def train(project: Project, plan: Plan, progress: Progress, finished: Finished) -> None:
-    """Train whatever `plan` asks for and the ledger lacks, longest first.
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How a sweep's training ended."""
 
-    Returns when every trial has ended or the user interrupted; the ledger knows which.
-    """
-    trials = ordered({p.trial.key: p.trial for p in missing(project, plan)}.values())
-    if not trials:
-        return
-    since = datetime.now(UTC).isoformat()
-    with _scratch() as scratch, _quiet(scratch / "ray.log"), ray_cluster():
-        # Tune ends a trial for good when the actor that it hands out turns out to be dead. That is
-        # not the trial's fault: it goes into a further round.
-        for _ in range(1 + RESTARTS):
-            lost = _tune(project, trials, scratch, since, progress, finished)
-            trials = [
-                trial
-                for trial in trials
-                if trial.key in lost and project.ledger.raised(trial.key, since=since) <= RETRIES
-            ]
-            if not trials:
-                return
-        for trial in trials:
-            progress.ended(trial.key, "failed", None, None)
+    interrupted: bool = False
+    held: tuple[tuple[str, str], ...] = ()
+    """Keys of trials that were not started, each with the cap that held it back."""
 
 
-def _tune(
+def train(
     project: Project,
-    trials: list[Trial],
-    scratch: Path,
-    since: str,
+    plan: Plan,
+    lease: Lease,
     progress: Progress,
     finished: Finished,
-) -> set[str]:
-    """One run of Ray Tune over `trials`; returns the keys of those whose worker was lost.
+    *,
+    address: str | None = None,
+) -> End:
+    """Train whatever `plan` asks for and the ledger lacks.
 
-    After an interrupt there are none: nothing is to be tried again then.
+    Returns when every trial has ended or the user interrupted; the ledger knows which.
+
+    Raises
+    ------
+    InputError
+        If a trial fits nowhere on the cluster, a node does not see the project, nothing answers at
+        `address`, or another driver took the project over.
     """
-    # Ray leaves this call untyped.
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus = found.get("GPU", 0.0)
-    slots = progress.board.slots = int(gpus or found["CPU"])
-    grid = _Grid(trials, project.path, scratch, since, gpus=gpus)
-    lost: set[str] = set()
+    trials = {p.trial.key: p.trial for p in missing(project, plan)}
+    if not trials:
+        return End()
+    with _scratch() as scratch, _quiet(scratch / "ray.log"), connected(address):
+        cluster = machines()
+        growing = _grow(plan, cluster) if address else cluster
+        jobs = jobs_of(project, trials.values(), growing)
+        token = secrets.token_hex(16)
+        storage = project.storage
+        storage.replace(token_name(lease.generation), token.encode())
+        try:
+            prove(storage, token, lease.generation)
+            limits = plan.spec.limits
+            slots = limits.slots
+            queue = Queue(
+                jobs,
+                cluster,
+                order=simulate(jobs, growing, slots=slots).order,
+                slots=slots,
+                caps=limits.caps(plan.spec.cluster.price_per_gpu_hour, datetime.now(UTC)),
+            )
+            progress.board.slots = _slots(jobs, growing, slots)
+            orders = {
+                job.key: Order(
+                    trial=trials[job.key],
+                    project=storage.uri,
+                    generation=lease.generation,
+                    token=token,
+                    scratch=str(scratch / job.key),
+                    ranks=max(1, int(job.placement.gpus)),
+                    report_seconds=max(REPORT_SECONDS, progress.board.slots / REPORTS_PER_SECOND),
+                    silent_seconds=limits.silent_seconds,
+                    checkpoints=plan.spec.checkpoints,
+                )
+                for job in jobs
+            }
+            started = time.monotonic()
+            grid = Grid(
+                queue,
+                orders,
+                limits=limits,
+                cluster=machines,
+                clock=lambda: time.monotonic() - started,
+            )
+            watch = Watch(project, trials, lease, grid, progress, finished, limits)
+            with _interrupts(watch):
+                _tune(grid, watch, scratch)
+        finally:
+            storage.remove(token_name(lease.generation))
+    if lease.lost.is_set():
+        raise InputError(
+            f"another driver took {project.uri} over, so this one stopped; what it measured is kept"
+        )
+    return End(interrupted=watch.interrupted, held=tuple(sorted(queue.held.items())))
+
+
+def _grow(plan: Plan, found: Cluster) -> Cluster:
+    """Ask for the machines that the spec's `[cluster]` names and that are not there yet.
+
+    An autoscaler will start them, and a cluster without one takes no notice. Until they join,
+    trials run on those `found`.
+    """
+    named = plan.spec.cluster.cluster()
+    if named is None or len(named.nodes) <= len(found.nodes):
+        return found
+    request_resources(
+        bundles=[{"CPU": n.cpus} | ({"GPU": n.gpus} if n.gpus else {}) for n in named.nodes]
+    )
+    return Cluster(nodes=(*found.nodes, *named.nodes[len(found.nodes) :]))
+
+
+def jobs_of(project: Project, trials: Any, cluster: Cluster) -> list[Job]:
+    """The trials as the queue sees them.
+
+    Raises
+    ------
+    InputError
+        If one of them fits nowhere on `cluster`.
+    """
+    pace = Pace.from_rows(project.ledger.read(columns=PACE_COLUMNS).to_pylist())
+    jobs, refused = [], []
+    for trial in trials:
+        found = place(trial, cluster)
+        if isinstance(found, Unplaceable):
+            refused.append(str(found))
+            continue
+        jobs.append(
+            Job(
+                key=trial.key,
+                placement=found,
+                seconds=seconds(trial, found, cluster, pace),
+                flops=trial_flops(trial),
+            )
+        )
+    if refused:
+        more = f"; so do {len(refused) - 1} more (isoflop plan lists them)" if refused[1:] else ""
+        raise InputError(f"{refused[0]}{more}")
+    return jobs
+
+
+def _slots(jobs: list[Job], cluster: Cluster, most: int | None) -> int:
+    """Trials that run at once, about: for the time that is left and the pace of reports."""
+    widths = [job.placement.gpus or 1.0 for job in jobs]
+    room = cluster.gpus if any(job.placement.gpus for job in jobs) else cluster.cpus
+    fit = max(1, int(room / (sum(widths) / len(widths))))
+    return min(fit, most or fit)
+
+
+def _tune(grid: Grid, watch: Watch, scratch: Path) -> None:
+    """Run Ray Tune until the grid is done."""
     tuner = Tuner(
-        tune.with_resources(_observe, _placement),
+        tune.with_resources(observe, _placement),
         tune_config=TuneConfig(
-            search_alg=ConcurrencyLimiter(grid, max_concurrent=slots + QUEUE_AHEAD),
-            num_samples=len(trials),
+            search_alg=grid,
+            num_samples=-1,
             reuse_actors=True,
             trial_name_creator=lambda trial: str(trial.trial_id),
             trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -106,17 +196,42 @@ def _tune(
         run_config=RunConfig(
             storage_path=str(scratch / "tune"),
             verbose=0,
-            failure_config=FailureConfig(max_failures=RESTARTS),
-            callbacks=[_Watch(project.ledger, since, progress, finished, lost)],
+            failure_config=FailureConfig(max_failures=0),
+            callbacks=[watch],
         ),
     )
     tuner.fit()
-    return lost
+
+
+def _placement(config: dict[str, Any]) -> PlacementGroupFactory:
+    asked = json.loads(config["placement"])
+    return PlacementGroupFactory(asked["bundles"], strategy=asked["strategy"])
+
+
+@contextmanager
+def _interrupts(watch: Watch) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM lets trials write their checkpoints, the second ends it now."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        # Only a flag: the interrupted code may hold any lock.
+        if watch.interrupted:
+            watch.quit()
+        watch.interrupted = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """A directory for Tune's state and the trials' workspaces, gone when the sweep ends."""
+    """A directory for Tune's state and the trials' files, gone when the sweep ends."""
     with tempfile.TemporaryDirectory(prefix="isoflop-", ignore_cleanup_errors=True) as directory:
         yield Path(directory)
 
@@ -130,151 +245,3 @@ def _quiet(log: Path) -> Iterator[None]:
     """
     with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
         yield
-
-
-@contextmanager
-def ray_cluster() -> Iterator[None]:
-    """The Ray that is connected already, or one of this machine for the time being, in silence."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.update(ENVIRONMENT)
-    for name in ("ray", "ray.tune", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    ray.init(
-        address="local",
-        num_cpus=cpu_slots(),
-        include_dashboard=False,
-        logging_level=logging.CRITICAL,
-        log_to_driver=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        configure_logging=True,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-class _Grid(Searcher):
-    """Hands out the trials of a plan in their order."""
-
-    def __init__(
-        self, trials: list[Trial], project: Path, scratch: Path, since: str, *, gpus: float
-    ) -> None:
-        super().__init__()
-        self._configs = [
-            {
-                "key": trial.key,
-                "trial": json.dumps(trial.to_dict()),
-                "project": str(project),
-                "workspace": str(scratch / trial.key),
-                "since": since,
-                "resources": resources(trial, gpus=gpus),
-            }
-            for trial in reversed(trials)
-        ]
-
-    def suggest(self, trial_id: str) -> Any:
-        """The next trial's config, or FINISHED."""
-        return self._configs.pop() if self._configs else Searcher.FINISHED
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Nothing to learn: the grid is fixed."""
-
-
-def _placement(config: dict[str, Any]) -> PlacementGroupFactory:
-    return PlacementGroupFactory([config["resources"]])
-
-
-def _observe(config: dict[str, Any]) -> None:
-    """Train one trial in a Ray worker. Its row is in the ledger before anybody is told."""
-    from trainers.registry import trainer
-
-    trial = Trial.from_dict(json.loads(config["trial"]))
-    ledger = Ledger(Path(config["project"]))
-    row = ledger.find((trial.key, trial.tokens))
-    if row is None and ledger.raised(trial.key, since=config["since"]) > RETRIES:
-        tune.report({"status": "failed", "loss": None, "seconds": None})
-        return
-    if row is None:
-        workspace = Path(config["workspace"])
-        workspace.mkdir(parents=True, exist_ok=True)
-        last = time.monotonic()
-        try:
-            for event in trainer(trial.trainer).train(trial, workspace):
-                if isinstance(event, Measurement):
-                    ledger.write(trial, event)
-                elif time.monotonic() - last > REPORT_EVERY_SECONDS:
-                    last = time.monotonic()
-                    fraction = event.tokens / trial.tokens
-                    tune.report({"fraction": fraction, "train_loss": event.train_loss})
-        except Exception as error:
-            ledger.record_failure(trial, f"{type(error).__name__}: {error}", traceback.format_exc())
-            raise
-        row = ledger.find((trial.key, trial.tokens))
-        assert row is not None, f"{trial.trainer} ended without a measurement of {trial.key}"
-    tune.report({name: row[name] for name in ("status", "loss", "seconds")})
-
-
-class _Watch(Callback):
-    """Passes Tune's events on to the progress view and the tracker, in the driver."""
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        since: str,
-        progress: Progress,
-        finished: Finished,
-        lost: set[str],
-    ) -> None:
-        self._ledger = ledger
-        self._since = since
-        self._lost = lost
-        self._progress = progress
-        self._finished = finished
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks; consoles and threads cannot be
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial got its actor."""
-        self._progress.running(trial.config["key"])
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """A trial reported progress or its measurement."""
-        key = trial.config["key"]
-        if "fraction" in result:
-            self._progress.running(key, result["fraction"], result["train_loss"])
-        elif "status" in result:
-            self._progress.ended(key, result["status"], result["loss"], result["seconds"])
-            if result["status"] != "failed":
-                self._finished(key)
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial failed and will be tried again."""
-        self._record(trial)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune gives a trial up."""
-        self._record(trial)
-        self._progress.waiting(trial.config["key"])
-        self._lost.add(trial.config["key"])
-
-    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """The run is over: by an interrupt, if it left trials unfinished."""
-        if not all(trial.is_finished() for trial in trials):
-            self._lost.clear()
-
-    def _record(self, trial: Any) -> None:
-        """Keep the failure of a worker that died: one that raised has left its own record."""
-        # Ray's account of this failure, after those of earlier ones.
-        account = Path(trial.error_file).read_text().rsplit("Failure # ", 1)[-1]
-        known = any(record["traceback"] == account for record in self._ledger.failures())
-        if "The actor died" in account and not known:
-            lost = Trial.from_dict(json.loads(trial.config["trial"]))
-            self._ledger.record_failure(lost, WORKER_DIED, account)

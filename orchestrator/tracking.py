@@ -1,380 +1,341 @@
 """MLflow as a view of the ledger: a parent run a sweep, a child run an observation.
 
-Written by the driver alone and reconciled from the ledger, so that it can be rebuilt from nothing.
-Uses the client directly: no global state, no active runs. An experiment, ours or not, is a source
-of observations too.
+Written by one process at a time, from the ledger alone, so that it can be rebuilt from nothing.
+Uses the client directly: no global state, no active runs. When it is written, and what happens
+while MLflow is away, is in `mirror.py`; comparing it with the ledger in `sync.py`; reading an
+experiment in `experiment.py`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
-from datetime import UTC, datetime
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
-import pyarrow as pa
-
 from analysis.errors import InputError
-from analysis.observations import SCHEMA, ObservationId
+from analysis.observations import ObservationId
 from orchestrator.planner import Plan, Planned
 from orchestrator.project import Project
+from orchestrator.runs import (
+    PARENT_TAG,
+    PLAN_TAG,
+    PROJECT_TAG,
+    SWEEP_TAG,
+    TOKENS_TAG,
+    TRIAL_TAG,
+    name_of,
+    params_of,
+    points_of,
+    span_of,
+    status_of,
+)
 
-PARAMS = (
-    "width",
-    "depth",
-    "heads",
-    "vocabulary",
-    "context",
-    "batch_tokens",
-    "learning_rate",
-    "schedule",
-    "recipe",
-    "trainer",
-    "corpus",
-    "corpus_hash",
-    "seed",
-    "device",
-)
-METRICS = (
-    "loss",
-    "loss_stderr",
-    "bits_per_byte",
-    "params_non_embedding",
-    "params_matmul",
-    "params_total",
-    "tokens",
-    "flops_exact",
-    "flops_6nd",
-    "seconds",
-    "mfu",
-)
-SWEEP_TAG = "isoflop.sweep"  # on parents only
-PLAN_TAG, TRIAL_TAG, TOKENS_TAG = "isoflop.plan", "isoflop.trial", "isoflop.tokens"
-PARENT_TAG = "mlflow.parentRunId"  # MLflow's own
+ROWS_AT_ONCE = 100
+"""Rows of the ledger in memory at once."""
+WRITERS = 4
+"""Runs written at once where MLflow is a server, most of whose time is waiting."""
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+"""A server that is away is told of in seconds, not minutes, unless the environment says more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """Where a project's runs are."""
+
+    uri: str
+    """MLflow's tracking URI."""
+    artifacts: str | None
+    """Where artifacts go; None where the server says so."""
+    own: bool
+    """Whether it is in the project's directory, so that no other project's runs are in it."""
+
+    @property
+    def shown(self) -> str:
+        """Its URI without a password."""
+        return re.sub(r"//[^/@]*@", "//***@", self.uri)
 
 
 def store_uri(project: Project) -> str:
-    """The MLflow store of a local project."""
-    return f"sqlite:///{project.path / 'mlflow.db'}"
+    """The MLflow store in a local project."""
+    return f"sqlite:///{_directory(project) / 'mlflow.db'}"
 
 
 def artifacts_uri(project: Project) -> str:
     """Where a local project's artifacts are."""
-    return (project.path / "mlartifacts").as_uri()
+    return (_directory(project) / "mlartifacts").as_uri()
+
+
+def store_of(project: Project, given: str | None = None) -> Store | None:
+    """What was `given`, else what MLFLOW_TRACKING_URI says, else a local project's own, else none.
+
+    Raises
+    ------
+    InputError
+        If it is a plain directory, in which MLflow keeps no runs any more.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if project.local is not None and uri in (None, "", store_uri(project)):
+        return Store(uri=store_uri(project), artifacts=artifacts_uri(project), own=True)
+    if not uri:
+        return None
+    if uri.startswith("file:") or not re.match(r"databricks|uc:|[a-z0-9+]+://", uri):
+        raise InputError(
+            f"--tracking-uri {uri} is neither an MLflow server nor a database: "
+            "give http://HOST:PORT or sqlite:///FILE"
+        )
+    if not uri.startswith("sqlite:///"):
+        return Store(uri=uri, artifacts=None, own=False)
+    database = Path(uri.removeprefix("sqlite:///")).resolve()
+    artifacts = (database.parent / "mlartifacts").as_uri()
+    return Store(uri=f"sqlite:///{database}", artifacts=artifacts, own=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a sweep came to, for its parent run."""
+
+    plan: str
+    metrics: dict[str, float]
+    artifacts: tuple[str, ...]
+    """Paths of files."""
+    ended: bool
+    """Whether nothing of the plan is missing."""
 
 
 class Tracker:
-    """One plan's runs in its project's store. Every method may be repeated: nothing doubles."""
+    """A project's runs in an MLflow store.
 
-    def __init__(self, project: Project, plan: Plan) -> None:
-        _quieten()
+    Contract: one tracker at a time writes a project's runs, which is for its user to see to. A run
+    is closed after everything else in it is written: an open one is half of one, and is removed
+    and written anew. Every method may be repeated: nothing doubles. What MLflow raises goes
+    through, and after it a new tracker must be made, which finds out what is there.
+    """
+
+    def __init__(self, project: Project, store: Store) -> None:
+        quieten()
+        _check_database(store)
         from mlflow import MlflowClient
 
-        self._project, self._plan = project, plan
-        self._client = MlflowClient(tracking_uri=store_uri(project))
-        self._experiment = self._find_or_create_experiment()
-        self._runs = self._existing()
-        self._parent = self._find_or_create_parent()
-        self._describe_parent()
+        self._project, self._store = project, store
+        self.client = MlflowClient(tracking_uri=store.uri)
+        self.experiment, self._experiment = self._find_or_create_experiment()
+        self.half_written = self.duplicates = 0  # runs that were removed
+        self.refused: dict[ObservationId, str] = {}
+        """Observations that MLflow does not take, and why."""
+        self.unattached: dict[str, str] = {}
+        """Files that it does not take, and why."""
+        self._runs: dict[ObservationId, str] = {}
+        self._latest = 0
+        self._tidy()
+        self.planned: dict[ObservationId, Planned] = {}
+        """What plans ask for."""
+        self._parents: dict[ObservationId, tuple[str, str]] = {}
+        self._sweeps: dict[str, str] = {}
+        self.read_plans()
 
-    def record(self, table: pa.Table) -> None:
-        """Write those rows of the ledger that this plan asks for and MLflow lacks."""
-        planned = {p.id: p for p in self._plan.planned}
-        for row in table.to_pylist():
-            name = (row["trial"], row["tokens"])
-            if name in planned and name not in self._runs:
-                self._runs[name] = self._write(row, planned[name])
+    def read_plans(self) -> None:
+        """Take up the project's plans; an observation belongs to the first that asks for it."""
+        runs = {run.data.tags[SWEEP_TAG]: run for run in self.search(SWEEP_TAG)}
+        for plan in self._project.plans():
+            run = runs.get(plan.name) or self.client.create_run(
+                self._experiment, tags={SWEEP_TAG: plan.name}, run_name=plan.name
+            )
+            self._sweeps[plan.name] = str(run.info.run_id)
+            self._describe(plan, run)
+            for planned in plan.planned:
+                self.planned.setdefault(planned.id, planned)
+                self._parents.setdefault(planned.id, (plan.name, run.info.run_id))
 
-    def conclude(
-        self, metrics: dict[str, float], artifacts: list[Path], *, at: datetime, ended: bool
-    ) -> None:
-        """Attach the sweep's results to its run, and close it if the sweep has `ended`.
+    def missing(self) -> list[ObservationId]:
+        """What the ledger has and MLflow lacks, of what plans ask for."""
+        measured = self._project.ledger.ids()
+        there = self._runs.keys() | self.refused.keys()
+        return [name for name in self.planned if name in measured and name not in there]
 
-        `at` is when the last observation behind them was measured: the same results again are no
-        further point of a metric.
+    def unknown(self) -> list[ObservationId]:
+        """What MLflow has and the ledger lacks; it is left."""
+        return sorted(self._runs.keys() - self._project.ledger.ids())
+
+    def write(self, names: Sequence[ObservationId]) -> Iterator[ObservationId]:
+        """Write the runs of observations that are in the ledger, and tell of each.
+
+        Those that are there already, or that no plan asks for, are passed over.
+        """
+        wanted = [n for n in dict.fromkeys(names) if n in self.planned and n not in self._runs]
+        with ThreadPoolExecutor(1 if self._store.uri.startswith("sqlite") else WRITERS) as pool:
+            for i in range(0, len(wanted), ROWS_AT_ONCE):
+                rows = self._project.ledger.read(set(wanted[i : i + ROWS_AT_ONCE])).to_pylist()
+                for name, run in pool.map(self._write, rows):
+                    if run is not None:
+                        self._runs[name] = run
+                        yield name
+
+    def conclude(self, results: Results) -> None:
+        """Attach a sweep's results to its run, and close it if the sweep has ended.
+
+        Their time is when the last observation was measured: the same results again are no further
+        point of a metric.
         """
         from mlflow.entities import Metric
 
-        when, step = _milliseconds(at), int(metrics.get("observations", 0))
-        self._client.log_batch(
-            self._parent, metrics=[Metric(k, v, when, step) for k, v in metrics.items()]
-        )
-        for path in artifacts:
-            self._client.log_artifact(
-                self._parent, str(path), "figures" if path.suffix == ".png" else None
-            )
-        if ended:
-            self._client.set_terminated(self._parent, "FINISHED")
+        run, step = self._sweeps[results.plan], int(results.metrics.get("observations", 0))
+        points = [Metric(k, v, self._latest, step) for k, v in results.metrics.items()]
+        self.client.log_batch(run, metrics=points)
+        if results.ended:
+            self.client.set_terminated(run, "FINISHED")
+        self.unattached = {}
+        for path in results.artifacts:
+            try:
+                self.client.log_artifact(run, path, "figures" if path.endswith(".png") else None)
+            except Exception as error:  # whatever their store raises: it is not MLflow's own
+                self.unattached[path] = first_line(error)
 
-    def _find_or_create_experiment(self) -> str:
-        name = self._project.path.name
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            if found.lifecycle_stage == "deleted":
-                self._client.restore_experiment(found.experiment_id)
-            return str(found.experiment_id)
-        return str(
-            self._client.create_experiment(
-                name,
-                artifact_location=artifacts_uri(self._project),
-                tags={"mlflow.experimentKind": "custom_model_development"},  # how its UI opens
-            )
-        )
-
-    def _existing(self) -> dict[ObservationId, str]:
-        runs: dict[ObservationId, str] = {}
+    def search(self, tag: str) -> list[Any]:
+        """All runs that have a tag: at once, since removing some of them moves MLflow's pages."""
+        runs: list[Any] = []
         token = None
         while True:
-            page = self._client.search_runs(
-                [self._experiment],
-                filter_string=f"tags.`{TRIAL_TAG}` != ''",
-                max_results=1000,
-                page_token=token,
+            page = self.client.search_runs(
+                [self._experiment], f"tags.`{tag}` != ''", max_results=1000, page_token=token
             )
-            for run in page:
-                name = run.data.tags[TRIAL_TAG], int(run.data.tags[TOKENS_TAG])
-                if run.info.end_time is None:  # the driver died while it was writing this one
-                    self._client.delete_run(run.info.run_id)
-                else:
-                    runs[name] = run.info.run_id
+            runs += page
             token = page.token
             if not token:
                 return runs
 
-    def _find_or_create_parent(self) -> str:
-        mine = f"tags.`{SWEEP_TAG}` = '{self._plan.name}'"
-        for run in self._client.search_runs([self._experiment], filter_string=mine, max_results=1):
-            return str(run.info.run_id)
-        run = self._client.create_run(
-            self._experiment, tags={SWEEP_TAG: self._plan.name}, run_name=self._plan.name
-        )
-        return str(run.info.run_id)
+    def _find_or_create_experiment(self) -> tuple[str, str]:
+        """Name and id. Called as the project, unless another project of its name was first."""
+        uri = self._project.uri
+        for name in (self._project.name, f"{self._project.name} ({uri})"):
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                break
+            if self._store.own or found.tags.get(PROJECT_TAG, uri) == uri:
+                if found.lifecycle_stage == "deleted":
+                    self.client.restore_experiment(found.experiment_id)
+                return name, str(found.experiment_id)
+        tags = {
+            PROJECT_TAG: uri,
+            "mlflow.experimentKind": "custom_model_development",  # how its UI opens
+        }
+        return name, str(self.client.create_experiment(name, self._store.artifacts, tags))
 
-    def _describe_parent(self) -> None:
+    def _tidy(self) -> None:
+        """Find out which runs there are; remove halves and doubles."""
+        for run in sorted(self.search(TRIAL_TAG), key=lambda run: str(run.info.run_id)):
+            name, half = name_of(run), run.info.end_time is None
+            if half or name in self._runs:
+                self.client.delete_run(run.info.run_id)
+                self.half_written += half
+                self.duplicates += not half
+            else:
+                self._runs[name] = run.info.run_id
+                self._latest = max(self._latest, run.info.end_time)
+
+    def _describe(self, plan: Plan, run: Any) -> None:
         """Tags, not params: a plan may grow."""
-        spec = self._plan.spec
-        for name, value in (
-            ("trials", str(len(self._plan.planned))),
-            ("flops", f"{self._plan.flops:.4g}"),
-            ("budgets", " ".join(f"{b.flops:g}" for b in spec.budgets)),
-            ("trainer", spec.trainer),
-            ("recipe", spec.recipe),
-        ):
-            self._client.set_tag(self._parent, name, value)
+        from mlflow.entities import RunTag
 
-    def _write(self, row: dict[str, Any], planned: Planned) -> str:
+        tags = {
+            "trials": str(len(plan.planned)),
+            "flops": f"{plan.flops:.4g}",
+            "budgets": " ".join(f"{b.flops:g}" for b in plan.spec.budgets),
+            "trainer": plan.spec.trainer,
+            "recipe": plan.spec.recipe,
+        }
+        if not tags.items() <= run.data.tags.items():
+            self.client.log_batch(run.info.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    def _write(self, row: dict[str, Any]) -> tuple[ObservationId, str | None]:
         from mlflow.entities import Metric, Param
+        from mlflow.exceptions import MlflowException
 
-        end = _milliseconds(row["finished_at"])
-        start = end - int(1000 * row["seconds"])
-        run = self._client.create_run(
+        name = row["trial"], row["tokens"]
+        points = [Metric(*point) for point in points_of(row)]
+        params = [Param(k, v) for k, v in params_of(row, self.planned[name]).items()]
+        try:
+            run = self._create_run(row, name)
+            self.client.log_batch(run, points, params)  # in calls of a thousand
+            end = span_of(row)[1]
+            self.client.set_terminated(run, status_of(row), end_time=end)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            self.refused[name] = first_line(error)  # and that must not hold up the others
+            return name, None
+        self._latest = max(self._latest, end)
+        return name, run
+
+    def _create_run(self, row: dict[str, Any], name: ObservationId) -> str:
+        plan, parent = self._parents[name]
+        budget = self.planned[name].budget
+        run = self.client.create_run(
             self._experiment,
-            start_time=start,
-            run_name=f"{planned.budget:.3g} FLOPs, width {row['width']}, seed {row['seed']}",
+            start_time=span_of(row)[0],
+            run_name=f"{budget:.3g} FLOPs, width {row['width']}, seed {row['seed']}",
             tags={
-                PARENT_TAG: self._parent,
-                PLAN_TAG: self._plan.name,
+                PARENT_TAG: parent,
+                PLAN_TAG: plan,
                 TRIAL_TAG: row["trial"],
                 TOKENS_TAG: str(row["tokens"]),
                 "isoflop.status": row["status"],
                 **({"isoflop.reason": row["reason"]} if row["reason"] else {}),
             },
         )
-        run_id = str(run.info.run_id)
-        last = row["curve"][-1]["step"] if row["curve"] else 0
-        points = [(k, row[k], last, end) for k in METRICS]
-        for point in row["curve"]:
-            # Deterministic times, so that writing the same point again changes nothing.
-            at = start + int((end - start) * point["step"] / max(last, 1))
-            points += [(k, point[k], point["step"], at) for k in ("train_loss", "heldout_loss")]
-        params = {"budget": f"{planned.budget:g}", "role": planned.role} | {
-            name: row[name] for name in PARAMS
-        }
-        self._client.log_batch(
-            run_id,
-            metrics=[Metric(k, v, at, step) for k, v, step, at in points if v is not None],
-            params=[Param(name, str(value)) for name, value in params.items()],
-        )
-        status = "FINISHED" if row["status"] == "complete" else "FAILED"
-        self._client.set_terminated(run_id, status, end_time=end)
-        return run_id
+        return str(run.info.run_id)
 
 
-class BackgroundTracker:
-    """Writes MLflow beside the training, off its path. Use as a context manager.
-
-    A failure is kept in `error`, not raised: the ledger is complete without MLflow, and the next
-    run of any sweep of the project writes what is missing.
-    """
-
-    def __init__(self, project: Project, plan: Plan) -> None:
-        self._project, self._plan = project, plan
-        self._keys: SimpleQueue[str | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._tracker: Tracker | None = None
-        self.error: Exception | None = None
-
-    def __enter__(self) -> BackgroundTracker:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._keys.put(None)
-        self._thread.join()
-
-    def finished(self, key: str) -> None:
-        """A trial's row is in the ledger."""
-        self._keys.put(key)
-
-    def conclude(self, metrics: dict[str, float], artifacts: list[Path], *, ended: bool) -> None:
-        """After the block: attach results, and write whatever other plans' runs are missing."""
-        if self._tracker is None or self.error is not None:
-            return
-        try:
-            table = self._project.ledger.read()
-            last = max(table["finished_at"].to_pylist(), default=datetime.now(UTC))
-            for plan in self._project.plans():
-                if plan.name != self._plan.name:
-                    Tracker(self._project, plan).record(table)
-            self._tracker.record(table)
-            self._tracker.conclude(metrics, artifacts, at=last, ended=ended)
-        except Exception as error:
-            self.error = error
-
-    def _work(self) -> None:
-        ledger = self._project.ledger
-        horizons = {p.trial.key: p.id for p in self._plan.planned}
-        try:
-            self._tracker = Tracker(self._project, self._plan)
-            self._tracker.record(ledger.read(set(horizons.values())))
-            while (key := self._keys.get()) is not None:
-                self._tracker.record(ledger.read({horizons[key]}))
-        except Exception as error:
-            self.error = error
+def first_line(error: Exception) -> str:
+    """An error in a line."""
+    lines = str(error).strip().splitlines()
+    if isinstance(error, InputError):
+        return lines[0]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def read_experiment(name: str, uri: str | None, *, own: bool = True) -> pa.Table:
-    """The runs of an experiment as a table, a row a run.
-
-    Parameters
-    ----------
-    name
-        The experiment's name.
-    uri
-        MLflow's store; by default what MLFLOW_TRACKING_URI says.
-    own
-        Whether runs that isoflop wrote are to be read as observations, with `SCHEMA`'s columns and
-        `role`. All other runs have a column a parameter and a metric, the last value of each. Where
-        the two share a name they are called params.NAME and metrics.NAME.
-
-    Raises
-    ------
-    InputError
-        If there is no such store, experiment or run.
-    """
-    _quieten()
-    # A server that is away is told of in seconds, not minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        raise InputError(f"where is the experiment {name!r}? say so with --tracking-uri")
-    store = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not store.exists():  # MLflow would make an empty one
-        raise InputError(f"--tracking-uri {uri}: there is no file {store}")
-    runs = _runs_of(name, uri)
-    ours = [run for run in runs if TRIAL_TAG in run.data.tags]
-    if own and ours:
-        return _observed(ours)
-    return _tabulated(runs)
-
-
-def _runs_of(name: str, uri: str) -> list[Any]:
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client = MlflowClient(tracking_uri=uri)
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            known = ", ".join(repr(e.name) for e in client.search_experiments())
-            raise InputError(f"{uri} has no experiment {name!r}; it has {known}")
-        runs, token = [], None
-        while True:
-            page = client.search_runs(
-                [experiment.experiment_id], max_results=1000, page_token=token
-            )
-            runs += list(page)
-            token = page.token
-            if not token:
-                break
-    except (MlflowException, OSError) as error:
-        raise InputError(f"--tracking-uri {uri}: {str(error).splitlines()[0]}") from error
-    if not runs:
-        raise InputError(f"the experiment {name!r} in {uri} has no runs")
-    return runs
-
-
-def _observed(runs: list[Any]) -> pa.Table:
-    """Our own runs, as rows of `SCHEMA` with `role`; what MLflow was not told is null."""
-    rows = []
-    for run in runs:
-        tags, params = run.data.tags, run.data.params
-        rows.append(
-            {
-                **{name: params.get(name) for name in PARAMS},
-                **{name: run.data.metrics.get(name) for name in METRICS},
-                "trial": tags[TRIAL_TAG],
-                "tokens": tags[TOKENS_TAG],
-                "status": tags["isoflop.status"],
-                "reason": tags.get("isoflop.reason"),
-                "recipe_hash": params.get("recipe"),
-                "budget": params.get("budget"),
-                "role": params.get("role", "grid"),
-            }
-        )
-    kinds = {field.name: field.type for field in SCHEMA} | {"role": pa.string()}
-
-    def value(raw: Any, kind: pa.DataType) -> Any:
-        if raw in (None, "None"):
-            return None
-        number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-        return float(raw) if number else raw
-
-    names = [name for name in kinds if name in rows[0]]
-    columns = {
-        name: pa.array([value(row[name], kinds[name]) for row in rows]).cast(kinds[name])
-        for name in names
-    }
-    nulls = {n: pa.nulls(len(rows), kind) for n, kind in kinds.items() if n not in columns}
-    return pa.table(columns | nulls)
-
-
-def _tabulated(runs: list[Any]) -> pa.Table:
-    """Somebody's runs: parameters as text, metrics as numbers."""
-    params = sorted({name for run in runs for name in run.data.params})
-    metrics = sorted({name for run in runs for name in run.data.metrics})
-    columns = {}
-    for name in params:
-        label = f"params.{name}" if name in metrics else name
-        columns[label] = pa.array([run.data.params.get(name) for run in runs], pa.string())
-    for name in metrics:
-        label = f"metrics.{name}" if name in params else name
-        columns[label] = pa.array([run.data.metrics.get(name) for run in runs], pa.float64())
-    return pa.table(columns)
-
-
-def _milliseconds(time: datetime) -> int:
-    return int(time.timestamp() * 1000)
-
-
-def _quieten() -> None:
-    """No telemetry, no notices of migrations on the console."""
+def quieten() -> None:
+    """No telemetry, no notices on the console, no long waits."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def trust_the_disk() -> None:
+    """Let SQLite not wait for the disk, in this process: it is a quarter of the time of a run.
+
+    A killed process loses nothing by it. A power cut may damage the database, which is a view that
+    `isoflop sync` rebuilds. The journal stays as it is: a write-ahead log would be faster still,
+    but does not work on a shared file system.
+    """
+    from sqlalchemy import Engine, event
+
+    @event.listens_for(Engine, "connect")
+    def on_connect(connection: Any, record: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+
+def _check_database(store: Store) -> None:
+    """MLflow would try a file that is no database for two minutes."""
+    path = Path(store.uri.removeprefix("sqlite:///"))
+    if store.uri.startswith("sqlite:///") and path.is_file():
+        with path.open("rb") as file:
+            if file.read(16) not in (b"", b"SQLite format 3\0"):
+                raise InputError(f"{path} is no SQLite database: move it away")
+
+
+def _directory(project: Project) -> Path:
+    if project.local is None:
+        raise InputError(f"{project.uri} is no directory: say with --tracking-uri where MLflow is")
+    return project.local

@@ -36,12 +36,15 @@ def serve(project: Project, port: int, console: Console) -> None:
     InputError
         If the project has no MLflow store yet, the port is in use, or the server ends by itself.
     """
-    if not (project.path / "mlflow.db").exists():
-        raise InputError(f"{project.path} has no MLflow store yet: run its sweep first")
+    if project.local is None or not (project.local / "mlflow.db").exists():
+        raise InputError(
+            f"{project.uri} has no MLflow store of its own: run its sweep first, or look where its "
+            "--tracking-uri says"
+        )
     _require_free(port)
     for number in (signal.SIGINT, signal.SIGTERM):  # either way the server must not outlive us
         signal.signal(number, signal.default_int_handler)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     command += ["--backend-store-uri", store_uri(project), "--workers", "1"]
     command += ["--default-artifact-root", artifacts_uri(project)]
     with tempfile.NamedTemporaryFile(prefix="isoflop-ui-", suffix=".log") as log:
@@ -53,7 +56,7 @@ def serve(project: Project, port: int, console: Console) -> None:
                 _wait_until_healthy(process, port)
             if process.poll() is None:
                 address = f"http://{HOST}:{port}/#/experiments/{_experiment(project, port)}/runs"
-                console.print(f"MLflow for {project.path.name}: [bold]{address}[/]  (Ctrl-C ends)")
+                console.print(f"MLflow for {project.name}: [bold]{address}[/]  (Ctrl-C ends)")
             code = process.wait()
             last = Path(log.name).read_text(errors="replace").strip().splitlines()[-1:]
         except KeyboardInterrupt:
@@ -75,7 +78,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int) -> None:
 
 def _experiment(project: Project, port: int) -> str:
     """Id of the project's experiment, so that the address leads to its runs."""
-    name = urllib.parse.quote(project.path.name)
+    name = urllib.parse.quote(project.name)
     path = f"api/2.0/mlflow/experiments/get-by-name?experiment_name={name}"
     with urllib.request.urlopen(f"http://{HOST}:{port}/{path}", timeout=20) as answer:
         return str(json.load(answer)["experiment"]["experiment_id"])

@@ -22,7 +22,7 @@ from analysis.fitting import Method
 from analysis.headline import headline
 from analysis.pair import fit_basis
 from analysis.wording import count
-from cluster.capacity import gpu_type
+from cluster.gpus import gpu_type
 from orchestrator.source import Observed
 
 

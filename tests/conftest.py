@@ -24,11 +24,11 @@ STDLIB = Stdlib()
 
 
 def _public(name: str) -> Path:
-    """A file of published points, which are not part of the project and may not be here."""
+    """A file of published points or schemas, no part of the project, which may not be here."""
     here = Path(__file__).parents[1] / "../shared/reference"
     path = Path(os.environ.get("ISOFLOP_REFERENCE", here)) / name
     if not path.exists():
-        pytest.skip(f"no published points at {path}: ISOFLOP_REFERENCE names their directory")
+        pytest.skip(f"no reference at {path}: ISOFLOP_REFERENCE names their directory")
     return path
 
 
@@ -42,6 +42,12 @@ def chinchilla_csv() -> Path:
 def isoflop_csv() -> Path:
     """Three published IsoFLOP studies."""
     return _public("isoflop_points.csv")
+
+
+@pytest.fixture(scope="session")
+def kuberay_rayjob_schema() -> Path:
+    """What KubeRay accepts as a RayJob."""
+    return _public("kuberay_rayjobs_v1.schema.json")
 
 
 @pytest.fixture(scope="session")

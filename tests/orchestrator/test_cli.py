@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.lease import hold
 from orchestrator.ledger import Ledger
 from orchestrator.planner import Plan, make_plan
-from orchestrator.project import Project, create_project, locked
+from orchestrator.project import Project, create_project
 from orchestrator.spec import parse_spec
 from trainers.registry import trainer
+from trainers.workspace import Scratch
 
 Run = Callable[..., tuple[int, str, str]]
 LARGE = {"aspect": 64.0, "head_width": 32, "width_multiple": 32}
@@ -35,13 +37,18 @@ VERBS = (
 )
 
 
+def _files(project: Project) -> list[Path]:
+    """The files of a ledger."""
+    return sorted((project.local / "ledger").glob("*.parquet"))
+
+
 def _fill(project: Project, spec: dict) -> Plan:
     """Measure a simulated sweep into a project, without Ray."""
     plan = make_plan(parse_spec({"trainer": "simulated", **spec}, source=Path("s.toml")))
     project.save_plan(plan)
     for trial in plan.trials:
-        *_, measurement = trainer("simulated").train(trial, Path())
-        Ledger(project.path).write(trial, measurement)
+        *_, measurement = trainer("simulated").train(trial, Scratch(Path()))
+        Ledger(project.storage).write(trial, measurement)
     return plan
 
 
@@ -50,7 +57,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
     made = create_project(tmp_path / "project")
     _fill(made, {"name": "s", "budgets": [1e16, 1e17, 1e18], "sizes": 5, "shapes": LARGE})
     yield made
-    assert not list(made.path.rglob("*.tmp"))
+    assert not list(made.local.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -77,7 +84,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_fit_prints_one_json_object(isoflop: Run, project: Project) -> None:
-    code, out, err = isoflop("fit", project.path, "--json")
+    code, out, err = isoflop("fit", project.local, "--json")
     found = json.loads(out)
     assert (code, err) == (0, "")
     assert found["observations"] == 15
@@ -89,20 +96,20 @@ def test_fit_prints_one_json_object(isoflop: Run, project: Project) -> None:
 
 
 def test_conventions_change_the_answer_and_are_named(isoflop: Run, project: Project) -> None:
-    _, exact, _ = isoflop("fit", project.path, "--json")
-    _, total, _ = isoflop("fit", project.path, "--json", "--params", "total", "--flops", "6nd")
+    _, exact, _ = isoflop("fit", project.local, "--json")
+    _, total, _ = isoflop("fit", project.local, "--json", "--params", "total", "--flops", "6nd")
     one, other = json.loads(exact), json.loads(total)
     assert other["convention"] == {"params": "total", "flops": "6nd"}
     assert one["exponents"]["hoffmann"]["a"] != other["exponents"]["hoffmann"]["a"]
 
 
 def test_forecast_and_propose_agree_with_fit(isoflop: Run, project: Project, tmp_path) -> None:
-    _, out, _ = isoflop("forecast", project.path, "--flops", "1e19", "--json")
+    _, out, _ = isoflop("forecast", project.local, "--flops", "1e19", "--json")
     forecast = json.loads(out)
     assert forecast["params_interval"][0] < forecast["params"] < forecast["params_interval"][1]
     assert forecast["tokens_per_param"] == pytest.approx(forecast["tokens"] / forecast["params"])
     output = tmp_path / "next.toml"
-    _, out, _ = isoflop("propose", project.path, "--flops", "1e19", "-o", output, "--json")
+    _, out, _ = isoflop("propose", project.local, "--flops", "1e19", "-o", output, "--json")
     proposal = json.loads(out)
     assert proposal["params"] == pytest.approx(forecast["params"])
     assert proposal["span"][0] < forecast["params_interval"][0]
@@ -114,7 +121,7 @@ def test_a_proposal_stays_within_its_spend(
     isoflop: Run, project: Project, tmp_path: Path, spend: float
 ) -> None:
     output = tmp_path / "next.toml"
-    isoflop("propose", project.path, "--flops", "1e19", "--spend", spend, "-o", output)
+    isoflop("propose", project.local, "--flops", "1e19", "--spend", spend, "-o", output)
     _, out, _ = isoflop("plan", output, "--json")
     planned = json.loads(out)
     assert 0.7 * spend < planned["flops"] <= spend
@@ -122,11 +129,11 @@ def test_a_proposal_stays_within_its_spend(
 
 
 def test_status_counts_observations(isoflop: Run, project: Project) -> None:
-    next(iter(project.ledger.files())).unlink()
-    _, out, _ = isoflop("status", project.path, "--json")
+    next(iter(_files(project))).unlink()
+    _, out, _ = isoflop("status", project.local, "--json")
     (plan,) = json.loads(out)["plans"]
     assert plan == {"name": "s", "complete": 14, "diverged": 0, "failed": 0, "waiting": 1}
-    assert "14" in isoflop("status", project.path)[1]
+    assert "14" in isoflop("status", project.local)[1]
 
 
 def _bad(isoflop: Run, *arguments: object) -> str:
@@ -178,8 +185,8 @@ def test_a_budget_too_small_for_a_step_writes_nothing(isoflop: Run, tmp_path: Pa
 def test_a_second_driver_is_refused_and_names_the_first(
     isoflop: Run, project: Project, sweep_file: Callable[..., Path]
 ) -> None:
-    with locked(project):
-        message = _bad(isoflop, "run", sweep_file(), "--project", project.path)
+    with hold(project.storage, "a sweep"):
+        message = _bad(isoflop, "run", sweep_file(), "--project", project.local)
     assert f"another isoflop (process {os.getpid()} on" in message
     assert len(project.plans()) == 1
 
@@ -187,24 +194,24 @@ def test_a_second_driver_is_refused_and_names_the_first(
 def test_a_damaged_ledger_is_noticed_before_anything_is_planned(
     isoflop: Run, project: Project, sweep_file: Callable[..., Path]
 ) -> None:
-    path = project.ledger.files()[0]
+    path = _files(project)[0]
     path.write_bytes(path.read_bytes()[:100])
-    assert path.name in _bad(isoflop, "run", sweep_file(), "--project", project.path)
+    assert path.name in _bad(isoflop, "run", sweep_file(), "--project", project.local)
     assert [plan.name for plan in project.plans()] == ["s"]
 
 
-@pytest.mark.parametrize("name", ["attempts/abc.json", "plans/s.json"])
+@pytest.mark.parametrize("name", ["attempts/abc-1.json", "plans/s.json"])
 def test_a_damaged_record_is_named(isoflop: Run, project: Project, name: str) -> None:
-    path = project.path / name
+    path = project.local / name
     path.parent.mkdir(exist_ok=True)
     path.write_text('{"trial": ')
-    assert path.name in _bad(isoflop, "status", project.path)
+    assert path.name in _bad(isoflop, "status", project.local)
 
 
 def test_two_truths_and_two_corpora_are_two_kinds(isoflop: Run, project: Project) -> None:
     other = {"name": "truth", "budgets": [1e16, 1e17], "sizes": 5, "shapes": LARGE}
     _fill(project, {**other, "simulated": {"E": 0.5}})
-    message = _bad(isoflop, "fit", project.path)
+    message = _bad(isoflop, "fit", project.local)
     assert "observations of 2 kinds" in message
     assert "trainer=simulated-1" in message
 
@@ -212,7 +219,7 @@ def test_two_truths_and_two_corpora_are_two_kinds(isoflop: Run, project: Project
 def test_two_families_of_shapes_are_refused(isoflop: Run, project: Project) -> None:
     deep = {"name": "deep", "budgets": [1e16, 1e17], "sizes": 5}
     _fill(project, {**deep, "shapes": {"depth": 3, "heads": 2, "width_multiple": 32}})
-    assert "another family of shapes" in _bad(isoflop, "fit", project.path)
+    assert "another family of shapes" in _bad(isoflop, "fit", project.local)
 
 
 def test_an_unwritable_project_is_refused(isoflop: Run, tmp_path: Path, sweep_file) -> None:
@@ -223,7 +230,7 @@ def test_an_unwritable_project_is_refused(isoflop: Run, tmp_path: Path, sweep_fi
 
 def test_an_unwritable_output_is_refused(isoflop: Run, project: Project, tmp_path: Path) -> None:
     for verb in ("report", "propose"):
-        assert "cannot write" in _bad(isoflop, verb, project.path, "-o", tmp_path / "no" / "file")
+        assert "cannot write" in _bad(isoflop, verb, project.local, "-o", tmp_path / "no" / "file")
 
 
 def test_an_empty_ledger_is_refused(isoflop: Run, tmp_path: Path) -> None:
@@ -239,23 +246,23 @@ def test_no_project_is_refused(isoflop: Run, tmp_path: Path) -> None:
 def test_one_budget_is_refused_by_name(isoflop: Run, tmp_path: Path) -> None:
     project = create_project(tmp_path / "p")
     _fill(project, {"name": "one", "budgets": [1e11], "sizes": 8, "span": 30.0})
-    assert "one budget only" in _bad(isoflop, "fit", project.path)
+    assert "one budget only" in _bad(isoflop, "fit", project.local)
 
 
 def test_all_diverged_is_refused(isoflop: Run, tmp_path: Path) -> None:
     project = create_project(tmp_path / "p")
     _fill(project, {"name": "d", "budgets": [1e11], "sizes": 5, "simulated": {"diverge": 1.0}})
-    assert "all 5 observations diverged" in _bad(isoflop, "fit", project.path)
+    assert "all 5 observations diverged" in _bad(isoflop, "fit", project.local)
 
 
 def test_two_kinds_are_listed_and_refused_unless_selected(isoflop: Run, project: Project) -> None:
     other = {"name": "other", "budgets": [1e16, 1e17], "sizes": 5, "recipe": "ladder-adamw"}
     _fill(project, {**other, "shapes": LARGE})
-    message = _bad(isoflop, "fit", project.path)
+    message = _bad(isoflop, "fit", project.local)
     assert "observations of 2 kinds" in message
     assert "15 with recipe=mini" in message
     assert "10 with recipe=ladder-adamw" in message
-    code, out, _ = isoflop("fit", project.path, "--where", "recipe=mini", "--json")
+    code, out, _ = isoflop("fit", project.local, "--where", "recipe=mini", "--json")
     assert code == 0
     found = json.loads(out)
     assert found["observations"] == 15
@@ -269,41 +276,41 @@ def test_two_kinds_are_listed_and_refused_unless_selected(isoflop: Run, project:
 def test_a_bad_selection_is_named(
     isoflop: Run, project: Project, condition: str, message: str
 ) -> None:
-    assert message in _bad(isoflop, "fit", project.path, "--where", condition)
+    assert message in _bad(isoflop, "fit", project.local, "--where", condition)
 
 
 def test_a_damaged_ledger_is_named_and_left_alone(isoflop: Run, project: Project) -> None:
-    path = project.ledger.files()[3]
+    path = _files(project)[3]
     path.write_bytes(path.read_bytes()[:200])
-    assert path.name in _bad(isoflop, "fit", project.path)
+    assert path.name in _bad(isoflop, "fit", project.local)
     assert path.stat().st_size == 200
 
 
 def test_a_foreign_file_in_the_ledger_is_named(isoflop: Run, project: Project) -> None:
-    pq.write_table(pa.table({"x": [1]}), project.ledger.directory / "aaaa-1.parquet")
-    assert "not an isoflop observation" in _bad(isoflop, "fit", project.path)
+    pq.write_table(pa.table({"x": [1]}), project.local / "ledger" / "aaaa-1.parquet")
+    assert "not an isoflop observation" in _bad(isoflop, "fit", project.local)
 
 
 def test_a_spend_too_small_for_the_next_budget_is_refused(isoflop: Run, project: Project) -> None:
-    message = _bad(isoflop, "propose", project.path, "--spend", "1e18")
+    message = _bad(isoflop, "propose", project.local, "--spend", "1e18")
     assert "allow at least" in message
 
 
 def test_bad_numbers_are_refused(isoflop: Run, project: Project) -> None:
-    assert "--flops is -1.0" in _bad(isoflop, "forecast", project.path, "--flops", "-1")
-    assert "--spend is nan" in _bad(isoflop, "propose", project.path, "--spend", "nan")
-    assert "--flops is 0.0" in _bad(isoflop, "propose", project.path, "--flops", "0")
-    assert "level" in _bad(isoflop, "fit", project.path, "--level", "1.5")
-    assert "--params is 'all'" in _bad(isoflop, "fit", project.path, "--params", "all")
+    assert "--flops is -1.0" in _bad(isoflop, "forecast", project.local, "--flops", "-1")
+    assert "--spend is nan" in _bad(isoflop, "propose", project.local, "--spend", "nan")
+    assert "--flops is 0.0" in _bad(isoflop, "propose", project.local, "--flops", "0")
+    assert "level" in _bad(isoflop, "fit", project.local, "--level", "1.5")
+    assert "--params is 'all'" in _bad(isoflop, "fit", project.local, "--params", "all")
 
 
 def test_a_port_in_use_is_named(isoflop: Run, project: Project) -> None:
-    (project.path / "mlflow.db").touch()
+    (project.local / "mlflow.db").touch()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        message = _bad(isoflop, "ui", project.path, "--port", port)
+        message = _bad(isoflop, "ui", project.local, "--port", port)
     assert f"port {port} on 127.0.0.1 cannot be used" in message
     assert "--port" in message
 
@@ -325,14 +332,14 @@ def test_a_report_is_one_self_contained_page(isoflop: Run, project: Project) -> 
         def handle_data(self, data):
             self.text.append(data)
 
-    code, out, _ = isoflop("report", project.path)
+    code, out, _ = isoflop("report", project.local)
     assert code == 0
     page = Page()
     page.feed(Path(out.strip()).read_text())
     assert page.tags.count("svg") == 2
     assert "script" not in page.tags
     assert all(link.startswith("#") for link in page.links)
-    _, fitted, _ = isoflop("fit", project.path, "--json")
+    _, fitted, _ = isoflop("fit", project.local, "--json")
     text = " ".join(page.text)
     assert f"{json.loads(fitted)['exponents']['hoffmann']['a']:.3f}" in text
-    assert (project.figures / "isoflop.png").read_bytes().startswith(b"\x89PNG")
+    assert (Path(project.figures) / "isoflop.png").read_bytes().startswith(b"\x89PNG")

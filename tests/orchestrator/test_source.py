@@ -10,6 +10,7 @@ import pytest
 from analysis.errors import InputError
 from analysis.fitting import Method
 from orchestrator.conventions import compare, conventions_json
+from orchestrator.experiment import read_experiment
 from orchestrator.external import add, external_counts
 from orchestrator.ledger import Ledger
 from orchestrator.planner import Plan, make_plan
@@ -17,12 +18,20 @@ from orchestrator.project import Project, create_project
 from orchestrator.reading import Convention, Reading, parse_where
 from orchestrator.source import Evidence, Points, evidence, open_source, points
 from orchestrator.spec import parse_spec
-from orchestrator.tracking import Tracker, read_experiment, store_uri
+from orchestrator.storage import open_storage
+from orchestrator.sync import sync
+from orchestrator.tracking import store_of, store_uri
 from trainers.registry import trainer
+from trainers.workspace import Scratch
 
 LARGE = {"aspect": 64.0, "head_width": 32, "width_multiple": 32}
 SWEEP = {"name": "s", "budgets": [1e16, 1e17, 1e18], "sizes": 5, "shapes": LARGE}
 TRUTH = {"A": 406.4, "B": 410.7, "E": 1.69, "alpha": 0.34, "beta": 0.28}
+
+
+def _files(project: Project) -> list[Path]:
+    """The files of a ledger."""
+    return sorted((project.local / "ledger").glob("*.parquet"))
 
 
 def _fill(project: Project, **changes: object) -> Plan:
@@ -31,8 +40,8 @@ def _fill(project: Project, **changes: object) -> Plan:
     plan = make_plan(parse_spec(spec, source=Path("s.toml")))
     project.save_plan(plan)
     for trial in plan.trials:
-        *_, measurement = trainer("simulated").train(trial, Path())
-        Ledger(project.path).write(trial, measurement)
+        *_, measurement = trainer("simulated").train(trial, Scratch(Path()))
+        Ledger(project.storage).write(trial, measurement)
     return plan
 
 
@@ -62,7 +71,7 @@ COLUMNS = {"params": "size", "flops": "FLOP", "loss": "val"}
 
 
 def _write_exclude(project: Project, text: str) -> None:
-    (project.path / "exclude.toml").write_text(text)
+    (project.local / "exclude.toml").write_text(text)
 
 
 def test_a_copy_of_a_ledger_is_read_as_what_it_is(project: Project, tmp_path: Path) -> None:
@@ -86,7 +95,7 @@ def test_a_copy_of_a_ledger_is_read_as_what_it_is(project: Project, tmp_path: Pa
 
 def test_an_older_ledger_is_read_without_the_later_columns(project, tmp_path) -> None:
     later = ["budget", "params_given", "flops_given", "weight", "trunk"]
-    path = project.ledger.files()[0]
+    path = _files(project)[0]
     pq.write_table(pq.read_table(path).drop_columns(later), path)
     assert project.ledger.read()["budget"].null_count == 15
     assert len(evidence(project).study(Convention()).obs) == 15
@@ -94,7 +103,7 @@ def test_an_older_ledger_is_read_without_the_later_columns(project, tmp_path) ->
 
 @pytest.mark.slow
 def test_mlflow_gives_the_projects_own_runs_back(project: Project) -> None:
-    Tracker(project, project.plans()[0]).record(project.ledger.read())
+    sync(project, store_of(project))
     found = open_source("mlflow:project", Reading(tracking_uri=store_uri(project)))
     own = evidence(project)
     for column in ("trial", "tokens", "loss", "params_total", "flops_exact", "width", "seed"):
@@ -202,7 +211,7 @@ def test_a_loss_of_ones_own_choice_is_fitted(tmp_path: Path) -> None:
 
 
 def test_rows_without_the_chosen_loss_are_counted(project: Project) -> None:
-    for i, path in enumerate(project.ledger.files()):
+    for i, path in enumerate(_files(project)):
         table = pq.read_table(path)
         at = table.column_names.index("bits_per_byte")
         bits = pa.array([1.0 + i / 100 if i else None], pa.float64())
@@ -247,7 +256,7 @@ def _role(project: Project, plan: Plan, role: str, count: int) -> None:
     data = plan.to_dict()
     for planned in data["planned"][:count]:
         planned["role"] = role
-    (project.path / "plans" / f"{plan.name}.json").unlink()
+    (project.local / "plans" / f"{plan.name}.json").unlink()
     project.save_plan(Plan.from_dict(data))
 
 
@@ -318,9 +327,9 @@ def test_external_runs_are_added_once_and_fitted(tmp_path: Path) -> None:
     again = add(tmp_path / "p", found.found.obs.select(np.arange(28) % 2 == 1), "theirs")
     assert (first.written, first.known) == (28, 0)
     assert (again.written, again.known) == (0, 14)
-    project = Project(tmp_path / "p")
+    project = Project(open_storage(tmp_path / "p"))
     assert external_counts(project) == {"theirs": 28}
-    source = open_source(str(project.path), Reading())
+    source = open_source(str(project.local), Reading())
     assert (source.plan, source.conventions.pairs[0]) == (None, ("given", "given"))
     seen, direct = source.study(Convention()), found.study(Convention())
     assert seen.fits[0].constants == pytest.approx(direct.fits[0].constants, rel=1e-6)
@@ -351,8 +360,8 @@ def test_budgets_weights_and_trunks_of_external_runs_are_kept(tmp_path: Path) ->
 
 def test_external_runs_are_a_kind_of_their_own(project: Project, tmp_path: Path) -> None:
     found = points_of(_points(tmp_path))
-    add(project.path, found.found.obs, "theirs")
-    add(project.path, found.found.obs, "other")
+    add(project.local, found.found.obs, "theirs")
+    add(project.local, found.found.obs, "other")
     with pytest.raises(InputError, match=r"observations of 3 kinds .*28 with .*corpus=other"):
         evidence(project)
     chosen = evidence(project, Reading(where={"corpus": "theirs"}))
@@ -373,4 +382,4 @@ def test_no_source_is_refused(tmp_path: Path, project: Project) -> None:
         with pytest.raises(InputError, match=message):
             open_source(str(tmp_path / name), Reading())
     with pytest.raises(InputError, match="--columns is for tables of others"):
-        open_source(str(project.path), Reading(columns={"loss": "loss"}))
+        open_source(str(project.local), Reading(columns={"loss": "loss"}))

@@ -1,11 +1,14 @@
 """sweep.toml: what it means, and one clear sentence for each way to get it wrong."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from analysis.errors import InputError
-from orchestrator.spec import Budget, parse_spec, read_spec, to_toml
+from cluster.budget import Caps
+from orchestrator.planner import make_plan
+from orchestrator.spec import Budget, parse_spec, read_spec, to_toml, with_cluster
 from trainers.corpus import Files, Markov, Stdlib
 
 HERE = Path("somewhere/sweep.toml")
@@ -36,6 +39,9 @@ def test_a_spec_needs_a_name_and_budgets_only() -> None:
         ({"shapes": {"depth": 2, "heads": 2, "contxt": 9}}, "did you mean 'context'?"),
         ({"simulated": {"noize": 0.1}}, "did you mean 'noise'?"),
         ({"budgets": [{"flops": 1e9, "width": [4]}]}, "did you mean 'widths'?"),
+        ({"limits": {"gpu_hour": 9}}, "did you mean 'gpu_hours'?"),
+        ({"checkpoints": {"every": 9}}, "did you mean 'every_steps'?"),
+        ({"cluster": {"price_per_hour": 2.5}}, "did you mean 'price_per_gpu_hour'?"),
         ({"zzz": 1}, "unknown key 'zzz': the keys are name"),
     ],
 )
@@ -63,6 +69,27 @@ def test_an_unknown_key_is_named_with_the_nearest(changes: dict, message: str) -
         ({"shapes": {"heads": 2}}, "give either depth or aspect"),
         ({"simulated": {"noise": -1.0}}, "noise"),
         ({"name": "../x"}, "name is '../x'"),
+        (
+            {"limits": {"slots": 0}},
+            "limits.slots is 0, but it should be greater than or equal to 1",
+        ),
+        ({"limits": {"flops": "1e20"}}, "limits.flops is the string '1e20'"),
+        (
+            {"limits": {"deadline": -1}},
+            "limits.deadline is -1, but it should be hours, more than 0",
+        ),
+        ({"limits": {"deadline": True}}, "limits.deadline is True: write hours"),
+        ({"limits": {"deadline": "soon"}}, "limits.deadline is 'soon': write hours, such as 36"),
+        (
+            {"limits": {"deadline": "2026-12-01T08:00:00"}},
+            "write it as 2026-12-01T08:00:00Z, in UTC",
+        ),
+        ({"limits": {"slow_factor": 0.5}}, "limits.slow_factor is 0.5"),
+        ({"limits": {"money": 100.0}}, "money bounds nothing without cluster.price_per_gpu_hour"),
+        ({"checkpoints": {"after": "burn"}}, "checkpoints.after is 'burn'"),
+        ({"checkpoints": {"max_overhead": 0.0}}, "checkpoints.max_overhead is 0.0"),
+        ({"cluster": {"gpu": "TPU v4"}}, "no GPU type 'TPU v4' is known; there are B200"),
+        ({"cluster": {"nodes": 4}}, "cluster needs gpu, such as H100, or cpus_per_node"),
     ],
 )
 def test_an_impossible_value_is_named_with_its_bound(changes: dict, message: str) -> None:
@@ -92,6 +119,12 @@ def test_a_corpus_glob_is_relative_to_the_sweep_file(tmp_path: Path) -> None:
         {"trainer": "simulated", "simulated": {"E": 0.0, "noise": 0.001}},
         {"budgets": [{"flops": 3.24e12, "widths": [8, 12, 16]}, {"flops": 123456.789}]},
         {"shapes": {"aspect": 64.0, "head_width": 32, "context": 1024, "width_multiple": 32}},
+        {
+            "limits": {"flops": 1e20, "slots": 4, "deadline": 36.5, "slow_factor": "never"},
+            "checkpoints": {"every_seconds": "never", "every_steps": 100, "after": "keep"},
+            "cluster": {"gpu": "H100", "nodes": 8, "price_per_gpu_hour": 2.5},
+        },
+        {"limits": {"deadline": "2026-12-01T08:00:00+01:00"}},
     ],
 )
 def test_a_spec_written_as_toml_reads_back_the_same(tmp_path: Path, changes: dict) -> None:
@@ -104,3 +137,42 @@ def test_a_spec_written_as_toml_reads_back_the_same(tmp_path: Path, changes: dic
 
 def test_markov_symbols_are_the_default_where_not_given() -> None:
     assert parse_spec({**GOOD, "corpus": {"kind": "markov"}}, source=HERE).corpus == Markov()
+
+
+def test_a_sweep_is_patient_and_unbounded_by_default() -> None:
+    spec = parse_spec(GOOD, source=HERE)
+    limits, checkpoints = spec.limits, spec.checkpoints
+    assert (limits.retries, limits.restarts) == (2, 4)
+    assert (limits.silent_seconds, limits.slow_factor) == (600.0, 5.0)
+    assert limits.caps(None, datetime.now(UTC)) == Caps()
+    assert (checkpoints.every_seconds, checkpoints.every_steps, checkpoints.keep) == (
+        300.0,
+        None,
+        2,
+    )
+    assert spec.cluster.cluster() is None
+
+
+@pytest.mark.parametrize("deadline", [36, "2026-12-02T20:00:00Z", "2026-12-02T21:00:00+01:00"])
+def test_a_deadline_is_hours_from_the_start_or_a_time(deadline: object) -> None:
+    spec = parse_spec({**GOOD, "limits": {"deadline": deadline}}, source=HERE)
+    started = datetime(2026, 12, 1, 8, tzinfo=UTC)
+    assert spec.limits.caps(None, started).deadline == 36 * 3600
+
+
+def test_how_a_sweep_runs_changes_none_of_its_trials() -> None:
+    tables = {
+        "limits": {"flops": 1e20, "slots": 4, "retries": 0},
+        "checkpoints": {"every_steps": 10},
+        "cluster": {"gpu": "H100", "nodes": 8},
+    }
+    plain, told = (make_plan(parse_spec({**GOOD, **t}, source=HERE)) for t in ({}, tables))
+    assert [t.key for t in plain.trials] == [t.key for t in told.trials]
+
+
+def test_the_cluster_of_a_spec_can_be_another() -> None:
+    spec = parse_spec({**GOOD, "cluster": {"gpu": "H100", "nodes": 8}}, source=HERE)
+    other = with_cluster(spec, gpu="A100", nodes=None, price_per_gpu_hour=2.0)
+    assert str(other.cluster.cluster()) == "8 nodes of 8 GPUs A100 80GB and 64 cores"
+    with pytest.raises(InputError, match="nodes is 0, but it should be greater than or equal to 1"):
+        with_cluster(spec, nodes=0)

@@ -19,11 +19,17 @@ from orchestrator.loop import Outcome, run
 from orchestrator.planner import make_plan
 from orchestrator.project import Project, counts, create_project, directory_for
 from orchestrator.spec import parse_spec, read_spec
+from orchestrator.storage import open_storage
 from orchestrator.tracking import BackgroundTracker, Tracker, store_uri
 
 pytestmark = pytest.mark.slow
 
 SWEEP = {"name": "s", "trainer": "simulated", "budgets": [1e10, 1e11, 1e12], "sizes": 5}
+
+def _files(project: Project) -> list[Path]:
+    """The files of a ledger."""
+    return sorted((project.local / "ledger").glob("*.parquet"))
+
 
 
 @pytest.fixture(scope="session")
@@ -37,19 +43,19 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(tmp_path: Path, empty_store: Path) -> Project:
     made = create_project(tmp_path / "project")
-    shutil.copy(empty_store, made.path / "mlflow.db")
+    shutil.copy(empty_store, made.local / "mlflow.db")
     return made
 
 
 def _run(project: Project, **changes: object) -> Outcome:
     plan = make_plan(parse_spec({**SWEEP, **changes}, source=Path("s.toml")))
-    with (project.path.parent / "console.txt").open("w") as file:
+    with (project.local.parent / "console.txt").open("w") as file:
         return run(project, plan, Console(file=file), started=time.time())
 
 
 def _runs(project: Project) -> list:
     client = MlflowClient(tracking_uri=store_uri(project))
-    experiment = client.get_experiment_by_name(project.path.name)
+    experiment = client.get_experiment_by_name(project.name)
     return list(client.search_runs([experiment.experiment_id], max_results=1000))
 
 
@@ -101,7 +107,7 @@ def test_the_fit_recovers_the_simulated_truth(project: Project) -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_what_is_measured_is_never_trained_again(project: Project) -> None:
     _run(project, budgets=[1e10, 1e11])
-    files = {p: p.stat().st_mtime_ns for p in project.ledger.files()}
+    files = {p: p.stat().st_mtime_ns for p in _files(project)}
     assert len(files) == 10
     again = _run(project, budgets=[1e10, 1e11])
     assert (again.trained, again.training_share) == (0, 0.0)
@@ -116,7 +122,7 @@ def test_the_proposal_runs_into_the_same_project_and_its_fit_uses_everything(
     project: Project,
 ) -> None:
     first = _run(project)
-    spec = read_spec(project.proposal)
+    spec = read_spec(Path(project.proposal))
     assert spec.budgets[0].flops == pytest.approx(1e13)
     plan = make_plan(spec)
     with Path(os.devnull).open("w") as file:
@@ -129,7 +135,7 @@ def test_the_proposal_runs_into_the_same_project_and_its_fit_uses_everything(
     assert measured.status == "interior"
     forecast = first.study.next.params
     assert forecast.low / 1.3 < measured.params < forecast.high * 1.3
-    assert read_spec(project.proposal).budgets[0].flops == pytest.approx(1e14)
+    assert read_spec(Path(project.proposal)).budgets[0].flops == pytest.approx(1e14)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -140,7 +146,7 @@ def test_failures_are_recorded_and_the_rest_goes_on(project: Project) -> None:
     assert outcome.states == {"complete": 15 - failed, "failed": failed}
     assert not outcome.finished
     assert not outcome.proposed
-    records = project.ledger.failures()
+    records = project.attempts.all()
     assert len(records) == 2 * failed  # each was tried twice
     assert "RuntimeError: simulated failure" in records[0]["error"]
     assert "Traceback" in records[0]["traceback"]
@@ -161,7 +167,7 @@ def test_diverged_trials_are_rows_and_not_fitted(project: Project) -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_mlflow_is_rebuilt_from_the_ledger(project: Project) -> None:
     _run(project, budgets=[1e10])
-    (project.path / "mlflow.db").unlink()
+    (project.local / "mlflow.db").unlink()
     plan = project.plans()[0]
     tracker = Tracker(project, plan)
     tracker.record(project.ledger.read())
@@ -174,7 +180,7 @@ def test_mlflow_is_rebuilt_from_the_ledger(project: Project) -> None:
 def test_a_run_of_any_sweep_rebuilds_mlflow_for_all(project: Project) -> None:
     _run(project, budgets=[1e10])
     _run(project, name="other", budgets=[1e11])
-    (project.path / "mlflow.db").unlink()
+    (project.local / "mlflow.db").unlink()
     _run(project, budgets=[1e10])
     assert len(_runs(project)) == 2 + 10
 
@@ -190,7 +196,7 @@ def test_a_second_run_adds_nothing_to_mlflow(project: Project) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_mlflow_that_fails_at_the_end_is_told_and_not_fatal(project: Project) -> None:
-    (project.path / "mlartifacts").write_text("in the way")
+    (project.local / "mlartifacts").write_text("in the way")
     outcome = _run(project)
     assert outcome.finished
     assert outcome.tracking_error
@@ -200,15 +206,15 @@ def test_mlflow_that_fails_at_the_end_is_told_and_not_fatal(project: Project) ->
 @pytest.mark.usefixtures("ray_session")
 def test_the_executed_sweep_is_kept_as_a_file_that_runs(project: Project) -> None:
     _run(project)
-    kept = project.path / "plans" / "s.toml"
+    kept = project.local / "plans" / "s.toml"
     again = make_plan(read_spec(kept))
-    assert directory_for(kept, "s") == project.path
+    assert directory_for(kept, "s") == project.local
     with Path(os.devnull).open("w") as file:
         assert run(project, again, Console(file=file), started=time.time()).trained == 0
 
 
 def test_a_broken_mlflow_store_does_not_stop_the_sweep(project: Project) -> None:
-    (project.path / "mlflow.db").write_text("no database")
+    (project.local / "mlflow.db").write_text("no database")
     plan = make_plan(parse_spec(SWEEP, source=Path("s.toml")))
     with BackgroundTracker(project, plan) as tracking:
         tracking.finished(plan.trials[0].key)
@@ -234,17 +240,17 @@ def test_an_interrupted_driver_goes_on_where_it_was(
 ) -> None:
     """Real processes, real signals: killed in the middle, run again, each row once."""
     spec = sweep_file(simulated="seconds = 0.4")
-    project = Project(tmp_path / "project")
-    command = _command(spec, project.path)
+    project = Project(open_storage(tmp_path / "project"))
+    command = _command(spec, project.local)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as first:
-        _wait(lambda: len(project.ledger.files()) >= 3, first)
+        _wait(lambda: len(_files(project)) >= 3, first)
         first.send_signal(blow)
         _, errors = first.communicate(timeout=60)
     if blow == signal.SIGINT:
         assert first.returncode == 130
         assert "interrupted; run the same command again to go on" in errors.decode()
     time.sleep(1.5)  # workers that outlived a killed driver may still write their row
-    done = {p: p.stat().st_mtime_ns for p in project.ledger.files()}
+    done = {p: p.stat().st_mtime_ns for p in _files(project)}
     assert 3 <= len(done) < 15
     second = subprocess.run(command, capture_output=True, timeout=120, check=True)
     found = json.loads(second.stdout)
@@ -259,17 +265,17 @@ def test_a_killed_worker_is_recorded_and_its_trial_tried_again(
     tmp_path: Path, sweep_file: Callable[..., Path]
 ) -> None:
     spec = sweep_file(simulated="seconds = 1.5", budgets="[1e16, 3e16]")
-    project = Project(tmp_path / "project")
-    command = _command(spec, project.path)
+    project = Project(open_storage(tmp_path / "project"))
+    command = _command(spec, project.local)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
-        _wait(lambda: len(project.ledger.files()) >= 2, driver)
+        _wait(lambda: len(_files(project)) >= 2, driver)
         children = psutil.Process(driver.pid).children(recursive=True)
         busy = [c for c in children if c.cmdline()[:1] and "ImplicitFunc" in c.cmdline()[0]]
         busy[0].kill()
         out, errors = driver.communicate(timeout=120)
     found = json.loads(out)
     assert (found["complete"], found["failed"]) == (10, 0)
-    records = project.ledger.failures()
+    records = project.attempts.all()
     assert {record["error"] for record in records} == {"the worker process died"}
     assert "died" in records[0]["traceback"]
     assert "raylet" not in errors.decode()
@@ -292,7 +298,7 @@ def test_real_training_on_text_goes_through_the_same_path(tmp_path: Path) -> Non
     text = result.stderr.decode()
     assert "6/6" in text
     assert not any(word in text.lower() for word in ("ray", "mlflow", "warning", "traceback"))
-    table = Project(tmp_path / "p").ledger.read()
+    table = Project(open_storage(tmp_path / "p")).ledger.read()
     assert max(table["loss"].to_pylist()) < 3.2
     by_seed = set(table["device"].to_pylist())
     assert len(by_seed) == 1

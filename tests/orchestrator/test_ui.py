@@ -16,6 +16,7 @@ from orchestrator.project import create_project
 from orchestrator.spec import parse_spec
 from orchestrator.tracking import Tracker
 from trainers.registry import trainer
+from trainers.workspace import Scratch
 
 pytestmark = pytest.mark.slow
 
@@ -31,11 +32,11 @@ def test_the_ui_serves_the_projects_runs_and_ends_on_interrupt(tmp_path: Path) -
     spec = {"name": "s", "trainer": "simulated", "budgets": [1e10], "sizes": 3}
     plan = make_plan(parse_spec(spec, source=Path("s.toml")))
     for trial in plan.trials:
-        project.ledger.write(trial, list(trainer("simulated").train(trial, Path()))[-1])
+        project.ledger.write(trial, list(trainer("simulated").train(trial, Scratch(Path())))[-1])
     Tracker(project, plan).record(project.ledger.read())
     port = _free_port()
     code = "from orchestrator.cli import main; main()"
-    command = [sys.executable, "-c", code, "ui", str(project.path), "--port", str(port)]
+    command = [sys.executable, "-c", code, "ui", str(project.local), "--port", str(port)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
         assert process.stdout is not None

@@ -1,0 +1,252 @@
+"""Attempts: who is or was training what, and how each attempt that gave no row ended."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+from analysis.observations import ObservationId
+from orchestrator.storage import Storage, parse_record
+from trainers.trial import Trial
+
+DIRECTORY = "attempts"
+Kind = Literal["raised", "silent", "slow", "worker lost", "driver lost", "node lost", "interrupted"]
+BLAMELESS: frozenset[Kind] = frozenset({"driver lost", "interrupted"})
+"""Ends that say nothing of the trial, which the next run takes up again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One try of one process to measure one observation."""
+
+    trial: str
+    """Its key."""
+    tokens: int
+    number: int
+    """From 1, ascending with time for one trial; a number may be missing."""
+    id: str
+    """A random word: whose record this is, should an answer of the storage be lost."""
+    driver: int
+    """Generation of the lease under which it was started."""
+    node: str
+    """Name of the machine."""
+    pid: int
+    started_at: str
+    """UTC, ISO format, by the clock of its machine."""
+    resumed_from: int | None = None
+    """The step of the checkpoint that it started from; None where that is not known."""
+    ended_at: str | None = None
+    kind: Kind | None = None
+    """How it ended; None while it is open."""
+    error: str | None = None
+    """In one sentence."""
+    traceback: str | None = None
+    log: str | None = None
+    """The tail of what it printed."""
+    step: int | None = None
+    """The last step that is known of it."""
+
+    @property
+    def open(self) -> bool:
+        """Whether no end has been written: it runs, or its process could not write one."""
+        return self.kind is None
+
+    @property
+    def observation(self) -> ObservationId:
+        """What it was to measure."""
+        return self.trial, self.tokens
+
+
+class Attempts:
+    """One small file an attempt, `attempts/<trial>-<number>.json`, in a project's storage.
+
+    Contract: an attempt is on record, open, before its training starts. It is removed when its
+    trial's row is in the ledger; else its end stays on record. So after any crash each attempt is
+    either open, and closed by the next one of its trial at the latest, or explained. Two processes
+    that begin the same trial at once get two numbers. Of two ends of one attempt, which only a
+    worker and a driver that gave it up can write, the first one stays, or either of them if they
+    are written within the same moment. Records are read one by one: a list of them is no snapshot.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def begin(
+        self,
+        trial: Trial,
+        *,
+        driver: int,
+        node: str,
+        pid: int,
+        resumed_from: int | None = None,
+    ) -> Attempt:
+        """Record that an attempt starts, and close those of its trial that were left open.
+
+        Those are lost: with their driver, if another one started them, else with their worker.
+        """
+        before = self.of(trial.key)
+        for other in before:
+            if other.open:
+                same = other.driver == driver
+                who = "worker process" if same else "driver"
+                kind: Kind = "worker lost" if same else "driver lost"
+                self.fail(other, kind=kind, error=f"its {who} was gone when the next one began")
+        attempt = Attempt(
+            trial=trial.key,
+            tokens=trial.tokens,
+            number=1 + max((other.number for other in before), default=0),
+            id=uuid.uuid4().hex,
+            driver=driver,
+            node=node,
+            pid=pid,
+            started_at=_now(),
+            resumed_from=resumed_from,
+        )
+        return self._create(attempt)
+
+    def succeed(self, attempt: Attempt) -> None:
+        """Forget an attempt, since its trial's row is in the ledger."""
+        self.storage.remove(_name(attempt))
+
+    def fail(
+        self,
+        attempt: Attempt,
+        *,
+        kind: Kind,
+        error: str,
+        traceback: str | None = None,
+        log: str | None = None,
+        step: int | None = None,
+    ) -> Attempt:
+        """Record how an attempt ended, unless it succeeded or its end is on record already.
+
+        Returns what is on record.
+        """
+        name = _name(attempt)
+        found = self.storage.read_many([name]).get(name)
+        if found is None:  # it has succeeded
+            return attempt
+        on_record = _parse(self.storage.place(name), found)
+        if not on_record.open:
+            return on_record
+        ended = replace(
+            attempt,
+            ended_at=_now(),
+            kind=kind,
+            error=error,
+            traceback=traceback,
+            log=log,
+            step=step,
+        )
+        self.storage.replace(name, _dump(ended))
+        return ended
+
+    def lost(
+        self,
+        trial: Trial,
+        *,
+        driver: int,
+        kind: Kind,
+        error: str,
+        detail: str | None = None,
+        after: int = 0,
+    ) -> Attempt:
+        """Close the open attempt of a trial whose process can do so no more.
+
+        Parameters
+        ----------
+        trial, driver
+            Whose attempt under which lease.
+        kind, error, detail
+            What the driver knows of it; `detail` is kept as its traceback.
+        after
+            The number of the trial's last attempt when the driver handed it out. If a later one
+            has ended by itself, this changes nothing. If there is none at all, the process died
+            before it could begin one: a closed one is recorded in its place.
+
+        Returns
+        -------
+        The attempt that is on record as ended.
+        """
+        own = [other for other in self.of(trial.key, driver=driver) if other.number > after]
+        for other in own:
+            if other.open:
+                return self.fail(other, kind=kind, error=error, traceback=detail)
+        if own:
+            return own[-1]
+        now = _now()
+        return self._create(
+            Attempt(
+                trial=trial.key,
+                tokens=trial.tokens,
+                number=after + 1,
+                id=uuid.uuid4().hex,
+                driver=driver,
+                node="",
+                pid=0,
+                started_at=now,
+                ended_at=now,
+                kind=kind,
+                error=error,
+                traceback=detail,
+            )
+        )
+
+    def forget(self, measured: Collection[ObservationId]) -> None:
+        """Remove open attempts at what is `measured`: their process died right after its row."""
+        for attempt in self.all():
+            if attempt.open and attempt.observation in measured:
+                self.succeed(attempt)
+
+    def of(self, key: str, *, driver: int | None = None) -> list[Attempt]:
+        """Attempts of one trial, oldest first; those under one lease, if it is given."""
+        found = self._read(f"{key}-")
+        own = [a for a in found if a.trial == key and driver in (None, a.driver)]
+        return sorted(own, key=lambda a: a.number)
+
+    def all(self) -> list[Attempt]:
+        """Every attempt on record, oldest first.
+
+        Raises
+        ------
+        InputError
+            If a record is damaged or foreign.
+        """
+        return sorted(self._read(""), key=lambda a: (a.started_at, a.number))
+
+    def _read(self, prefix: str) -> list[Attempt]:
+        names = self.storage.names(DIRECTORY, prefix)
+        paths = [f"{DIRECTORY}/{name}" for name in names if name.endswith(".json")]
+        read = self.storage.read_many(paths)
+        return [_parse(self.storage.place(path), data) for path, data in read.items()]
+
+    def _create(self, attempt: Attempt) -> Attempt:
+        """Record it under its number, or the next one that is free."""
+        while not self.storage.create(_name(attempt), _dump(attempt)):
+            found = self.storage.read_many([_name(attempt)]).get(_name(attempt))
+            if found is not None and _parse(_name(attempt), found).id == attempt.id:
+                break
+            attempt = replace(attempt, number=attempt.number + 1)
+        return attempt
+
+
+def _name(attempt: Attempt) -> str:
+    return f"{DIRECTORY}/{attempt.trial}-{attempt.number}.json"
+
+
+def _dump(attempt: Attempt) -> bytes:
+    return json.dumps(asdict(attempt), indent=1).encode()
+
+
+def _parse(place: str, data: bytes) -> Attempt:
+    needed = ("trial", "tokens", "number", "id", "driver", "node", "pid", "started_at")
+    found = parse_record(place, data, needed)
+    return Attempt(**{f.name: found[f.name] for f in fields(Attempt) if f.name in found})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,73 @@
+"""The verb that makes MLflow equal to the ledger: sync. Thin, as `cli.py` is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from analysis.errors import InputError
+from orchestrator.options import Json, ProjectPath, Told, console, print_json
+
+
+def add_verbs(app: typer.Typer) -> None:
+    """Give the command line its verb."""
+    app.command()(sync)
+
+
+def sync(
+    project: ProjectPath,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(
+            "--tracking-uri",
+            metavar="URI",
+            help="MLflow's store. Default: MLFLOW_TRACKING_URI, else the project's own.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write to MLflow what the ledger has and it lacks, from nothing if need be.
+
+    Example: `isoflop sync projects/mini --tracking-uri http://127.0.0.1:5000`
+    """
+    from orchestrator.lease import hold
+    from orchestrator.mirror import NO_STORE
+    from orchestrator.project import open_project
+    from orchestrator.sync import sync as make_equal
+    from orchestrator.tracking import quieten, store_of, trust_the_disk
+
+    opened = open_project(project)
+    store = store_of(opened, tracking_uri)
+    if store is None:
+        raise InputError(NO_STORE)
+    quieten()
+    trust_the_disk()
+    with (
+        hold(opened.storage, "isoflop sync"),  # a driver writes MLflow itself
+        console(stderr=True).status("asking MLflow") as shown,
+    ):
+        done = make_equal(
+            opened, store, lambda n, missing: shown.update(f"writing run {n} of {missing}")
+        )
+    if as_json:
+        named = {"refused": list(map(list, done.refused)), "unknown": list(map(list, done.unknown))}
+        print_json({"store": store.shown, **asdict(done), **named})
+    else:
+        out = console()
+        out.print(
+            f"{done.written} runs written to the experiment {done.experiment} at {store.shown}",
+            markup=False,
+            highlight=False,
+        )
+        counted = ((done.half_written, "half-written runs"), (done.duplicates, "doubled runs"))
+        for n, what in counted:
+            if n:
+                out.print(f"{n} {what} removed")
+        if done.unknown:
+            out.print(f"{len(done.unknown)} runs of observations that the ledger lacks, left there")
+        for what in done.differences:
+            out.print(f"differs: {what}", markup=False)
+    if done.differences:
+        raise Told(1)

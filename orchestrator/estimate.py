@@ -1,0 +1,199 @@
+"""What a plan takes on a cluster: placements, time, money, makespan. Trains nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import InputError
+from cluster.budget import HOUR
+from cluster.capacity import PACE_COLUMNS, Pace, mfu, seconds
+from cluster.machines import Cluster, this_machine
+from cluster.placement import Placement, Unplaceable, place
+from cluster.queue import Job
+from cluster.simulation import Schedule, simulate
+from orchestrator.planner import Plan
+from orchestrator.project import directory_for, open_project
+from orchestrator.spec_running import Checkpoints
+from trainers.flops import params, trial_flops
+from trainers.trial import Trial
+
+CHECKPOINT_BYTES_PER_PARAM = 12
+"""fp32: the weight and the optimiser's two moments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """One trial of a plan and where it is expected to run."""
+
+    trial: Trial
+    placement: Placement
+    seconds: float
+    mfu: float | None
+    """Share of its GPUs' peak; None on a core."""
+
+    @property
+    def job(self) -> Job:
+        """It as the queue sees it."""
+        return Job(
+            key=self.trial.key,
+            placement=self.placement,
+            seconds=self.seconds,
+            flops=trial_flops(self.trial),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A plan on a cluster."""
+
+    plan: Plan
+    cluster: Cluster
+    asked: bool
+    """Whether somebody named the cluster; else it is this machine's cores."""
+    measured: bool
+    """Whether times rest on trials of the ledger."""
+    placed: dict[str, Placed]
+    """By key."""
+    unplaceable: tuple[Unplaceable, ...]
+    schedule: Schedule
+    """With the spec's caps kept."""
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all trials that fit, caps or not."""
+        return sum(item.job.gpu_seconds for item in self.placed.values()) / HOUR
+
+    @property
+    def core_hours(self) -> float:
+        """Of the trials on cores."""
+        on_cores = (item for item in self.placed.values() if not item.placement.gpus)
+        return sum(item.seconds for item in on_cores) / HOUR
+
+    @property
+    def money(self) -> float | None:
+        """What these GPU-hours cost; None where no price is told."""
+        price = self.plan.spec.cluster.price_per_gpu_hour
+        return None if price is None else self.gpu_hours * price
+
+    @property
+    def checkpoint_bytes(self) -> float:
+        """Of checkpoints, when every trial that writes any has all that are kept."""
+        found = self.plan.spec.checkpoints
+        writing = (item for item in self.placed.values() if _writes(item, found))
+        per_param = CHECKPOINT_BYTES_PER_PARAM * found.keep
+        return sum(per_param * params(item.trial.shape).total for item in writing)
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of `isoflop plan --json`."""
+        schedule, summary = self.schedule, self.plan.summary()
+        refused = {item.trial.key: item for item in self.unplaceable}
+        for row in summary["trials"]:
+            row["placement"] = self._placement_json(row["key"])
+            row["unplaceable"] = str(refused[row["key"]]) if row["key"] in refused else None
+        return summary | {
+            "cluster": {
+                "nodes": len(self.cluster.nodes),
+                "gpus": self.cluster.gpus,
+                "cpus": self.cluster.cpus,
+                "description": str(self.cluster),
+            },
+            "measured": self.measured,
+            "classes": class_counts(self.placed.values()),
+            "gpu_hours": self.gpu_hours,
+            "core_hours": self.core_hours,
+            "money": self.money,
+            "makespan_seconds": schedule.makespan,
+            "bound_seconds": schedule.bound,
+            "idle": schedule.idle,
+            "order": schedule.order,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "held_back": dict(Counter(schedule.held.values())),
+            "unplaceable": [str(item) for item in self.unplaceable],
+        }
+
+    def _placement_json(self, key: str) -> dict[str, Any] | None:
+        item = self.placed.get(key)
+        if item is None:
+            return None
+        where = item.placement
+        return {
+            "class": where.label,
+            "gpus": where.gpus,
+            "nodes": where.nodes,
+            "bytes": where.bytes,
+            "seconds": item.seconds,
+            "mfu": item.mfu,
+            "held_back": self.schedule.held.get(key),
+        }
+
+
+def estimate(plan: Plan, cluster: Cluster | None = None, pace: Pace | None = None) -> Estimate:
+    """Place a plan on `cluster` (default: its spec's, else this machine's cores) and time it."""
+    spec = plan.spec
+    asked = cluster or spec.cluster.cluster()
+    there, pace = asked or this_machine(), pace or Pace()
+    placed, refused = {}, []
+    for trial in plan.trials:
+        found = place(trial, there)
+        if isinstance(found, Unplaceable):
+            refused.append(found)
+            continue
+        placed[trial.key] = Placed(
+            trial=trial,
+            placement=found,
+            seconds=seconds(trial, found, there, pace),
+            mfu=mfu(trial, found, there, pace) or None,
+        )
+    return Estimate(
+        plan=plan,
+        cluster=there,
+        asked=asked is not None,
+        measured=bool(pace.measured),
+        placed=placed,
+        unplaceable=tuple(refused),
+        schedule=simulate(
+            [item.job for item in placed.values()],
+            there,
+            slots=spec.limits.slots,
+            caps=spec.limits.caps(spec.cluster.price_per_gpu_hour, datetime.now(UTC)),
+        ),
+    )
+
+
+def class_counts(placed: Iterable[Placed]) -> dict[str, int]:
+    """How many are of each class, the smallest class first."""
+    placed = sorted(placed, key=lambda item: (item.placement.gpus, item.placement.label))
+    return dict(Counter(item.placement.label for item in placed))
+
+
+def measured_pace(sweep_file: str | Path, name: str, project: str | Path | None) -> Pace:
+    """The pace of what is in the ledger of `project`, by default of the one the sweep would use.
+
+    Nothing is known where there is no such project yet.
+
+    Raises
+    ------
+    InputError
+        If `project` is given and is none.
+    """
+    try:
+        opened = open_project(project or directory_for(sweep_file, name))
+    except InputError:
+        if project is not None:
+            raise
+        return Pace()
+    return Pace.from_rows(opened.ledger.read(columns=PACE_COLUMNS).to_pylist())
+
+
+def _writes(item: Placed, checkpoints: Checkpoints) -> bool:
+    """Whether a trial lasts until its first checkpoint."""
+    if item.trial.trainer == "simulated":
+        return False  # a few bytes
+    by_time, by_step = checkpoints.every_seconds, checkpoints.every_steps
+    long = by_time is not None and item.seconds >= by_time
+    return long or (by_step is not None and item.trial.hyperparameters.steps >= by_step)

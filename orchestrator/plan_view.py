@@ -1,0 +1,139 @@
+"""What a person sees of a plan: its trials, where they run, and what they cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from analysis.wording import count
+from orchestrator.estimate import Estimate, class_counts
+from orchestrator.planner import PF_DAY
+from orchestrator.tables import plain_table, show_table
+from trainers.flops import params, trial_flops
+
+DAY = 86_400
+"""Seconds."""
+LISTED = 8
+"""Widths of a budget that are listed; of more, the ends."""
+SHOWN = 5
+"""Trials that do not fit, named one by one; the others are counted, and all are in the JSON."""
+
+
+def show_plan(console: Console, found: Estimate) -> None:
+    """The trials of a plan, a row a budget; where they run, and what they cost."""
+    plan = found.plan
+    table = plain_table(
+        "C, FLOPs", "trials", "widths", "N, non-embedding", "D", "on", "MFU", "time of one", "FLOPs"
+    )
+    for budget in sorted({p.budget for p in plan.planned}):
+        trials = list({p.trial.key: p.trial for p in plan.planned if p.budget == budget}.values())
+        placed = [found.placed[t.key] for t in trials if t.key in found.placed]
+        table.add_row(
+            f"{budget:.3g}",
+            str(len(trials)),
+            _widths(sorted({t.shape.width for t in trials})),
+            _range([float(params(t.shape).non_embedding) for t in trials], count),
+            _range([float(t.tokens) for t in trials], count),
+            _classes(class_counts(placed)),
+            _range([item.mfu for item in placed if item.mfu], lambda share: f"{share:.0%}"),
+            _range([item.seconds for item in placed], duration),
+            f"{sum(map(trial_flops, trials)):.3g}",
+        )
+    show_table(console, f"{plan.name}: {len(plan.planned)} trials", table)
+    console.print(f"{plan.flops:.4g} FLOPs in all, {plan.flops / PF_DAY:.3g} PF-days")
+    _show_costs(console, found)
+
+
+def _show_costs(console: Console, found: Estimate) -> None:
+    """What the plan takes on the cluster, and what of it does not come about there."""
+    schedule = found.schedule
+    basis = "as measured in this project" if found.measured else "expected"
+    if found.gpu_hours and not found.measured:
+        basis = "expected at published MFUs, in bf16"
+    lines = [("On", str(found.cluster)), ("Classes", _classes(class_counts(found.placed.values())))]
+    if found.gpu_hours:
+        price = f", {found.money:,.0f} at {_price(found):g} a GPU-hour" if found.money else ""
+        lines.append(("Cost", f"{_digits(found.gpu_hours)} GPU-hours{price}"))
+    if schedule.ends:
+        least = f"no schedule takes less than {duration(schedule.bound)}"
+        lines.append(
+            ("Makespan", f"{duration(schedule.makespan)} {basis}, {schedule.order}; {least}")
+        )
+        lines.append(("Idle", f"{schedule.idle:.1%} of the {_machines(found)}"))
+    if found.checkpoint_bytes:
+        until = "until" if found.plan.spec.checkpoints.after == "remove" else "also when"
+        kept = f"{size(found.checkpoint_bytes)} of checkpoints, {until} the sweep is complete"
+        lines.append(("Storage", kept))
+    for name, text in lines:
+        console.print(Text.assemble((f"{name:<10}", "bold"), text))
+    for cap, n in Counter(schedule.held.values()).items():
+        console.print(Text(f"! limits.{cap}: {n} trials would be held back by it", style="yellow"))
+    for item in found.unplaceable[:SHOWN]:
+        console.print(Text(f"! {item}", style="red"))
+    if len(found.unplaceable) > SHOWN:
+        console.print(Text(f"! and {len(found.unplaceable) - SHOWN} more do not fit", style="red"))
+
+
+def _widths(widths: Sequence[int]) -> str:
+    if len(widths) > LISTED:
+        return f"{widths[0]} to {widths[-1]}"
+    return " ".join(map(str, widths))
+
+
+def _digits(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _price(found: Estimate) -> float:
+    return found.plan.spec.cluster.price_per_gpu_hour or 0.0
+
+
+def _machines(found: Estimate) -> str:
+    return f"{found.cluster.gpus} GPUs" if found.gpu_hours else f"{found.cluster.cpus:g} cores"
+
+
+def _classes(counts: Mapping[str, int]) -> str:
+    """How many trials are of each class."""
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{n} on {label}" for label, n in counts.items())
+
+
+def _range(values: Sequence[float], show: Callable[[float], str]) -> str:
+    """The least and the greatest as one cell."""
+    if not values:
+        return "–"
+    ends = list(dict.fromkeys(show(value) for value in (min(values), max(values))))
+    return " to ".join(ends)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it, three digits.
+
+    Examples
+    --------
+    >>> [duration(s) for s in (0.5, 59, 90, 7200, 3e5)]
+    ['0.5 s', '59 s', '1.5 min', '2 h', '3.47 days']
+    """
+    for unit, name in ((DAY, "days"), (3600, "h"), (60, "min")):
+        if seconds >= unit * (2 if name == "days" else 1):
+            return f"{float(f'{seconds / unit:.3g}'):g} {name}"
+    return f"{float(f'{seconds:.3g}'):g} s"
+
+
+def size(number: float) -> str:
+    """A number of bytes, three digits.
+
+    Examples
+    --------
+    >>> [size(n) for n in (1.5e6, 2e9, 3.456e12)]
+    ['1.5 MB', '2 GB', '3.46 TB']
+    """
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if number >= unit:
+            return f"{float(f'{number / unit:.3g}'):g} {name}"
+    return f"{number / 1e3:.3g} kB"

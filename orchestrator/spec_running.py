@@ -1,0 +1,146 @@
+"""The tables of sweep.toml that say how a sweep runs. None changes a trial or enters its key."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from analysis.errors import InputError
+from cluster.budget import Caps
+from cluster.gpus import gpu_type, known_type
+from cluster.machines import Cluster, uniform
+
+NEVER = "never"
+"""What a person writes for None, which TOML does not have."""
+
+
+class Strict(BaseModel):
+    """A table: unknown keys and values of another type are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _or_never(value: Any) -> Any:
+    return None if value == NEVER else value
+
+
+def _deadline(value: Any) -> Any:
+    """Hours as they are; a time must say its zone."""
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 < value < math.inf:
+            raise ValueError(f"is {value}, but it should be hours, more than 0")
+        return float(value)
+    try:
+        found = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"is {value!r}: write hours, such as 36, or a time such as 2026-12-01T08:00:00Z"
+        ) from error
+    if found.tzinfo is None:
+        raise ValueError(f"is {value!r}, of no time zone: write it as {found.isoformat()}Z, in UTC")
+    return found
+
+
+def _gpu(value: Any) -> Any:
+    if isinstance(value, str) and known_type(value) is None:
+        try:
+            gpu_type(value)
+        except InputError as error:
+            raise ValueError(f"is {value!r}: {error}") from error
+    return value
+
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_OrNever = BeforeValidator(_or_never)
+
+
+class Limits(Strict):
+    """What a sweep may spend, and how patient it is with its trials."""
+
+    flops: _Positive | None = None
+    """Exact training FLOPs in all; the cheapest trials are started, the others held back."""
+    gpu_hours: _Positive | None = None
+    """GPU-hours in all, by expectation and then as taken."""
+    money: _Positive | None = None
+    """In the currency of `cluster.price_per_gpu_hour`, without which it bounds nothing."""
+    slots: Annotated[int, Field(ge=1)] | None = None
+    """Trials at once."""
+    deadline: Annotated[float | datetime | None, BeforeValidator(_deadline)] = None
+    """Hours from the start, or a time with its zone. What should end later is not started."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """Further attempts of a trial that raised, fell silent or was too slow."""
+    restarts: Annotated[int, Field(ge=0)] = 4
+    """Further attempts of a trial that lost its worker or node, which is not its fault."""
+    silent_seconds: Annotated[_Positive | None, _OrNever] = 600.0
+    """A trial without a step for so long is ended; "never" for no such watch."""
+    slow_factor: Annotated[float | None, Field(gt=1, allow_inf_nan=False), _OrNever] = 5.0
+    """A trial that takes so many times what is expected is ended; "never" for no such watch."""
+
+    def caps(self, price_per_gpu_hour: float | None, started: datetime) -> Caps:
+        """The caps on spending and time of a sweep, on a clock of seconds since `started`."""
+        deadline: float | None = None
+        if isinstance(self.deadline, datetime):
+            deadline = (self.deadline.astimezone(UTC) - started).total_seconds()
+        elif self.deadline is not None:
+            deadline = timedelta(hours=self.deadline).total_seconds()
+        return Caps(
+            flops=self.flops,
+            gpu_hours=self.gpu_hours,
+            money=self.money,
+            price_per_gpu_hour=price_per_gpu_hour,
+            deadline=deadline,
+        )
+
+
+class Checkpoints(Strict):
+    """When trials write their state, and how much of it is kept."""
+
+    every_seconds: Annotated[_Positive | None, _OrNever] = 300.0
+    """Wall time between checkpoints of a trial; "never" for none by time."""
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimiser steps between checkpoints, as well."""
+    max_overhead: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Share of the time that saving may take: after one that took t s, none for t / 0.02 s."""
+    keep: Annotated[int, Field(ge=1)] = 2
+    """Newest checkpoints of each trial that are kept: if one is damaged, there is another."""
+    after: Literal["remove", "keep"] = "remove"
+    """What becomes of them when the plan is complete."""
+
+
+class ClusterSpec(Strict):
+    """The cluster to plan for; a sweep runs on the one that is there."""
+
+    gpu: Annotated[str, BeforeValidator(_gpu)] | None = None
+    """Type of its GPUs, such as "H100"."""
+    gpus_per_node: Annotated[int, Field(ge=0)] = 8
+    """Counted where `gpu` is given."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Equal machines."""
+    cpus_per_node: Annotated[int, Field(ge=1)] | None = None
+    """Cores of each. Default: 8 a GPU."""
+    price_per_gpu_hour: _Positive | None = None
+    """What an hour of one GPU costs, in any currency."""
+
+    @model_validator(mode="after")
+    def _of_something(self) -> ClusterSpec:
+        default = {name: field.default for name, field in ClusterSpec.model_fields.items()}
+        told = (self.nodes, self.gpus_per_node) != (default["nodes"], default["gpus_per_node"])
+        if told and self.gpu is None and self.cpus_per_node is None:
+            raise ValueError("needs gpu, such as H100, or cpus_per_node")
+        return self
+
+    def cluster(self) -> Cluster | None:
+        """Its machines; None where neither GPUs nor cores are given."""
+        if self.gpu is None and self.cpus_per_node is None:
+            return None
+        return uniform(
+            nodes=self.nodes,
+            gpus=self.gpus_per_node if self.gpu else 0,
+            gpu_type=self.gpu,
+            cpus=self.cpus_per_node,
+        )

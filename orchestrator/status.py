@@ -1,0 +1,165 @@
+"""What goes on in a project, read from its storage alone: from any machine that sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from orchestrator import lease
+from orchestrator.attempts import Attempt
+from orchestrator.external import external_counts
+from orchestrator.lease import LeaseRecord
+from orchestrator.planner import Planned
+from orchestrator.project import Project, counts
+from orchestrator.tables import clock, plain_table
+
+STATES = ("complete", "diverged", "failed", "running", "waiting")
+SHOWN = 20
+"""Running trials, and ended attempts, that a person is shown; JSON has all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """A project at one moment."""
+
+    project: str
+    """Its URI."""
+    plans: Mapping[str, Mapping[str, int]]
+    """By plan, how many observations are in which state."""
+    external: Mapping[str, int]
+    """By set of external runs, how many."""
+    driver: LeaseRecord | None
+    """Who drives it, as far as can be told."""
+    attempts: tuple[Attempt, ...]
+    """Those that run and those that gave no row, oldest first."""
+    planned: Mapping[str, Planned]
+    """By trial."""
+
+    @property
+    def running(self) -> list[Attempt]:
+        """The attempts of the driver that is at work."""
+        if self.driver is None:
+            return []
+        return [a for a in self.attempts if a.open and a.driver == self.driver.generation]
+
+    @property
+    def ended(self) -> list[Attempt]:
+        """The attempts that ended without a row."""
+        return [a for a in self.attempts if not a.open]
+
+    def progress(self, attempt: Attempt) -> tuple[float | None, float | None]:
+        """Share of a running trial's steps done, and its training loss, at the last beat."""
+        told = self.driver.note.get("running", {}) if self.driver else {}
+        found = told.get(attempt.trial, {})
+        return found.get("fraction"), found.get("loss")
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of `isoflop status --json`."""
+        return {
+            "project": self.project,
+            "driver": _driver(self.driver),
+            "plans": [{"name": k, **{s: v[s] for s in STATES}} for k, v in self.plans.items()],
+            "external": [{"name": k, "complete": n} for k, n in self.external.items()],
+            "running": [self._running(attempt) for attempt in self.running],
+            "failures": [
+                {k: v for k, v in asdict(a).items() if k not in ("traceback", "log", "id")}
+                for a in self.ended
+            ],
+        }
+
+    def _running(self, attempt: Attempt) -> dict[str, Any]:
+        fraction, loss = self.progress(attempt)
+        where = {name: getattr(attempt, name) for name in ("number", "node", "started_at")}
+        return {"trial": attempt.trial, **where, "fraction": fraction, "train_loss": loss}
+
+
+def status(project: Project) -> Status:
+    """Read what a project's storage says."""
+    plans = project.plans()
+    driver = lease.current(project.storage)
+    return Status(
+        project=project.uri,
+        plans={plan.name: counts(project.outcomes(plan)) for plan in plans},
+        external=external_counts(project),
+        driver=driver if driver and lease.is_alive(driver) else None,
+        attempts=tuple(project.attempts.all()),
+        planned={p.trial.key: p for plan in plans for p in plan.planned},
+    )
+
+
+def show_status(console: Console, found: Status) -> None:
+    """Plans and how far they are; who works on them; what runs; what went wrong."""
+    table = plain_table("plan", "observations", *STATES)
+    for name, states in found.plans.items():
+        numbers = (str(states[state]) for state in STATES)
+        table.add_row(name, str(sum(states.values())), *numbers)
+    for name, n in found.external.items():
+        table.add_row(f"{name} (external)", str(n), str(n), *("–" for _ in STATES[1:]))
+    console.print(table)
+    console.print()
+    console.print(_who(found.driver), markup=False)
+    if found.running:
+        console.print(_runs(found))
+    if found.ended:
+        _show_attempts(console, found)
+
+
+def _runs(found: Status) -> Any:
+    table = plain_table(
+        "running trial", "C, FLOPs", "width", "done", "train loss", "for", "on", "attempt"
+    )
+    for attempt in found.running[:SHOWN]:
+        planned = found.planned.get(attempt.trial)
+        fraction, loss = found.progress(attempt)
+        table.add_row(
+            attempt.trial,
+            f"{planned.budget:.3g}" if planned else "–",
+            str(planned.trial.shape.width) if planned else "–",
+            "–" if fraction is None else f"{fraction:.0%}",
+            "–" if loss is None else f"{loss:.4f}",
+            clock(_seconds_since(attempt.started_at)),
+            attempt.node,
+            str(attempt.number),
+        )
+    return table
+
+
+def _show_attempts(console: Console, found: Status) -> None:
+    """The latest ends of attempts without a row, a line each."""
+    ended = sorted(found.ended, key=lambda a: a.ended_at or "")
+    console.print()
+    table = plain_table("attempt without a row", "", "where", "why")
+    for a in ended[-SHOWN:]:
+        step = "" if a.step is None else f", at step {a.step:,}"
+        where = f"{(a.ended_at or '')[:16].replace('T', ' ')} UTC {a.node}"
+        table.add_row(f"{a.trial} {a.number}", str(a.kind), where, Text(f"{a.error}{step}"))
+    console.print(table)
+    if len(ended) > SHOWN:
+        console.print(f"… the latest {SHOWN} of {len(ended)}; --json has all", style="dim")
+    console.print(f"tracebacks and logs: {found.project}/attempts/", style="dim", markup=False)
+
+
+def _who(driver: LeaseRecord | None) -> str:
+    if driver is None:
+        return "nobody is running a sweep in it"
+    stopping = ", stopping" if driver.note.get("stopping") else ""
+    heard = _seconds_since(driver.beat_at or driver.since)
+    return f"driven by {driver.holder}{stopping}; last sign of life {max(0.0, heard):.0f} s ago"
+
+
+def _driver(driver: LeaseRecord | None) -> dict[str, Any] | None:
+    if driver is None:
+        return None
+    names = ("host", "pid", "user", "purpose", "since", "beat_at")
+    return {name: getattr(driver, name) for name in names} | {
+        "stopping": bool(driver.note.get("stopping"))
+    }
+
+
+def _seconds_since(time: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()

@@ -1,0 +1,324 @@
+"""Where a project lies: small records by name, in a local or shared directory or an object store.
+
+Knows nothing of what is in them. `objects.py` has the object stores; this has the contract, the
+directories and the way from what a person wrote to a storage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from analysis.errors import InputError
+
+OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
+"""Schemes of object stores, with the extra of isoflop that each needs."""
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")  # one slash too: Path drops the other
+
+
+class Refused(InputError, OSError):
+    """A storage said no: to what a person gave, and as an `OSError` to who goes on without it."""
+
+
+class Storage(ABC):
+    """Whole small files by name, `<directory>/.../<file>`, for any number of processes at once.
+
+    Contract: `create` and `replace` are atomic and durable: whoever reads, and whatever dies, sees
+    a file whole or not at all, and a file that they returned from survives the death of every
+    process (in a directory it is synced to disk). Of any number of processes that create one name,
+    at most one is told True; the others find what it wrote. What was written is seen by every
+    later `read`, `exists` and `names`, from every machine. Names whose last part begins with a dot
+    are temporary: none is ever listed. A storage may be pickled and used after a fork.
+
+    An operation raises `OSError` where it fails, `Refused` where that is for want of permission,
+    credentials or a bucket.
+    """
+
+    uri: str
+    """What a person calls it: a URI, or the absolute path of a directory."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.uri == other.uri
+
+    def __hash__(self) -> int:
+        return hash(self.uri)
+
+    @property
+    def local(self) -> Path | None:
+        """Its directory, where it is one."""
+        return None
+
+    @property
+    def name(self) -> str:
+        """The last part of its URI."""
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @abstractmethod
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file unless there is one of that name. False if there is.
+
+        On an object store False may also mean that an earlier try of this very call arrived and
+        its answer was lost: who must know puts a random word into `data` and reads it back.
+        """
+
+    @abstractmethod
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a file, in place of the one of that name if there is one."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """What is in a file; `FileNotFoundError` where there is none."""
+
+    @abstractmethod
+    def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
+        """What is in each of those files that are there, in the order of `names`."""
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+
+    @abstractmethod
+    def names(self, directory: str, prefix: str = "") -> list[str]:
+        """The files that lie directly in `directory` and begin with `prefix`, sorted, bare."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+
+    @abstractmethod
+    def upload(self, path: Path, name: str) -> None:
+        """As `replace`, from a local file of any size."""
+
+    @abstractmethod
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file of any size to a local path, where it appears whole or not at all."""
+
+    def place(self, name: str) -> str:
+        """What a person calls one of its files."""
+        return f"{self.uri}/{name}"
+
+
+class LocalStorage(Storage):
+    """A directory of this machine, or of a file system that several share.
+
+    On NFS too: a hard link is what that creates atomically, and its count of links is what tells
+    who made it when the answer was lost (link(2), and the note on O_EXCL in open(2)).
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.uri = str(directory)
+
+    @property
+    def local(self) -> Path:
+        """The directory itself."""
+        return self._directory
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See `Storage`."""
+        path = self._directory / name
+        with self._beside(path, lambda file: file.write(data)) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                if temporary.stat().st_nlink != 2:
+                    return False
+        _sync(path.parent)
+        return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        """See `Storage`."""
+        self._put(name, lambda file: file.write(data))
+
+    def read(self, name: str) -> bytes:
+        """See `Storage`."""
+        with _refusing(self.uri):
+            return (self._directory / name).read_bytes()
+
+    def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
+        """See `Storage`."""
+        found = {}
+        for name in names:
+            try:
+                found[name] = self.read(name)
+            except FileNotFoundError:
+                continue
+        return found
+
+    def exists(self, name: str) -> bool:
+        """See `Storage`."""
+        with _refusing(self.uri):
+            return (self._directory / name).is_file()
+
+    def names(self, directory: str, prefix: str = "") -> list[str]:
+        """See `Storage`."""
+        try:
+            with _refusing(self.uri), os.scandir(self._directory / directory) as entries:
+                found = [entry.name for entry in entries if entry.is_file()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(n for n in found if n.startswith(prefix) and not n.startswith("."))
+
+    def remove(self, name: str) -> None:
+        """See `Storage`."""
+        with _refusing(self.uri):
+            (self._directory / name).unlink(missing_ok=True)
+
+    def upload(self, path: Path, name: str) -> None:
+        """See `Storage`."""
+        with path.open("rb") as source:
+            self._put(name, lambda file: shutil.copyfileobj(source, file, 1 << 20))
+
+    def download(self, name: str, path: Path) -> None:
+        """See `Storage`."""
+        LocalStorage(path.parent).upload(self._directory / name, path.name)
+
+    def _put(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
+        path = self._directory / name
+        with self._beside(path, write) as temporary:
+            temporary.replace(path)
+        _sync(path.parent)
+
+    @contextmanager
+    def _beside(self, path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]:
+        """A temporary file beside `path`, written and synced; gone afterwards."""
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        with _refusing(self.uri):
+            try:
+                file = temporary.open("wb")
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _sync(path.parent.parent)
+                file = temporary.open("wb")
+            try:
+                with file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return LocalStorage, (self._directory,)
+
+
+@contextmanager
+def _refusing(uri: str) -> Iterator[None]:
+    """Say in one sentence that a file system does not permit something."""
+    try:
+        yield
+    except PermissionError as error:
+        raise Refused(f"no permission for {error.filename or uri} ({error.strerror})") from error
+
+
+def _sync(directory: Path) -> None:
+    """Make a new name in a directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_uri(location: str | Path) -> bool:
+    """Whether a person gave a URI, also one that went through `Path` and lost a slash."""
+    return _SCHEME.fullmatch(str(location)) is not None
+
+
+def open_storage(location: str | Path) -> Storage:
+    """The storage that a person named. Nothing is made, and nothing is asked of it yet.
+
+    Raises
+    ------
+    InputError
+        If the scheme is none of file, s3 and gs, or what it needs is not installed.
+    """
+    found = _SCHEME.fullmatch(str(location))
+    if found is None:
+        return LocalStorage(Path(location).resolve())
+    scheme, rest = found[1].lower(), found[2].rstrip("/")
+    if scheme == "file":
+        return LocalStorage(Path(f"/{rest}"))
+    if scheme not in OBJECT_STORES:
+        known = ", ".join(f"{name}://" for name in ("file", *OBJECT_STORES))
+        raise InputError(f"{location}: no storage is called {scheme}://; give a path, {known}")
+    if not rest:
+        raise InputError(f"{location} names no bucket: write {scheme}://BUCKET/PROJECT")
+    from orchestrator.objects import ObjectStorage
+
+    return ObjectStorage(f"{scheme}://{rest}")
+
+
+def split(location: str | Path) -> tuple[Storage, str]:
+    """A file that a person named: the storage that it lies in, and its name there."""
+    if not is_uri(location):
+        path = Path(location).resolve()
+        return LocalStorage(path.parent), path.name
+    parent, _, name = str(location).rpartition("/")
+    return open_storage(parent), name
+
+
+def prove(storage: Storage) -> None:
+    """Write for proof, and see that what is there is not written again. Once a run is enough.
+
+    Raises
+    ------
+    InputError
+        If the storage cannot be written, or does not keep the promise on which the ledger rests.
+    """
+    name = f".proof-{uuid.uuid4().hex}"
+    try:
+        created = storage.create(name, b"first")
+        again = storage.create(name, b"second")
+        kept = storage.read(name)
+    except Refused as error:
+        raise InputError(f"cannot write to the project directory: {error}") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"cannot write to the project directory {storage.uri} ({reason}): "
+            "choose another with --project"
+        ) from error
+    finally:
+        _try_to_remove(storage, name)
+    if not created or again or kept != b"first":
+        raise InputError(
+            f"{storage.uri} writes a file over one that is there although it was told to create "
+            "it: a ledger cannot lie there; use a store with conditional writes, such as AWS S3, "
+            "or a file system with hard links"
+        )
+
+
+def _try_to_remove(storage: Storage, name: str) -> None:
+    try:
+        storage.remove(name)
+    except OSError:  # then it could not be written either, which is what is told
+        return
+
+
+def parse_record(place: str, data: bytes, needed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A JSON object of a project.
+
+    Raises
+    ------
+    InputError
+        If it is damaged, or lacks what is `needed`.
+    """
+    try:
+        found = dict(json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{place} is damaged ({error}): move it away and run again") from error
+    if missing := [name for name in needed if name not in found]:
+        raise InputError(
+            f"{place} is no record of this version, it lacks {', '.join(missing)}: move it away"
+        )
+    return found

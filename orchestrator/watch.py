@@ -1,0 +1,228 @@
+"""The driver's eye on a sweep: passes Tune's events on, ends what hangs, tells what is running."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from ray import cloudpickle
+from ray.exceptions import RayActorError
+from ray.tune import Callback
+
+from analysis.errors import InputError
+from analysis.observations import ObservationId
+from orchestrator.attempts import Attempts, Kind
+from orchestrator.grid import Grid
+from orchestrator.lease import Lease
+from orchestrator.progress import Progress
+from orchestrator.project import Project
+from orchestrator.spec_running import Limits
+from trainers.trial import Trial
+
+LOOK_SECONDS = 1.0
+"""Between looks for what hangs."""
+GRACE = 1.5
+GRACE_SECONDS = 15.0
+"""A worker ends itself, with its stack on record, when it has been silent for the time allowed;
+after so many times that and so many seconds more it is killed from here."""
+LEAST_SLOW_SECONDS = 60.0
+"""A trial that has run for less is never called slow."""
+TIMED = 3
+"""Trials that must have ended before one is called slow."""
+INTERRUPTED = 130
+WORKER_DIED = "the worker process died"
+CREATION = "creation task"
+NODE_DIED = "because its node has died"
+"""What Ray says in an error of an actor whose node it lost."""
+
+
+@dataclass
+class _Run:
+    """A trial that has an actor."""
+
+    actor: Any
+    since: float
+    heard: float
+    fraction: float = 0.0
+    loss: float | None = None
+    doomed: tuple[Kind, str] | None = None
+    """Why it was killed from here."""
+
+
+class Watch(Callback):
+    """Tune's callbacks, all in the driver's main thread."""
+
+    def __init__(
+        self,
+        project: Project,
+        trials: Mapping[str, Trial],
+        lease: Lease,
+        grid: Grid,
+        progress: Progress,
+        finished: Callable[[ObservationId], None],
+        limits: Limits,
+    ) -> None:
+        self.interrupted = False
+        """Set by a signal; looked at after every step of Tune's."""
+        self._trials = trials
+        self._attempts = Attempts(project.storage)
+        self._lease = lease
+        self._grid = grid
+        self._progress = progress
+        self._finished = finished
+        self._limits = limits
+        self._runs: dict[str, _Run] = {}
+        self._paces: list[float] = []
+        self._moved: set[str] = set()
+        self._looked = 0.0
+        self._last: dict[str, int] = {}
+        for attempt in self._attempts.all():
+            self._last[attempt.trial] = max(attempt.number, self._last.get(attempt.trial, 0))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks; consoles and threads cannot be
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial got its actor."""
+        key, now = trial.config["key"], time.monotonic()
+        actor = trial.temporary_state.ray_actor
+        self._runs[key] = _Run(actor, now, now)
+        self._grid.started(key, _name(actor))
+        self._progress.running(key)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial reported that it lives, how far it is, what is wrong or how it ended."""
+        key = trial.config["key"]
+        run = self._runs[key]
+        run.heard = time.monotonic()
+        if "node" in result:
+            self._grid.seen(key, _name(run.actor), result["node"])
+        if "trouble" in result:
+            self._progress.trouble(result["trouble"])
+        elif "fraction" in result:
+            run.fraction, run.loss = result["fraction"], result["train_loss"]
+            self._progress.running(key, run.fraction, run.loss)
+        elif result.get("status") == "interrupted":
+            self._progress.waiting(key)
+        elif "status" in result:
+            self._paces.append((run.heard - run.since) / max(self._expected(key), 1e-9))
+            self._progress.ended(key, result["status"], result["loss"], result["seconds"])
+            self._finished((key, self._trials[key].tokens))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's function has returned."""
+        self._runs.pop(trial.config["key"], None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial raised, or its actor is gone."""
+        key = trial.config["key"]
+        run = self._runs.pop(key, None)
+        error = _error_of(trial)
+        kind, text = _diagnosis(error) if run is None or run.doomed is None else run.doomed
+        try:
+            known = self._attempts.lost(
+                self._trials[key],
+                driver=self._lease.generation,
+                kind=kind,
+                error=text,
+                detail=str(error),
+                after=self._last.get(key, 0),
+            )
+            self._last[key], kind = known.number, known.kind or kind
+        except OSError as trouble:
+            self._progress.trouble(f"cannot record a failed attempt: {trouble}")
+        if self._grid.failed(key, kind, hopeless=isinstance(error, InputError)):
+            self._progress.waiting(key)
+        else:
+            self._progress.ended(key, "failed", None, None)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune has done something, or waited a tenth of a second."""
+        now = time.monotonic()
+        if self.interrupted and not self._grid.stopping:
+            self._stop()
+        elif self._lease.lost.is_set():
+            self._grid.stopping = True
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        for key, run in self._runs.items():
+            doom = self._doom(key, run, now)
+            if doom is not None and run.doomed is None:
+                run.doomed = doom
+                ray.kill(run.actor)
+        self._lease.note(self._note())
+
+    def quit(self) -> None:
+        """End this process now; its workers end with it."""
+        os.write(2, b"\x1b[?25h\n")  # the cursor, which the live view hides
+        os._exit(INTERRUPTED)
+
+    def _stop(self) -> None:
+        """Have every trial write a checkpoint and stop."""
+        self._grid.stopping = True
+        self._lease.note(self._note(), at_once=True)
+        n = len(self._runs)
+        if n:
+            self._progress.say(f"stopping: {n} trials write checkpoints; Ctrl-C again ends it now")
+
+    def _note(self) -> dict[str, Any]:
+        """What the lease says of this driver: its workers and `isoflop status` read it."""
+        runs = {key: {"fraction": r.fraction, "loss": r.loss} for key, r in self._runs.items()}
+        return {"stopping": self._grid.stopping, "running": runs}
+
+    def _doom(self, key: str, run: _Run, now: float) -> tuple[Kind, str] | None:
+        """Why a trial should be killed, if it should."""
+        silent, permitted = now - run.heard, self._limits.silent_seconds
+        if permitted is not None and silent > GRACE * permitted + GRACE_SECONDS:
+            return "silent", f"no sign of life for {silent:.0f} s, not even from its watchdog"
+        factor, took = self._limits.slow_factor, now - run.since
+        if factor is None or key in self._moved or len(self._paces) < TIMED:
+            return None
+        expected = statistics.median(self._paces) * self._expected(key)
+        if took > max(factor * expected, LEAST_SLOW_SECONDS):
+            self._moved.add(key)
+            return "slow", (
+                f"took {took:.0f} s where {expected:.0f} s were expected (limits.slow_factor = "
+                f"{factor:g}): it goes on elsewhere from its checkpoint"
+            )
+        return None
+
+    def _expected(self, key: str) -> float:
+        return self._grid.queue.job(key).seconds
+
+
+def _error_of(trial: Any) -> BaseException:
+    """What ended a trial, as Tune keeps it in this machine's directory of the trial."""
+    if trial.pickled_error_file and Path(trial.pickled_error_file).exists():
+        with Path(trial.pickled_error_file).open("rb") as file:
+            return cast(BaseException, cloudpickle.load(file))
+    return RuntimeError(Path(trial.error_file).read_text())
+
+
+def _diagnosis(error: Any) -> tuple[Kind, str]:
+    """What an error of Tune's says of the end of a trial."""
+    if not isinstance(error, RayActorError):
+        return "raised", f"{type(error).__name__}: {error}".splitlines()[0]
+    text = str(error)
+    if (
+        "node" in text
+        and ("died" in text or "dead" in text)
+        and "The actor died because its node" in text
+    ):
+        return "node lost", "its node is gone"
+    if CREATION in str(error):
+        return "worker lost", f"its worker could not start: {str(error).strip().splitlines()[-1]}"
+    return "worker lost", WORKER_DIED
+
+
+def _name(actor: Any) -> str:
+    return str(actor._actor_id.hex())

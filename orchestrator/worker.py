@@ -1,0 +1,301 @@
+"""One trial in a Ray worker: trained, measured, in the ledger, and only then told to the driver.
+
+Whatever stops it, the project's storage says what happened: a row, an attempt with its reason, or
+an attempt that the next one of the trial finds open and explains.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from cluster.gang import GangError, train_in_gang
+from orchestrator import lease
+from orchestrator.attempts import Attempts, Kind
+from orchestrator.checkpoints import StoredWorkspace
+from orchestrator.connection import witness
+from orchestrator.ledger import Ledger
+from orchestrator.spec_running import Checkpoints
+from orchestrator.storage import Storage, open_storage
+from orchestrator.watchdog import Watchdog
+from trainers.registry import trainer
+from trainers.trial import Event, Measurement, Progress, Step, Trial
+
+LOG_TAIL = 8000
+"""Characters of what a failed attempt printed that are kept."""
+LOOK_SECONDS, FAR_LOOK_SECONDS = 1.0, 10.0
+"""Between looks at the driver's lease, in a directory and in an object store."""
+LONGEST_WAIT = 10.0
+"""Seconds between tries of a storage that fails."""
+
+Report = Callable[[dict[str, Any]], None]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the driver wants of a worker: one trial, and under which conditions."""
+
+    trial: Trial
+    project: str
+    """URI of its storage."""
+    generation: int
+    """Of the driver's lease."""
+    token: str
+    """What lies in the project, if this node sees the same one as the driver."""
+    scratch: str
+    """Directory on this node for the trial's files."""
+    ranks: int
+    """Processes that train it together."""
+    report_seconds: float
+    """Between reports of a running trial: each waits for the driver."""
+    silent_seconds: float | None
+    """After which a trial that gives no sign of life is ended; None is never."""
+    checkpoints: Checkpoints
+
+    def dump(self) -> str:
+        """As text, as Tune carries it."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        nested = {"trial": self.trial.to_dict(), "checkpoints": self.checkpoints.model_dump()}
+        return json.dumps(values | nested)
+
+    @staticmethod
+    def load(text: str) -> Order:
+        """What `dump` made text of."""
+        data = json.loads(text)
+        trial = Trial.from_dict(data.pop("trial"))
+        return Order(trial=trial, checkpoints=Checkpoints(**data.pop("checkpoints")), **data)
+
+
+class Interrupted(Exception):
+    """The sweep wants no more of this trial for now."""
+
+
+def observe(config: dict[str, Any]) -> None:
+    """Tune's function: train the trial of `config["order"]`, unless the ledger has it."""
+    from ray import tune
+
+    _Work(Order.load(config["order"]), tune.report).do()
+
+
+class _Work:
+    """One order being carried out."""
+
+    def __init__(self, order: Order, report: Report) -> None:
+        self.order, self.trial, self.report = order, order.trial, report
+        self.storage = _witnessed(order.project, order.token, order.generation)
+        self.ledger, self.attempts = Ledger(self.storage), Attempts(self.storage)
+        self.will = DriversWill(self.storage, order.generation)
+
+    def do(self) -> None:
+        """Have the row in the ledger, and report it last of all."""
+        try:
+            row = self._find()
+            if row is None and self.will.stop():
+                raise Interrupted("the sweep was interrupted before this trial began")
+            if row is None:
+                self._attempt()
+                row = self._find()
+        except Interrupted:
+            self.report({"status": "interrupted"})
+            return
+        finally:
+            _tidy()
+        assert row is not None, f"{self.trial.trainer} ended without measuring {self.trial.key}"
+        self.report(_at() | {name: row[name] for name in ("status", "loss", "seconds")})
+
+    def _find(self) -> dict[str, Any] | None:
+        name = self.trial.key, self.trial.tokens
+        return self._patiently("read the ledger", lambda: self.ledger.find(name))
+
+    def _attempt(self) -> None:
+        """One attempt, from its record to its row."""
+        order = self.order
+        host, pid = socket.gethostname(), os.getpid()
+        attempt = self._patiently(
+            "record an attempt",
+            lambda: self.attempts.begin(self.trial, driver=order.generation, node=host, pid=pid),
+        )
+        directory = Path(order.scratch) / attempt.id
+        directory.mkdir(parents=True, exist_ok=True)
+        log = directory / "log.txt"
+        self.step = 0
+
+        def fail(kind: Kind, error: str, where: str | None = None) -> None:
+            try:
+                self.attempts.fail(
+                    attempt,
+                    kind=kind,
+                    error=error,
+                    traceback=where,
+                    log=_tail(log),
+                    step=self.step,
+                )
+            except OSError as trouble:  # it stays open: the trial's next attempt explains it
+                warnings.warn(f"cannot record how {attempt} ended: {trouble}", stacklevel=2)
+
+        watchdog = Watchdog(order.silent_seconds, lambda error, at: fail("silent", error, at))
+        try:
+            with _printing_to(log), watchdog:
+                self._train(directory, watchdog)
+            self._patiently("remove the attempt", lambda: self.attempts.succeed(attempt))
+        except Interrupted as error:
+            fail("interrupted", str(error))
+            raise
+        except Exception as error:
+            lost = isinstance(error, GangError) and error.lost
+            text = str(error) if lost else f"{type(error).__name__}: {error}"
+            fail("worker lost" if lost else "raised", text, traceback.format_exc())
+            raise
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _train(self, directory: Path, watchdog: Watchdog) -> None:
+        """Run the trainer to its measurement, and write that down."""
+        # A trainer's `train` is a generator: closing it ends what it started.
+        events = cast(Generator[Event, None, None], self._events(directory))
+        with closing(events):
+            self._follow(events, watchdog)
+
+    def _follow(self, events: Iterable[Event], watchdog: Watchdog) -> None:
+        loss, reported = None, time.monotonic()
+        for event in events:
+            watchdog.heard()
+            if isinstance(event, Measurement):
+                with watchdog.paused():
+                    write = partial(self.ledger.write, self.trial, event)
+                    self._patiently("write the row", write)
+                continue
+            self.step = event.step
+            if isinstance(event, Progress):
+                loss = event.train_loss
+            if isinstance(event, Step) and self._unwanted():
+                raise Interrupted("the sweep was interrupted")
+            if time.monotonic() - reported > self.order.report_seconds:
+                h = self.trial.hyperparameters
+                with watchdog.paused():
+                    self.report(_at() | {"fraction": event.step / h.steps, "train_loss": loss})
+                reported = time.monotonic()
+
+    def _events(self, directory: Path) -> Iterator[Event]:
+        if self.order.ranks > 1:
+            return train_in_gang(self.trial, partial(_rank_workspace, self.order, directory))
+        workspace = _workspace(self.order, directory, self.storage, self.will.stop)
+        return trainer(self.trial.trainer).train(self.trial, workspace)
+
+    def _unwanted(self) -> bool:
+        """Whether to stop now. A trainer in this process has just been told, and has saved."""
+        return self.will.stop() if self.order.ranks > 1 else self.will.known
+
+    def _patiently(self, what: str, action: Callable[[], Result]) -> Result:
+        """Do something with the storage, however long that fails: what is measured is precious."""
+        wait = 0.1
+        while True:
+            try:
+                return action()
+            except OSError as error:
+                if self.will.stop():
+                    raise Interrupted(f"cannot {what}: {error}") from error
+                self.report({"trouble": f"cannot {what}: {error}"})
+                time.sleep(wait)
+                wait = min(2 * wait, LONGEST_WAIT)
+
+
+class DriversWill:
+    """Whether the driver still wants this worker's trial, by its lease, looked at now and then.
+
+    It does not once it was interrupted, or once another driver has taken the project over: this
+    process is an orphan then.
+    """
+
+    def __init__(self, storage: Storage, generation: int) -> None:
+        self._storage, self._generation = storage, generation
+        self._every = FAR_LOOK_SECONDS if storage.local is None else LOOK_SECONDS
+        self._looked = -self._every
+        self.known = False
+        """Whether it is known that the trial should stop."""
+
+    def stop(self) -> bool:
+        """Whether the trial should stop. Cheap: mostly it only reads the clock."""
+        if not self.known and time.monotonic() - self._looked >= self._every:
+            self._looked = time.monotonic()
+            try:
+                current = lease.current(self._storage)
+            except OSError:
+                return False
+            self.known = (
+                current is None
+                or current.generation != self._generation
+                or bool(current.note.get("stopping"))
+            )
+        return self.known
+
+
+def _workspace(
+    order: Order, directory: Path, storage: Storage, stop: Callable[[], bool]
+) -> StoredWorkspace:
+    return StoredWorkspace(
+        directory=directory,
+        storage=storage,
+        key=order.trial.key,
+        settings=order.checkpoints,
+        stop=stop,
+    )
+
+
+def _rank_workspace(order: Order, directory: Path) -> StoredWorkspace:
+    """The workspace in a rank's process. The leader hears of an interrupt and passes it on."""
+    directory.mkdir(parents=True, exist_ok=True)
+    storage = _witnessed(order.project, order.token, order.generation)
+    return _workspace(order, directory, storage, lambda: False)
+
+
+@cache
+def _witnessed(project: str, token: str, generation: int) -> Storage:
+    """The project's storage, once this process has seen the driver's token in it."""
+    storage = open_storage(project)
+    witness(storage, token, generation)
+    return storage
+
+
+@cache
+def _at() -> dict[str, str]:
+    """Which node this is, in Ray's words."""
+    import ray
+
+    return {"node": ray.get_runtime_context().get_node_id()}
+
+
+@contextmanager
+def _printing_to(path: Path) -> Iterator[None]:
+    """Send what the trainer prints to a file."""
+    with path.open("w", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
+        yield
+
+
+def _tail(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace")[-LOG_TAIL:] or None
+    except OSError:
+        return None
+
+
+def _tidy() -> None:
+    """Leave the process as the next trial should find it."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

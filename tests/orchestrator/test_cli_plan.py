@@ -1,0 +1,96 @@
+"""`isoflop plan`: what a person and a script are told of a sweep on a cluster."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., tuple[int, str, str]]
+EXAMPLES = Path(__file__).parents[2] / "examples"
+H100S = ("--gpu", "H100", "--nodes", "8", "--price", "2.5")
+
+
+@pytest.fixture
+def sweep(sweep_file: Callable[..., Path]) -> Callable[..., Path]:
+    """15 simulated trials of an hour on two GPUs each."""
+
+    def write(extra: str = "", **settings: object) -> Path:
+        return sweep_file(extra, simulated="seconds = 3600.0\ngpus = 2.0", **settings)
+
+    return write
+
+
+def test_a_plan_on_a_cluster_says_what_it_takes(isoflop: Run, sweep) -> None:
+    """15 x 2 GPU-hours; four at once on eight GPUs, so four hours, of which the last has three."""
+    code, out, err = isoflop("plan", sweep(), "--gpu", "H100", "--price", "2.5")
+    assert (code, err) == (0, "")
+    assert "1 node of 8 GPUs H100 SXM and 64 cores" in out
+    assert "30 GPU-hours, 75 at 2.5 a GPU-hour" in out
+    assert "Makespan  4 h" in out
+    assert "Idle      6.3% of the 8 GPUs" in out
+
+
+def test_options_go_before_the_file_and_the_json_is_the_same_plan(isoflop: Run, sweep) -> None:
+    path = sweep('[cluster]\ngpu = "T4"\nnodes = 2\n')
+    _, out, _ = isoflop("plan", path, "--json", "--gpus-per-node", "4")
+    found = json.loads(out)
+    assert found["cluster"]["description"] == "2 nodes of 4 GPUs T4 and 32 cores"
+    assert found["classes"] == {"2 GPUs": 15}
+    assert found["gpu_hours"] == pytest.approx(30)
+    assert found["money"] is None
+    assert {t["placement"]["class"] for t in found["trials"]} == {"2 GPUs"}
+    assert found["bound_seconds"] <= found["makespan_seconds"] < 1.1 * 4 * 3600
+
+
+def test_the_cluster_example_is_planned_on_h100s(isoflop: Run) -> None:
+    code, out, _ = isoflop("plan", EXAMPLES / "cluster.toml", *H100S)
+    assert code == 0
+    for said in ("72.1 PF-days", "GPU-hours", "of checkpoints", "expected at published MFUs"):
+        assert said in out
+
+
+def test_trials_that_fit_nowhere_are_named_after_the_table(isoflop: Run, sweep) -> None:
+    code, out, err = isoflop("plan", sweep(), "--gpu", "H100", "--gpus-per-node", "1")
+    assert code == 2
+    assert "needs 2 GPUs, and there are 1" in out
+    assert "and 10 more do not fit" in out
+    assert err.startswith("isoflop: 15 of 15 trials fit nowhere on 1 node of 1 GPU H100 SXM")
+    code, out, _ = isoflop("plan", sweep(), "--gpu", "H100", "--gpus-per-node", "1", "--json")
+    assert code == 2
+    assert len(json.loads(out)["unplaceable"]) == 15
+
+
+def test_without_a_cluster_what_this_machine_cannot_hold_is_no_error(isoflop: Run) -> None:
+    code, out, err = isoflop("plan", EXAMPLES / "mini.toml")
+    assert (code, err) == (0, "")
+    assert "1 core" in out
+
+
+def test_a_cap_that_would_be_broken_is_said(isoflop: Run, sweep) -> None:
+    """Two budgets' ten trials at 1e16 and 1e17 FLOPs are within it, those at 1e18 are not."""
+    path = sweep("[limits]\nflops = 6e17\n")
+    _, out, _ = isoflop("plan", path, "--gpu", "H100")
+    assert "limits.flops: 5 trials would be held back" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--gpu", "TPU"), "no GPU type 'TPU' is known"),
+        (("--nodes", "3"), "needs gpu, such as H100, or cpus_per_node"),
+        (("--gpu", "H100", "--nodes", "0"), "nodes is 0"),
+        (("--gpu", "H100", "--price", "-1"), "price_per_gpu_hour is -1"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused(isoflop: Run, options, message) -> None:
+    code, out, err = isoflop("plan", EXAMPLES / "mini.toml", *options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_project_that_is_not_there_is_refused(isoflop: Run, tmp_path: Path) -> None:
+    code, _, err = isoflop("plan", EXAMPLES / "mini.toml", "--project", tmp_path / "none")
+    assert code == 2
+    assert "there is no project at" in err

@@ -19,7 +19,7 @@ from cluster.machines import cpu_slots
 from orchestrator import checkpoints
 from orchestrator.conclusion import metrics, propose_next, write_report
 from orchestrator.lease import hold
-from orchestrator.mirror import Mirror
+from orchestrator.mirror import NO_STORE, Mirror
 from orchestrator.planner import Plan
 from orchestrator.progress import Board, Progress
 from orchestrator.project import Drafts, Project, counts, missing
@@ -125,6 +125,8 @@ def run(
         with Mirror(project, plan, tracking_uri=tracking_uri) as tracking:
             board = Board(plan, cpu_slots())
             board.know(project.outcomes(plan), _losses(project, plan))
+            if tracking.store is None:
+                console.print(NO_STORE)
             with Progress(board, console) as progress:
                 end = train(project, plan, lease, progress, tracking.finished, address=address)
             _tidy(project, plan)

@@ -113,6 +113,7 @@ class Progress:
     def __init__(self, board: Board, console: Console) -> None:
         self.board = board
         self.console = console
+        self._doing = ""
         self._told: dict[str, float] = {}
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
 
@@ -138,8 +139,13 @@ class Progress:
 
     def running(self, key: str, fraction: float = 0.0, loss: float | None = None) -> None:
         """A trial has started, or has come so far."""
+        self._doing = ""
         cell = self.board.cells[key]
         cell.state, cell.fraction, cell.loss = "running", fraction, loss
+
+    def doing(self, text: str) -> None:
+        """What goes on before the first trial, shown until then."""
+        self._doing = text
 
     def say(self, text: str) -> None:
         """A line of news, above the live view."""
@@ -178,6 +184,7 @@ class Progress:
             f"  {board.done} of {total} trials  "
             f"{board.flops_fraction:.0%} of {board.plan.flops:.3g} FLOPs  "
             f"{clock(time.monotonic() - board.started)} elapsed{_left(board)}",
+            (f"  {self._doing}", "dim"),
         )
         bar = ProgressBar(total=1.0, completed=board.flops_fraction, width=78)
         return Group(head, Padding(bar, (0, 0, 1, 0)), _matrix(board))

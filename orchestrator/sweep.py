@@ -77,6 +77,7 @@ def train(
     trials = {p.trial.key: p.trial for p in missing(project, plan)}
     if not trials:
         return End()
+    progress.doing("starting Ray …" if address is None else f"joining Ray at {address} …")
     with _scratch() as scratch, _quiet(scratch / "ray.log"), connected(address):
         cluster = machines()
         growing = _grow(plan, cluster) if address else cluster
@@ -85,6 +86,7 @@ def train(
         storage = project.storage
         storage.replace(token_name(lease.generation), token.encode())
         try:
+            progress.doing("starting workers …")
             prove(storage, token, lease.generation)
             limits = plan.spec.limits
             slots = limits.slots

@@ -59,10 +59,14 @@ class Watchdog:
 
     def _look(self, permitted: float) -> None:
         while not self._over.wait(permitted / LOOKS):
-            silent = time.monotonic() - self._last
-            if self._paused or silent < permitted:
+            if self._paused:
+                continue
+            silent = time.monotonic() - self._last  # after the pause: its end is a sign of life
+            if silent < permitted:
                 continue
             frame = sys._current_frames().get(self._watched)
             stack = "".join(traceback.format_stack(frame)) if frame else ""
-            self._tell(f"no sign of life for {silent:.0f} s (limits.silent_seconds)", stack)
-            os._exit(EXIT_STATUS)
+            try:
+                self._tell(f"no sign of life for {silent:.0f} s (limits.silent_seconds)", stack)
+            finally:
+                os._exit(EXIT_STATUS)

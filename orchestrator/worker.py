@@ -88,21 +88,22 @@ def observe(config: dict[str, Any]) -> None:
     """Tune's function: train the trial of `config["order"]`, unless the ledger has it."""
     from ray import tune
 
-    _Work(Order.load(config["order"]), tune.report).do()
+    Work(Order.load(config["order"]), lambda told: tune.report(_at() | told)).do()
 
 
-class _Work:
+class Work:
     """One order being carried out."""
 
     def __init__(self, order: Order, report: Report) -> None:
         self.order, self.trial, self.report = order, order.trial, report
-        self.storage = _witnessed(order.project, order.token, order.generation)
+        self.storage = _storage(order.project)
         self.ledger, self.attempts = Ledger(self.storage), Attempts(self.storage)
         self.will = DriversWill(self.storage, order.generation)
 
     def do(self) -> None:
         """Have the row in the ledger, and report it last of all."""
         try:
+            self._patiently("see the project", lambda: _witnessed(self.order))
             row = self._find()
             if row is None and self.will.stop():
                 raise Interrupted("the sweep was interrupted before this trial began")
@@ -115,7 +116,7 @@ class _Work:
         finally:
             _tidy()
         assert row is not None, f"{self.trial.trainer} ended without measuring {self.trial.key}"
-        self.report(_at() | {name: row[name] for name in ("status", "loss", "seconds")})
+        self.report({name: row[name] for name in ("status", "loss", "seconds")})
 
     def _find(self) -> dict[str, Any] | None:
         name = self.trial.key, self.trial.tokens
@@ -187,7 +188,7 @@ class _Work:
             if time.monotonic() - reported > self.order.report_seconds:
                 h = self.trial.hyperparameters
                 with watchdog.paused():
-                    self.report(_at() | {"fraction": event.step / h.steps, "train_loss": loss})
+                    self.report({"fraction": event.step / h.steps, "train_loss": loss})
                 reported = time.monotonic()
 
     def _events(self, directory: Path) -> Iterator[Event]:
@@ -259,16 +260,24 @@ def _workspace(
 def _rank_workspace(order: Order, directory: Path) -> StoredWorkspace:
     """The workspace in a rank's process. The leader hears of an interrupt and passes it on."""
     directory.mkdir(parents=True, exist_ok=True)
-    storage = _witnessed(order.project, order.token, order.generation)
-    return _workspace(order, directory, storage, lambda: False)
+    return _workspace(order, directory, _witnessed(order), lambda: False)
 
 
 @cache
-def _witnessed(project: str, token: str, generation: int) -> Storage:
+def _storage(project: str) -> Storage:
+    """The project's storage: connected once, since each trial runs in a thread of its own."""
+    return open_storage(project)
+
+
+def _witnessed(order: Order) -> Storage:
     """The project's storage, once this process has seen the driver's token in it."""
-    storage = open_storage(project)
-    witness(storage, token, generation)
-    return storage
+    _witness(order.project, order.token, order.generation)
+    return _storage(order.project)
+
+
+@cache
+def _witness(project: str, token: str, generation: int) -> None:
+    witness(_storage(project), token, generation)
 
 
 @cache

@@ -20,7 +20,7 @@ from orchestrator.planner import make_plan
 from orchestrator.project import Project, counts, create_project, directory_for
 from orchestrator.spec import parse_spec, read_spec
 from orchestrator.storage import open_storage
-from orchestrator.tracking import BackgroundTracker, Tracker, store_uri
+from orchestrator.tracking import store_uri
 
 pytestmark = pytest.mark.slow
 
@@ -30,14 +30,6 @@ def _files(project: Project) -> list[Path]:
     """The files of a ledger."""
     return sorted((project.local / "ledger").glob("*.parquet"))
 
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new MLflow database: making and migrating one takes seconds, so tests copy it."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture
@@ -165,18 +157,6 @@ def test_diverged_trials_are_rows_and_not_fitted(project: Project) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_mlflow_is_rebuilt_from_the_ledger(project: Project) -> None:
-    _run(project, budgets=[1e10])
-    (project.local / "mlflow.db").unlink()
-    plan = project.plans()[0]
-    tracker = Tracker(project, plan)
-    tracker.record(project.ledger.read())
-    tracker.record(project.ledger.read())
-    Tracker(project, plan).record(project.ledger.read())
-    assert len(_runs(project)) == 1 + 5
-
-
-@pytest.mark.usefixtures("ray_session")
 def test_a_run_of_any_sweep_rebuilds_mlflow_for_all(project: Project) -> None:
     _run(project, budgets=[1e10])
     _run(project, name="other", budgets=[1e11])
@@ -211,14 +191,6 @@ def test_the_executed_sweep_is_kept_as_a_file_that_runs(project: Project) -> Non
     assert directory_for(kept, "s") == project.local
     with Path(os.devnull).open("w") as file:
         assert run(project, again, Console(file=file), started=time.time()).trained == 0
-
-
-def test_a_broken_mlflow_store_does_not_stop_the_sweep(project: Project) -> None:
-    (project.local / "mlflow.db").write_text("no database")
-    plan = make_plan(parse_spec(SWEEP, source=Path("s.toml")))
-    with BackgroundTracker(project, plan) as tracking:
-        tracking.finished(plan.trials[0].key)
-    assert tracking.error is not None
 
 
 def _command(spec: Path, project: Path) -> list[str]:

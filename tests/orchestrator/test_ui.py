@@ -7,16 +7,13 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from orchestrator.planner import make_plan
-from orchestrator.project import create_project
-from orchestrator.spec import parse_spec
-from orchestrator.tracking import Tracker
-from trainers.registry import trainer
-from trainers.workspace import Scratch
+from orchestrator.project import Project
+from orchestrator.sync import sync
+from orchestrator.tracking import store_of, store_uri
 
 pytestmark = pytest.mark.slow
 
@@ -27,13 +24,11 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_the_ui_serves_the_projects_runs_and_ends_on_interrupt(tmp_path: Path) -> None:
-    project = create_project(tmp_path / "shown")
-    spec = {"name": "s", "trainer": "simulated", "budgets": [1e10], "sizes": 3}
-    plan = make_plan(parse_spec(spec, source=Path("s.toml")))
-    for trial in plan.trials:
-        project.ledger.write(trial, list(trainer("simulated").train(trial, Scratch(Path())))[-1])
-    Tracker(project, plan).record(project.ledger.read())
+def test_the_ui_serves_the_projects_runs_and_ends_on_interrupt(
+    simulated_project: Callable[..., Project],
+) -> None:
+    project = simulated_project(measured=3, at="shown")
+    sync(project, store_of(project, store_uri(project)))
     port = _free_port()
     code = "from orchestrator.cli import main; main()"
     command = [sys.executable, "-c", code, "ui", str(project.local), "--port", str(port)]

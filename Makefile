@@ -31,6 +31,7 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.mini
 	$(BIN)/python -m benchmarks.fit
 	$(BIN)/python -m benchmarks.coverage
+	$(BIN)/python -m benchmarks.orchestration
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "isoflop needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

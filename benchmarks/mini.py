@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.ledger import Ledger
+from orchestrator.storage import open_storage
 from trainers.corpus import Stdlib, load
 
 KNOWN_CORPUS = "5017190f97ec7ac7"
@@ -92,7 +93,7 @@ def run(project: Path) -> tuple[dict[str, Any], dict[str, float]]:
 
 def lowest_losses(project: Path) -> dict[float, float]:
     """Lowest held-out loss of each known budget."""
-    table = Ledger(project).read()
+    table = Ledger(open_storage(project)).read()
     best = {}
     for budget in KNOWN_BEST:
         near = pc.less(pc.abs(pc.subtract(pc.divide(table["flops_exact"], budget), 1)), 0.1)

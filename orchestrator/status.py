@@ -155,7 +155,7 @@ def _who(driver: LeaseRecord | None) -> str:
 def _driver(driver: LeaseRecord | None) -> dict[str, Any] | None:
     if driver is None:
         return None
-    names = ("host", "pid", "user", "purpose", "since", "beat_at")
+    names = ("host", "pid", "purpose", "since", "beat_at")
     return {name: getattr(driver, name) for name in names} | {
         "stopping": bool(driver.note.get("stopping"))
     }

@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
+from analysis.errors import InputError
 from orchestrator.loop import Outcome, run
 from orchestrator.planner import make_plan
 from orchestrator.project import Project, counts, create_project, directory_for
@@ -26,10 +27,10 @@ pytestmark = pytest.mark.slow
 
 SWEEP = {"name": "s", "trainer": "simulated", "budgets": [1e10, 1e11, 1e12], "sizes": 5}
 
+
 def _files(project: Project) -> list[Path]:
     """The files of a ledger."""
     return sorted((project.local / "ledger").glob("*.parquet"))
-
 
 
 @pytest.fixture
@@ -39,10 +40,10 @@ def project(tmp_path: Path, empty_store: Path) -> Project:
     return made
 
 
-def _run(project: Project, **changes: object) -> Outcome:
+def _run(project: Project, *, extend: bool = False, **changes: object) -> Outcome:
     plan = make_plan(parse_spec({**SWEEP, **changes}, source=Path("s.toml")))
     with (project.local.parent / "console.txt").open("w") as file:
-        return run(project, plan, Console(file=file), started=time.time())
+        return run(project, plan, Console(file=file), started=time.time(), extend=extend)
 
 
 def _runs(project: Project) -> list:
@@ -103,7 +104,9 @@ def test_what_is_measured_is_never_trained_again(project: Project) -> None:
     assert len(files) == 10
     again = _run(project, budgets=[1e10, 1e11])
     assert (again.trained, again.training_share) == (0, 0.0)
-    grown = _run(project, budgets=[1e10, 1e11, 1e12])
+    with pytest.raises(InputError, match=r"run it with --extend to add them"):
+        _run(project, budgets=[1e10, 1e11, 1e12])
+    grown = _run(project, budgets=[1e10, 1e11, 1e12], extend=True)
     assert grown.trained == 5
     assert {p: p.stat().st_mtime_ns for p in files} == files
     assert len(_runs(project)) == 1 + 15
@@ -139,9 +142,10 @@ def test_failures_are_recorded_and_the_rest_goes_on(project: Project) -> None:
     assert not outcome.finished
     assert not outcome.proposed
     records = project.attempts.all()
-    assert len(records) == 2 * failed  # each was tried twice
-    assert "RuntimeError: simulated failure" in records[0]["error"]
-    assert "Traceback" in records[0]["traceback"]
+    assert len(records) == 3 * failed  # limits.retries is 2
+    assert {a.kind for a in records} == {"raised"}
+    assert "RuntimeError: simulated failure" in records[0].error
+    assert "Traceback" in records[0].traceback
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -247,9 +251,9 @@ def test_a_killed_worker_is_recorded_and_its_trial_tried_again(
         out, errors = driver.communicate(timeout=120)
     found = json.loads(out)
     assert (found["complete"], found["failed"]) == (10, 0)
-    records = project.attempts.all()
-    assert {record["error"] for record in records} == {"the worker process died"}
-    assert "died" in records[0]["traceback"]
+    (attempt,) = project.attempts.all()
+    assert (attempt.kind, attempt.error) == ("worker lost", "the worker process died")
+    assert "died" in attempt.traceback
     assert "raylet" not in errors.decode()
 
 

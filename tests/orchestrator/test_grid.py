@@ -1,0 +1,280 @@
+"""What Tune is handed, with the real queue: in which order, how far ahead, and how often again."""
+
+import json
+import pickle
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from cluster.machines import Cluster, Node, uniform
+from cluster.placement import Placement
+from cluster.queue import Job, Queue
+from orchestrator.grid import LEAST_AHEAD, LOOK_SECONDS, Grid
+from orchestrator.spec_running import Checkpoints, Limits
+from orchestrator.worker import Order
+from tests.orchestrator.workers import simulated
+
+CORE, GPU, TWO_GPUS = Placement(), Placement(gpus=1.0), Placement(gpus=2.0)
+ORDER = Order(
+    trial=simulated(),
+    project="/p",
+    generation=1,
+    token="t",
+    scratch="",
+    ranks=1,
+    report_seconds=1.0,
+    silent_seconds=None,
+    checkpoints=Checkpoints(),
+)
+
+
+class Tune:
+    """What Tune does with a grid: asks, starts, and tells of ends."""
+
+    def __init__(self, jobs: list[Job], cluster: Cluster, **limits: Any) -> None:
+        self.now = 0.0
+        self.cluster = cluster
+        self.orders: dict[str, Order] = {}
+        self.grid = Grid(
+            Queue([], cluster, slots=limits.get("slots")),
+            self.orders,
+            limits=Limits(**limits),
+            cluster=lambda: self.cluster,
+            clock=lambda: self.now,
+        )
+        self.handed: dict[str, str] = {}
+        """Tune's own name of the trial in progress of each key."""
+        self._number = 0
+        for job in jobs:
+            self.add(job)
+
+    def add(self, job: Job) -> None:
+        """One more trial."""
+        self.orders[job.key] = replace(ORDER, scratch=job.key)
+        self.grid.queue.add(job)
+
+    def ask(self) -> str | None:
+        """The key that comes next; "" for never again."""
+        self._number += 1
+        name = f"trial {self._number}"
+        config = self.grid.suggest(name)
+        if config is None or config == Searcher.FINISHED:
+            return config and ""
+        assert Order.load(config["order"]).scratch == config["key"]
+        assert config["key"] not in self.handed  # one attempt at a time
+        self.handed[config["key"]] = name
+        return str(config["key"])
+
+    def ask_all(self) -> list[str]:
+        """What is handed out until nothing more is."""
+        return list(iter(self.ask, None))
+
+    def end(self, key: str) -> None:
+        self.grid.on_trial_complete(self.handed.pop(key), {})
+
+    def fail(self, key: str, kind: Any, **more: bool) -> bool:
+        self.grid.on_trial_complete(self.handed.pop(key), error=True)
+        return self.grid.failed(key, kind, **more)
+
+
+def _cores(n: int) -> list[Job]:
+    """So many trials of one core, a the longest."""
+    return [Job(key=chr(97 + i), placement=CORE, seconds=100.0 - i) for i in range(n)]
+
+
+def test_the_longest_come_first_each_with_its_class() -> None:
+    jobs = [Job(key="short", placement=GPU, seconds=5), Job(key="long", placement=CORE, seconds=9)]
+    tune = Tune(jobs, uniform(gpus=1, cpus=4))
+    first, second = (tune.grid.suggest(name) for name in ("1", "2"))
+    assert (first["key"], second["key"]) == ("long", "short")
+    assert json.loads(second["placement"]) == {
+        "bundles": [{"CPU": 1.0, "GPU": 1.0}],
+        "strategy": "STRICT_PACK",
+    }
+
+
+def test_a_few_are_handed_out_ahead_and_more_as_they_start() -> None:
+    """Tune keeps an actor only for a trial that it knows when another ends."""
+    tune = Tune(_cores(12), uniform(cpus=2))
+    assert tune.ask_all() == list("abcd")
+    assert LEAST_AHEAD == 4
+    for key in "ab":
+        tune.grid.started(key, f"actor of {key}")
+    assert tune.ask_all() == list("ef")
+    tune.end("a")
+    tune.grid.started("c", "actor of a")
+    assert tune.ask_all() == list("g")
+
+
+def test_nothing_is_handed_out_beyond_the_slots() -> None:
+    tune = Tune(_cores(9), uniform(cpus=8), slots=3)
+    assert tune.ask_all() == list("abc")
+    tune.end("b")
+    assert tune.ask_all() == list("d")
+
+
+def test_it_waits_for_the_last_to_end_and_then_is_done() -> None:
+    tune = Tune(_cores(2), uniform(cpus=2))
+    assert tune.ask_all() == list("ab")
+    tune.end("a")
+    assert tune.ask() is None
+    tune.end("b")
+    assert tune.ask() == ""
+
+
+@pytest.mark.parametrize("kind", ["raised", "silent", "slow"])
+def test_a_trial_to_blame_is_tried_again_as_often_as_retries_say(kind: str) -> None:
+    tune = Tune(_cores(2), uniform(cpus=1), retries=2)
+    again = []
+    for _ in range(3):
+        assert tune.ask_all()[0] == "a"  # in its own place again, before the shorter one
+        again.append(tune.fail("a", kind))
+        tune.end("b")
+        tune.add(_cores(2)[1])
+    assert again == [True, True, False]
+    assert tune.ask_all() == ["b"]
+    tune.end("b")
+    assert tune.ask() == ""
+
+
+def test_losses_count_against_restarts_and_not_against_retries() -> None:
+    tune = Tune(_cores(1), uniform(cpus=1), retries=0, restarts=2)
+    again = []
+    for kind in ("worker lost", "node lost", "worker lost"):
+        assert tune.ask() == "a"
+        again.append(tune.fail("a", kind))
+    assert again == [True, True, False]
+    tune = Tune(_cores(1), uniform(cpus=1), retries=0, restarts=2)
+    assert tune.ask() == "a"
+    assert not tune.fail("a", "raised")
+
+
+def test_what_can_never_work_is_not_tried_again() -> None:
+    tune = Tune(_cores(1), uniform(cpus=1), retries=9)
+    assert tune.ask() == "a"
+    assert not tune.fail("a", "raised", hopeless=True)
+    assert tune.ask() == ""
+
+
+def test_a_sweep_that_stops_hands_out_nothing_and_tries_nothing_again() -> None:
+    tune = Tune(_cores(9), uniform(cpus=2))
+    assert tune.ask_all() == list("abcd")
+    tune.grid.stopping = True
+    assert tune.ask() == ""
+    assert not tune.fail("a", "worker lost")
+
+
+def _nodes(*names: str, gpus: int = 2) -> Cluster:
+    return Cluster(nodes=tuple(Node(name=name, cpus=8.0, gpus=gpus) for name in names))
+
+
+def test_a_node_that_joins_is_used_from_the_next_look_on() -> None:
+    """A trial of two GPUs waits for a machine that has them."""
+    jobs = [
+        Job(key="wide", placement=TWO_GPUS, seconds=9),
+        Job(key="one", placement=GPU, seconds=5),
+    ]
+    tune = Tune(jobs, _nodes("small", gpus=1))
+    assert tune.ask_all() == ["one"]
+    tune.cluster = Cluster(nodes=(*_nodes("small", gpus=1).nodes, *_nodes("large").nodes))
+    tune.now = LOOK_SECONDS - 0.1
+    assert tune.ask() is None
+    tune.now = LOOK_SECONDS
+    assert tune.ask_all() == ["wide"]
+
+
+def test_a_node_that_left_holds_no_room() -> None:
+    """Both trials of two GPUs, one node left: the second comes when the first has ended."""
+    jobs = [Job(key=k, placement=TWO_GPUS, seconds=s) for k, s in (("a", 9), ("b", 5))]
+    wide = Job(key="c", placement=Placement(gpus=4.0, nodes=2), seconds=1)
+    tune = Tune([*jobs, wide], _nodes("x", "y"))
+    assert tune.ask_all() == ["a", "b"]
+    tune.grid.seen("a", "actor a", "x")
+    tune.grid.seen("b", "actor b", "y")
+    tune.cluster = _nodes("x")
+    tune.now = LOOK_SECONDS
+    assert tune.fail("a", "slow")
+    assert tune.fail("b", "node lost")
+    assert tune.ask() == "a"
+    assert tune.grid.queue.next(tune.now) is None  # b has no room
+    tune.end("a")
+    tune.cluster = _nodes("x", "y")
+    tune.now = 2 * LOOK_SECONDS
+    assert tune.ask_all() == ["b"]
+    tune.end("b")
+    assert tune.ask_all() == ["c"]
+
+
+@pytest.mark.parametrize(("nodes", "expected"), [(("x", "x"), ["wide"]), (("x", "y"), [])])
+def test_where_actors_are_decides_what_fits(nodes: tuple[str, str], expected: list[str]) -> None:
+    """Two trials of one GPU leave two on one node, or one on each."""
+    jobs = [Job(key=k, placement=GPU, seconds=s) for k, s in (("a", 100), ("b", 90))]
+    jobs.append(Job(key="wide", placement=TWO_GPUS, seconds=50))
+    tune = Tune(jobs, _nodes("x", "y"))
+    assert [tune.ask(), tune.ask()] == ["a", "b"]
+    for key, node in zip("ab", nodes, strict=True):
+        tune.grid.started(key, f"actor {key}")
+        tune.grid.seen(key, f"actor {key}", node)
+    assert tune.ask_all() == expected
+
+
+def test_an_actor_that_is_used_again_is_where_it_was() -> None:
+    """Nothing is heard of c and d, but their actors are those of a and b, one on each node."""
+    jobs = [Job(key=k, placement=GPU, seconds=100 - i) for i, k in enumerate("abcd")]
+    tune = Tune(jobs[:2], _nodes("x", "y"))
+    assert tune.ask_all() == ["a", "b"]
+    for key, node in (("a", "x"), ("b", "y")):
+        tune.grid.started(key, f"actor {key}")
+        tune.grid.seen(key, f"actor {key}", node)
+    tune.end("a")
+    tune.end("b")
+    tune.add(jobs[2])
+    tune.add(jobs[3])
+    assert tune.ask_all() == ["c", "d"]
+    tune.grid.started("c", "actor a")
+    tune.grid.started("d", "actor b")
+    tune.add(Job(key="wide", placement=TWO_GPUS, seconds=1))
+    assert tune.ask_all() == []
+    tune.end("c")
+    assert tune.ask_all() == ["wide"]  # on x, all of which is free now
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_fails_every_trial_ends_and_none_runs_twice_at_once(seed: int) -> None:
+    """Trials of three classes start late, end, fail and are lost at random; nodes come and go."""
+    rng = random.Random(seed)
+    classes = (CORE, GPU, TWO_GPUS)
+    jobs = [
+        Job(key=f"{i}", placement=rng.choice(classes), seconds=rng.uniform(1, 100))
+        for i in range(40)
+    ]
+    tune = Tune(jobs, _nodes("x", "y"), retries=1, restarts=2)
+    ended: dict[str, int] = {}
+    tries: dict[str, int] = {}
+    for _ in range(10_000):
+        tune.now += rng.uniform(0, 3)
+        tune.cluster = _nodes(*rng.choice([("x",), ("x", "y"), ("x", "y", "z")]))
+        key = tune.ask()
+        if key == "":
+            break
+        if key is not None:
+            tries[key] = tries.get(key, 0) + 1
+            continue
+        key = rng.choice(sorted(tune.handed))
+        if rng.random() < 0.5:
+            tune.grid.started(key, f"actor {rng.randrange(5)}")
+            continue
+        kind = rng.choice(["end", "end", "end", "raised", "worker lost"])
+        over = tune.end(key) is None if kind == "end" else not tune.fail(key, kind)
+        ended[key] = ended.get(key, 0) + over
+    assert key == ""
+    assert ended == dict.fromkeys((job.key for job in jobs), 1)
+    assert max(tries.values()) <= 1 + 1 + 2
+
+
+def test_tune_may_pickle_it() -> None:
+    grid = Tune(_cores(1), uniform(cpus=1)).grid
+    assert vars(pickle.loads(pickle.dumps(grid))) == {}

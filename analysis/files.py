@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
-from analysis.errors import InputError
+from analysis.errors import InputError, first_line
 from analysis.observations import LATER, SCHEMA, FloatArray, as_schema, has_schema
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -101,7 +101,7 @@ def _read_rows(name: str, data: bytes, schema: pa.Schema) -> pa.Table:
                 table = file.read(chosen, use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(
-            f"{name} is not a readable Parquet file ({str(error).splitlines()[0]}): "
+            f"{name} is not a readable Parquet file ({first_line(error)}): "
             "it was cut short or damaged; move it away and run the sweep again to measure it anew"
         ) from error
     if missing:

@@ -10,9 +10,9 @@ from typing import Any
 
 from cluster.gpus import GpuType, known_type
 from cluster.machines import UNKNOWN_GPU, Cluster
-from cluster.placement import LAUNCH_SECONDS_PER_BLOCK, PASS_TOKENS, Placement
+from cluster.placement import LAUNCH_SECONDS_PER_BLOCK, Placement
 from trainers.corpus import HELDOUT_WINDOWS
-from trainers.flops import params, trial_flops
+from trainers.flops import params, pass_sequences, trial_flops
 from trainers.simulated import SimulatedSettings
 from trainers.trial import Trial
 
@@ -41,29 +41,32 @@ CPU = "CPU"
 """What paces call any device that is no GPU: one core."""
 
 
-def expected_mfu(total_params: float, gpu: GpuType) -> float:
-    """Share of a GPU's peak that training reaches, before anything was measured.
+def expected_mfu(total_params: float, peak_flops: float) -> float:
+    """Share of a GPU's peak FLOP/s that training reaches, before anything was measured.
 
-    MFU = top / (1 + (half / N)^0.65), N total parameters. On an A100 top is 0.66 and half 40e6; on
-    a GPU with r times its peak, top / r^0.28 and half r^0.6, as memory does not keep up. Fitted by
-    hand to the benchmark tables of MosaicML's llm-foundry (bf16, 2048 tokens of context, 125M to 7B
-    parameters on A100 80GB and H100): within 5% of them. Other types, and models below 1e8, are
-    extrapolated; a trainer in fp32 is slower. The ledger's own measurements take its place.
+    MFU = top / (1 + (half / N)^0.65), N total parameters. On an A100 in bf16 top is 0.66 and half
+    40e6; at r times its 312e12 FLOP/s half is times r^0.6, and top, for r > 1, over r^0.28, as
+    memory does not keep up. Fitted by hand to the benchmark tables of MosaicML's llm-foundry (bf16,
+    2048 tokens of context, 125M to 7B parameters on A100 80GB and H100): within 5% of them. Other
+    types, models below 1e8 and fp32, whose peak is 16 to 40 times lower, are extrapolated; of fp32
+    one published time is known, of which this is 14% short (`tests/cluster/test_capacity.py`). The
+    ledger's own measurements take its place.
 
     Examples
     --------
-    >>> from cluster.gpus import gpu_type
-    >>> [round(expected_mfu(n, gpu_type("H100")), 3) for n in (1e7, 1e8, 1.3e9)]
+    >>> [round(expected_mfu(n, 989e12), 3) for n in (1e7, 1e8, 1.3e9)]  # H100, bf16
     [0.098, 0.256, 0.411]
+    >>> [round(expected_mfu(n, 67e12), 3) for n in (1e7, 1e8, 1.3e9)]  # H100, fp32
+    [0.281, 0.507, 0.624]
     """
-    stronger = max(1.0, gpu.peak_flops / MFU_REFERENCE_FLOPS)
+    stronger = peak_flops / MFU_REFERENCE_FLOPS
     half = MFU_HALF_PARAMS * stronger**MFU_HALF_EXPONENT
-    top = MFU_TOP / stronger**MFU_TOP_EXPONENT
+    top = MFU_TOP / max(1.0, stronger) ** MFU_TOP_EXPONENT
     return float(top / (1 + (half / total_params) ** MFU_SLOPE))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Effort:
     """What of a training decides how long it takes."""
 
     params_total: float
@@ -76,9 +79,9 @@ class Work:
     context: int
 
     @staticmethod
-    def of(trial: Trial) -> Work:
+    def of(trial: Trial) -> Effort:
         """That of a trial."""
-        return Work(
+        return Effort(
             params_total=params(trial.shape).total,
             flops=trial_flops(trial),
             tokens=trial.tokens,
@@ -88,15 +91,17 @@ class Work:
             context=trial.shape.context,
         )
 
-    def on_gpus(self, gpu: GpuType, gpus: float = 1.0, pass_tokens: int | None = None) -> float:
+    def on_gpus(self, gpu: GpuType, gpus: float = 1.0) -> float:
         """Expected seconds on so many GPUs; a share is as fast as its GPU, which it cannot fill.
 
         Training takes what its FLOPs take at the expected MFU, or what its launches take; the
         held-out windows are evaluated once, forward only.
         """
         whole = max(1.0, gpus)
-        speed = gpu.peak_flops * expected_mfu(self.params_total, gpu) * whole
-        passes = math.ceil(self.batch_tokens / whole / (pass_tokens or PASS_TOKENS))
+        peak = gpu.training_flops
+        speed = peak * expected_mfu(self.params_total, peak) * whole
+        sequences = self.batch_tokens / self.context / whole
+        passes = math.ceil(sequences / pass_sequences(self.context))
         steps = self.tokens / self.batch_tokens
         launching = steps * passes * self.depth * LAUNCH_SECONDS_PER_BLOCK
         evaluated = HELDOUT_WINDOWS * self.context / 3
@@ -138,12 +143,12 @@ class Pace:
             device, seconds = row.get("device"), row.get("seconds")
             if not device or device == "simulated" or not seconds or not row.get("batch_tokens"):
                 continue
-            work = _work_of_row(row)
+            effort = _effort_of_row(row)
             gpu = known_type(device)
             if gpu is None and CPU not in device:
                 continue
-            expected = work.on_gpus(gpu, row.get("gpus") or 1.0) if gpu else work.on_a_core()
-            ratio = (math.log(work.params_total), seconds / expected)
+            expected = effort.on_gpus(gpu, row.get("gpus") or 1.0) if gpu else effort.on_a_core()
+            ratio = (math.log(effort.params_total), seconds / expected)
             found.setdefault(gpu.name if gpu else CPU, []).append(ratio)
         return Pace({device: tuple(sorted(ratios)) for device, ratios in found.items()})
 
@@ -161,8 +166,8 @@ class Pace:
         return median(near)
 
 
-def _work_of_row(row: Mapping[str, Any]) -> Work:
-    return Work(
+def _effort_of_row(row: Mapping[str, Any]) -> Effort:
+    return Effort(
         params_total=row["params_total"],
         flops=row["flops_exact"],
         tokens=row["tokens"],
@@ -179,33 +184,32 @@ def seconds(
     """Wall seconds that `trial` is expected to take where it is placed, its actor being there."""
     if trial.trainer == "simulated":
         return SimulatedSettings.of(trial).seconds
-    work, pace = Work.of(trial), pace or Pace()
+    effort, pace = Effort.of(trial), pace or Pace()
     if not placement.gpus:
-        return work.on_a_core() * pace.factor(CPU, work.params_total)
+        return effort.on_a_core() * pace.factor(CPU, effort.params_total)
     gpu = slowest(placement, cluster)
-    expected = work.on_gpus(gpu, placement.gpus, placement.pass_tokens)
-    return expected * pace.factor(gpu.name, work.params_total)
+    return effort.on_gpus(gpu, placement.gpus) * pace.factor(gpu.name, effort.params_total)
 
 
 def mfu(trial: Trial, placement: Placement, cluster: Cluster, pace: Pace | None = None) -> float:
-    """Share of the peak of the GPUs it holds that `trial` is expected to reach.
+    """Share of the peak, in its precision, of the GPUs it holds that `trial` is expected to reach.
 
     Of the whole GPU where it has a share of one. 0 where it has no GPU or does not compute.
     """
     if not placement.gpus or trial.trainer == "simulated":
         return 0.0
-    peak = slowest(placement, cluster).peak_flops * max(1.0, placement.gpus)
+    peak = slowest(placement, cluster).training_flops * max(1.0, placement.gpus)
     return trial_flops(trial) / seconds(trial, placement, cluster, pace) / peak
 
 
 def slowest(placement: Placement, cluster: Cluster) -> GpuType:
     """The slowest type that `placement` may be given."""
     types = [node.gpu for node in cluster.of_type(placement.gpu_type)]
-    return min(types, key=lambda gpu: gpu.peak_flops, default=UNKNOWN_GPU)
+    return min(types, key=lambda gpu: gpu.training_flops, default=UNKNOWN_GPU)
 
 
 def estimated_seconds(trial: Trial) -> float:
     """Wall seconds of `trial` on one CPU core. Elsewhere right only in proportion."""
     if trial.trainer == "simulated":
         return SimulatedSettings.of(trial).seconds
-    return Work.of(trial).on_a_core()
+    return Effort.of(trial).on_a_core()

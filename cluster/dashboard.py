@@ -100,8 +100,7 @@ def connect(address: str, token: Token | None) -> JobSubmissionClient:
     InputError
         If it does not answer within `PATIENCE_SECONDS`, is no Ray dashboard, or refuses the token.
     """
-    url = dashboard_url(address)
-    headers = {"Authorization": f"Bearer {token.value}"} if token else {}
+    url, headers = dashboard_url(address), _headers(token)
     status, ray_version = _knock(url, headers)
     if status == 401:
         raise InputError(f"{url} asks for a token: leave out --no-auth")
@@ -122,6 +121,24 @@ def connect(address: str, token: Token | None) -> JobSubmissionClient:
         logging.getLogger(name).setLevel(logging.ERROR)
     with _unset(_OVERRIDES):  # else they would win over the address that a person gave
         return JobSubmissionClient(url, headers=headers)
+
+
+def hosts(address: str, token: Token | None) -> list[str]:
+    """Names of the machines of a cluster, now; none where its dashboard does not tell them."""
+    import requests
+
+    url, headers = dashboard_url(address), _headers(token)
+    try:
+        answer = requests.get(
+            f"{url}/nodes?view=hostNameList", headers=headers, timeout=PATIENCE_SECONDS
+        )
+        return sorted(map(str, answer.json()["data"]["hostNameList"]))
+    except (requests.exceptions.RequestException, KeyError, TypeError):  # nothing depends on it
+        return []
+
+
+def _headers(token: Token | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token.value}"} if token else {}
 
 
 def _knock(url: str, headers: dict[str, str]) -> tuple[int, str | None]:

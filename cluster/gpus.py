@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analysis.errors import InputError
+from trainers.flops import PRECISION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +18,18 @@ class GpuType:
     peak_flops: float
     """Dense tensor (matrix) peak in FLOP/s, accumulated in fp32. Datasheets that print the rate for
     2:4 sparsity are halved: training has none."""
+    fp32_flops: float
+    """Peak in FLOP/s of fp32 products, which tensor cores do not do."""
     memory_bytes: float
     precision: Literal["bf16", "fp16"] = "bf16"
     """Of the peak; fp16 where the type has no bf16 tensor cores."""
     source: str
     """The document that says so."""
+
+    @property
+    def training_flops(self) -> float:
+        """Peak in FLOP/s of what `trainers.pretrain` does."""
+        return {"fp32": self.fp32_flops}[PRECISION]
 
 
 _H100 = "NVIDIA H100 Tensor Core GPU datasheet"
@@ -33,6 +41,7 @@ _ADA = "NVIDIA Ada GPU architecture whitepaper, Appendix A"
 def _type(
     name: str,
     teraflops: float,
+    fp32_teraflops: float,
     gigabytes: float,
     source: str,
     precision: Literal["bf16", "fp16"] = "bf16",
@@ -40,6 +49,7 @@ def _type(
     return GpuType(
         name=name,
         peak_flops=teraflops * 1e12,
+        fp32_flops=fp32_teraflops * 1e12,
         memory_bytes=gigabytes * 1e9,
         source=source,
         precision=precision,
@@ -47,28 +57,30 @@ def _type(
 
 
 GPUS: tuple[GpuType, ...] = (
-    _type("B200", 2250, 180, "NVIDIA HGX B200 datasheet"),
-    _type("H200", 989, 141, "NVIDIA H200 Tensor Core GPU datasheet"),
-    _type("H100 SXM", 989, 80, _H100),
-    _type("H100 PCIe", 756, 80, _H100),
-    _type("H100 NVL", 835, 94, _H100),
-    _type("A100 80GB", 312, 80, _A100),
-    _type("A100 40GB", 312, 40, _A100),
-    _type("A40", 149.7, 48, "NVIDIA A40 datasheet"),
-    _type("A30", 165, 24, "NVIDIA A30 Tensor Core GPU datasheet"),
-    _type("A10", 125, 24, "NVIDIA A10 Tensor Core GPU datasheet"),
-    _type("A10G", 70, 24, "NVIDIA A10G datasheet"),
-    _type("L40S", 362, 48, "NVIDIA L40S datasheet"),
-    _type("L40", 181, 48, "NVIDIA L40 datasheet"),
-    _type("L4", 121, 24, "NVIDIA L4 Tensor Core GPU datasheet"),
-    _type("V100 SXM2", 125, 32, _V100, "fp16"),
-    _type("V100 PCIe", 112, 32, _V100, "fp16"),
-    _type("T4", 65, 16, "NVIDIA T4 Tensor Core GPU datasheet", "fp16"),
-    _type("RTX 4090", 165.2, 24, _ADA),
-    _type("RTX 3090", 71, 24, "NVIDIA Ampere GA102 GPU architecture whitepaper, Appendix A"),
-    _type("MI300X", 1307, 192, "AMD Instinct MI300X accelerator data sheet"),
+    _type("B200", 2250, 75, 180, "NVIDIA HGX B200 datasheet"),
+    _type("H200", 989, 67, 141, "NVIDIA H200 Tensor Core GPU datasheet"),
+    _type("H100 SXM", 989, 67, 80, _H100),
+    _type("H100 PCIe", 756, 51, 80, _H100),
+    _type("H100 NVL", 835, 60, 94, _H100),
+    _type("A100 80GB", 312, 19.5, 80, _A100),
+    _type("A100 40GB", 312, 19.5, 40, _A100),
+    _type("A40", 149.7, 37.4, 48, "NVIDIA A40 datasheet"),
+    _type("A30", 165, 10.3, 24, "NVIDIA A30 Tensor Core GPU datasheet"),
+    _type("A10", 125, 31.2, 24, "NVIDIA A10 Tensor Core GPU datasheet"),
+    _type("A10G", 70, 31.5, 24, "NVIDIA A10G datasheet"),
+    _type("L40S", 362, 91.6, 48, "NVIDIA L40S datasheet"),
+    _type("L40", 181, 90.5, 48, "NVIDIA L40 datasheet"),
+    _type("L4", 121, 30.3, 24, "NVIDIA L4 Tensor Core GPU datasheet"),
+    _type("V100 SXM2", 125, 15.7, 32, _V100, "fp16"),
+    _type("V100 PCIe", 112, 14, 32, _V100, "fp16"),
+    _type("T4", 65, 8.1, 16, "NVIDIA T4 Tensor Core GPU datasheet", "fp16"),
+    _type("RTX 4090", 165.2, 82.6, 24, _ADA),
+    _type("RTX 3090", 71, 35.6, 24, "NVIDIA Ampere GA102 GPU architecture whitepaper, Appendix A"),
+    _type("MI300X", 1307, 163.4, 192, "AMD Instinct MI300X accelerator data sheet"),
 )
 """Types by what clouds call them. Measure the MFU against these numbers, not against a boost."""
+KNOWN = ", ".join(item.name for item in GPUS)
+"""Their names, for errors."""
 
 _SHORT: Mapping[str, str] = {"H100": "H100 SXM", "A100": "A100 80GB", "V100": "V100 SXM2"}
 """Which variant a bare name means: the one that most clouds rent out."""
@@ -90,8 +102,7 @@ def gpu_type(name: str) -> GpuType:
     plain = _plain(name).removeprefix("nvidia")
     found = _TYPES.get(plain)
     if found is None:
-        known = ", ".join(item.name for item in GPUS)
-        raise InputError(f"no GPU type {name!r} is known; there are {known}")
+        raise InputError(f"no GPU type {name!r} is known; there are {KNOWN}")
     return found
 
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 
-from cluster.gpus import GpuType, known_type
+from cluster.gpus import GpuType, gpu_type, known_type
 
 WORKER_BYTES = 1.5e9
 """Memory to allow a CPU worker: Ray and torch take 0.6 GB of it, a mini trial the rest."""
 CPUS_PER_GPU = 8
 """Of a planned node, unless told: one for each of the eight trials that can share a GPU."""
-UNKNOWN_GPU = GpuType(
+UNKNOWN_GPU = replace(
+    gpu_type("T4"),
     name="of unknown type",
-    peak_flops=65e12,
-    memory_bytes=16e9,
-    precision="fp16",
     source="own assumption: no less than the T4, the weakest type in the table",
 )
 """What is assumed of GPUs whose type nobody told."""
@@ -75,9 +73,8 @@ class Cluster:
 
 def _described(node: Node) -> str:
     cores = f"{node.cpus:g} core{'s' * (node.cpus != 1)}"
-    gpu = known_type(node.gpu_type)
-    kind = f" {gpu.name}" if gpu else ""
-    return f"{node.gpus} GPU{'s' * (node.gpus > 1)}{kind} and {cores}" if node.gpus else cores
+    kind = f"{node.gpu.name}, taken for T4s," if node.gpu is UNKNOWN_GPU else node.gpu.name
+    return f"{node.gpus} GPU{'s' * (node.gpus > 1)} {kind} and {cores}" if node.gpus else cores
 
 
 def uniform(

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainers.flops import MLP_RATIO, params
+from trainers.flops import (
+    EVALUATION_TOKENS,
+    LONG_CONTEXT,
+    MLP_RATIO,
+    PRECISION,
+    params,
+    pass_sequences,
+)
 from trainers.trial import Hyperparameters, Shape
 
-FLOAT = 4
-"""Bytes: everything is trained in fp32."""
+FLOAT = {"fp32": 4}[PRECISION]
+"""Bytes of everything but indices."""
 INDEX = 8
 """Bytes of a token's index."""
 CONTEXT_BYTES = 0.8e9
 """A process's own on a GPU before any tensor: CUDA's context, its kernels and cuBLAS's workspaces.
 Own allowance for data-centre GPUs; every share of a GPU pays it again."""
-LONG_CONTEXT = 256
-"""`trainers.transformer.LONG_CONTEXT`, not imported since torch would be."""
-EVALUATION_TOKENS = 4096
-"""`trainers.pretrain.EVALUATION_TOKENS`, not imported since torch would be."""
 MUON_COPIES = 24
 """Matrices of width^2 a block that Newton-Schulz holds at once: of each of the four square ones, X
 before and after, its Gram matrix and the polynomial of the first and of the last step."""
@@ -44,13 +47,7 @@ class Memory:
         return max(self.forward, self.backward, self.optimizer, self.evaluation)
 
 
-def training_memory(
-    shape: Shape,
-    hyperparameters: Hyperparameters,
-    *,
-    gpus: int = 1,
-    pass_tokens: int | None = None,
-) -> Memory:
+def training_memory(shape: Shape, hyperparameters: Hyperparameters, *, gpus: int = 1) -> Memory:
     """Memory of training on each of `gpus` GPUs, without `CONTEXT_BYTES`.
 
     Parameters
@@ -59,24 +56,22 @@ def training_memory(
         The model, its batch and its optimiser.
     gpus
         Over which parameters, gradients and optimiser state are sharded, and the batch is split.
-    pass_tokens
-        Tokens of one forward and backward pass on one GPU. Default: its part of the batch. With
-        fewer, gradients accumulate, and stay from pass to pass.
 
     Notes
     -----
     For one GPU checked against torch's allocator. For several it is reckoned: every GPU holds its
     part of the state, and the weights and gradients of one block, or of a table if that is larger,
-    gathered whole for the one at work and the one fetched ahead.
+    gathered whole for the one at work and the one fetched ahead. Of a batch that takes several
+    passes, the gradients stay from pass to pass.
     """
     count = params(shape)
     whole = hyperparameters.batch_tokens / gpus
-    n = min(whole, pass_tokens or whole)
+    n = min(whole, pass_sequences(shape.context) * shape.context)
     gathered = _gathered(shape) if gpus > 1 else 0.0
     parts = FLOAT * count.total / gpus  # all parameters, once, of one GPU
     fixed = 4 * parts + gathered + FLOAT * shape.context**2  # weights, gradient, two moments; mask
     gradients = parts if n < whole else 0.0  # of earlier passes
-    inputs = 3 * INDEX * n  # windows, their inputs and their targets
+    inputs = INDEX * (whole + 2 * n)  # windows of the batch; a pass's inputs and targets
     block, within = _block(shape)
     width, depth, symbols = shape.width, shape.depth, shape.vocabulary
     blocks = FLOAT * count.non_embedding / gpus

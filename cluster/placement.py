@@ -7,15 +7,15 @@ Pure: knows a cluster's numbers, not the cluster.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from analysis.errors import InputError
 from cluster.gpus import GpuType
 from cluster.machines import Cluster
 from cluster.memory import CONTEXT_BYTES, training_memory
-from trainers.flops import flops_per_token, trial_flops
+from trainers.flops import flops_per_token, pass_sequences, trial_flops
+from trainers.registry import most_ranks
 from trainers.simulated import SimulatedSettings
 from trainers.trial import Trial
 
@@ -23,12 +23,6 @@ SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Of one GPU."""
 HEADROOM = 0.1
 """Of a GPU's memory, left to the allocator: blocks are rounded, and holes stay between them."""
-PASS_TOKENS = 16_384
-"""Tokens of a pass on one GPU, where memory allows them. At width 512 a block's products of so many
-take 0.3 ms on an H100, about as long as it takes to launch them."""
-LEAST_PASS_TOKENS = 1024
-"""Of a pass, before more GPUs are taken to make room. What needs so much memory is wider than 1000,
-and its products of so many tokens still fill a GPU."""
 LAUNCH_SECONDS_PER_BLOCK = 0.4e-3
 """A step of `trainers.transformer` and its optimiser launches 37 to 41 kernels a block (counted by
 a TorchDispatchMode), at about 10 microseconds of eager PyTorch each (own allowance)."""
@@ -50,8 +44,6 @@ class Placement:
     """The type it needs, as Ray names it; None where any of the cluster will do."""
     bytes: float = field(default=0.0, compare=False)
     """Memory that it is expected to take on each GPU, or of the machine."""
-    pass_tokens: int | None = field(default=None, compare=False)
-    """Tokens of one forward and backward pass on each GPU; gradients accumulate over passes."""
 
     @property
     def gpus_per_node(self) -> float:
@@ -130,28 +122,11 @@ def place(trial: Trial, cluster: Cluster) -> Placement | Unplaceable:
     ways: list[tuple[GpuType, str | None]] = [(weakest, None)]
     ways += [(gpu, n) for n, gpu in types.items() if n and gpu.memory_bytes > weakest.memory_bytes]
     found = [_on_gpus(trial, gpu, name, cluster) for gpu, name in ways]
-    fitting = [item for item in found if item is not None]
-    return min(fitting, key=lambda p: p.gpus) if fitting else _too_large(trial, cluster)
-
-
-def placement(trial: Trial, cluster: Cluster) -> Placement:
-    """The smallest class in which `trial` fits.
-
-    Raises
-    ------
-    InputError
-        If it fits nowhere on `cluster`, naming the trial and the shortfall.
-    """
-    found = place(trial, cluster)
-    if isinstance(found, Unplaceable):
-        raise InputError(str(found))
-    return found
-
-
-def unplaceable(trials: Iterable[Trial], cluster: Cluster) -> list[Unplaceable]:
-    """Those of `trials` that fit nowhere on `cluster`."""
-    found = (place(trial, cluster) for trial in trials)
-    return [item for item in found if isinstance(item, Unplaceable)]
+    fitting, ranks = [item for item in found if item is not None], most_ranks(trial.trainer)
+    if not fitting:
+        return _too_large(trial, cluster, ranks)
+    best = min(fitting, key=lambda p: p.gpus)
+    return best if best.gpus <= ranks else _too_many(trial, best, cluster, ranks)
 
 
 def busy_share(trial: Trial, gpu: GpuType) -> float:
@@ -161,42 +136,32 @@ def busy_share(trial: Trial, gpu: GpuType) -> float:
     processes at once as that leaves room for slow each other little, since a GPU gives them turns.
     """
     h = trial.hyperparameters
-    passes = math.ceil(h.batch_tokens / PASS_TOKENS)
-    computing = flops_per_token(trial.shape) * h.batch_tokens / gpu.peak_flops
+    passes = math.ceil(h.batch_tokens / trial.shape.context / pass_sequences(trial.shape.context))
+    computing = flops_per_token(trial.shape) * h.batch_tokens / gpu.training_flops
     return computing / max(computing, passes * trial.shape.depth * LAUNCH_SECONDS_PER_BLOCK)
 
 
 def _on_gpus(trial: Trial, gpu: GpuType, name: str | None, cluster: Cluster) -> Placement | None:
-    """The smallest class that fits, with the longest passes that fit there."""
-    passes = _passes(trial)
-    long = [tokens for tokens in passes if tokens >= LEAST_PASS_TOKENS] or passes[:1]
-    for allowed in (long, passes):
-        for gpus, nodes in _classes(cluster, name):
-            if gpus < 1 and gpus < busy_share(trial, gpu):
-                continue
-            if gpus * trial.shape.context > trial.hyperparameters.batch_tokens:
-                break  # a sequence is not split
-            for tokens in allowed:
-                taken = _bytes(trial, gpus, tokens)
-                if taken <= (1 - HEADROOM) * gpu.memory_bytes * min(1.0, gpus):
-                    return Placement(
-                        gpus=gpus, nodes=nodes, gpu_type=name, bytes=taken, pass_tokens=tokens
-                    )
+    """The smallest class that fits."""
+    for gpus, nodes in _classes(cluster, name):
+        if gpus < 1 and gpus < busy_share(trial, gpu):
+            continue
+        if gpus * trial.shape.context > trial.hyperparameters.batch_tokens:
+            break  # a sequence is not split
+        taken = _bytes(trial, gpus)
+        if taken <= _usable(gpu) * min(1.0, gpus):
+            return Placement(gpus=gpus, nodes=nodes, gpu_type=name, bytes=taken)
     return None
 
 
-def _passes(trial: Trial) -> list[int]:
-    """Tokens that a pass may have, most first, down to one sequence."""
-    sequences = max(1, PASS_TOKENS // trial.shape.context)
-    halvings = range(sequences.bit_length())
-    return [(sequences >> i) * trial.shape.context for i in halvings]
+def _bytes(trial: Trial, gpus: float) -> float:
+    gpus = max(1, int(gpus))
+    return CONTEXT_BYTES + training_memory(trial.shape, trial.hyperparameters, gpus=gpus).peak
 
 
-def _bytes(trial: Trial, gpus: float, pass_tokens: int) -> float:
-    memory = training_memory(
-        trial.shape, trial.hyperparameters, gpus=max(1, int(gpus)), pass_tokens=pass_tokens
-    )
-    return CONTEXT_BYTES + memory.peak
+def _usable(gpu: GpuType) -> float:
+    """Bytes of a GPU that training may take."""
+    return (1 - HEADROOM) * gpu.memory_bytes
 
 
 def _classes(cluster: Cluster, gpu_type: str | None = None) -> Iterator[tuple[float, int]]:
@@ -220,7 +185,8 @@ def _one_core(trial: Trial, taken: float, cluster: Cluster) -> Placement | Unpla
         return Unplaceable(trial=trial, shortfall="needs 1 CPU, and no node has one")
     most = max(node.memory_bytes for node in nodes)
     if taken > most:
-        shortfall = f"needs {_gb(taken)} of memory; the largest node has {_gb(most)}"
+        needed, there = _apart(taken, most)
+        shortfall = f"needs {needed} of memory; the largest node has {there}"
         return Unplaceable(trial=trial, shortfall=shortfall)
     return Placement(bytes=taken)
 
@@ -233,22 +199,41 @@ def _idle(trial: Trial, gpus: float, cluster: Cluster) -> Placement | Unplaceabl
     return Unplaceable(trial=trial, shortfall=_too_few(gpus, cluster))
 
 
-def _too_large(trial: Trial, cluster: Cluster) -> Unplaceable:
+def _too_large(trial: Trial, cluster: Cluster, ranks: float) -> Unplaceable:
     """Why a trial does not fit, in the terms of the largest class that could take it."""
-    context = trial.shape.context
-    sequences = trial.hyperparameters.batch_tokens // context
-    classes = [gpus for gpus, _ in _classes(cluster) if gpus <= sequences]
+    sequences = trial.hyperparameters.batch_tokens // trial.shape.context
+    classes = [gpus for gpus, _ in _classes(cluster) if gpus <= min(sequences, ranks)]
     if not classes:
         return Unplaceable(trial=trial, shortfall=_too_few(1, cluster))
-    taken = _bytes(trial, classes[-1], context)
-    each = f"each of {classes[-1]:g} GPUs" if classes[-1] > 1 else "1 GPU"
-    largest = max(node.gpu.memory_bytes for node in cluster.of_type(None))
-    bound = f", and its batch of {sequences} splits no further" if sequences == classes[-1] else ""
+    most = classes[-1]
+    largest = max((node.gpu for node in cluster.of_type(None)), key=_usable)
+    taken, usable = _apart(_bytes(trial, most), _usable(largest))
+    each = f"each of {most:g} GPUs" if most > 1 else "1 GPU"
+    bound = ""
+    if most == ranks:
+        bound = f", and the trainer {trial.trainer} runs on {_number(ranks)}"
+    elif most == sequences:
+        bound = f", and its batch of {sequences} splits no further"
     shortfall = (
-        f"needs {_gb(taken)} on {each}{bound}; the cluster's are {_gb(largest)}, "
-        f"{HEADROOM:.0%} of it kept free"
+        f"needs {taken} on {each}{bound}; of the {_gb(largest.memory_bytes)} of the cluster's, "
+        f"{usable} may be used ({HEADROOM:.0%} is kept free)"
     )
     return Unplaceable(trial=trial, shortfall=shortfall)
+
+
+def _too_many(trial: Trial, found: Placement, cluster: Cluster, ranks: float) -> Unplaceable:
+    """Why a trial does not fit that would on `found`, which its trainer cannot use."""
+    types = (node.gpu for node in cluster.of_type(found.gpu_type))
+    size = _gb(min(gpu.memory_bytes for gpu in types))
+    shortfall = (
+        f"needs {found.gpus:g} GPUs of {size}, and the trainer {trial.trainer} runs on "
+        f"{_number(ranks)}"
+    )
+    return Unplaceable(trial=trial, shortfall=shortfall)
+
+
+def _number(ranks: float) -> str:
+    return "one" if ranks == 1 else f"{ranks:g}"
 
 
 def _too_few(gpus: float, cluster: Cluster) -> str:
@@ -262,5 +247,11 @@ def _too_few(gpus: float, cluster: Cluster) -> str:
     )
 
 
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.3g} GB"
+def _gb(size: float, digits: int = 3) -> str:
+    return f"{size / 1e9:.{digits}g} GB"
+
+
+def _apart(size: float, other: float) -> tuple[str, str]:
+    """Two sizes that differ, with the digits that it takes to tell them apart."""
+    shown = ((_gb(size, digits), _gb(other, digits)) for digits in range(3, 13))
+    return next(((a, b) for a, b in shown if a != b), (_gb(size), _gb(other)))

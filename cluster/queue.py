@@ -36,10 +36,10 @@ class Job:
         return self.placement.gpus * self.seconds
 
 
-Order = Callable[[Job], float]
+Ranking = Callable[[Job], float]
 """The higher, the earlier. Within a class it must be longest first."""
 
-ORDERS: dict[str, Order] = {
+ORDERS: dict[str, Ranking] = {
     "longest first": lambda job: job.seconds,
     "largest first": lambda job: job.seconds * _width(job),
     "widest first": lambda job: _width(job) + job.seconds / (1e9 + job.seconds),
@@ -76,7 +76,7 @@ class Queue:
         slots: int | None = None,
         caps: Caps | None = None,
     ) -> None:
-        self._order = ORDERS[order]
+        self._ranking = ORDERS[order]
         self._slots = slots
         self._purse = Purse(caps or Caps())
         self._room = Room(cluster)
@@ -89,12 +89,6 @@ class Queue:
         for job in jobs:
             self._jobs[job.key] = job
             self._wait(job)
-        self._admit()
-
-    def add(self, job: Job) -> None:
-        """One more trial, new to the queue."""
-        self._jobs[job.key] = job
-        self._wait(job)
         self._admit()
 
     @property
@@ -162,13 +156,9 @@ class Queue:
         """`key` has ended for good."""
         self._leave(key, now)
 
-    def lost(self, key: str, now: float, seconds: float | None = None) -> None:
-        """`key` has to start again and takes its place in the order, expected to take `seconds`."""
-        job = self._leave(key, now)
-        if seconds is not None:
-            job = Job(key=key, placement=job.placement, seconds=seconds, flops=job.flops)
-            self._jobs[key] = job
-        self._wait(job)
+    def lost(self, key: str, now: float) -> None:
+        """`key` has to start again and takes its place in the order."""
+        self._wait(self._leave(key, now))
         self._admit()
 
     def move(self, cluster: Cluster) -> None:
@@ -183,7 +173,7 @@ class Queue:
     def _heads(self) -> list[Job]:
         """The longest trial of each class, in order of priority."""
         heads = [self._jobs[jobs[0][1]] for jobs in self._waiting.values() if jobs]
-        return sorted(heads, key=lambda job: (-self._order(job), job.key))
+        return sorted(heads, key=lambda job: (-self._ranking(job), job.key))
 
     def _passing(
         self, job: Job, spot: Spot, kept: Reservation | None, now: float

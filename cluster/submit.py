@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.errors import InputError
+from analysis.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails as JobInfo
@@ -94,7 +94,7 @@ def submit(client: JobSubmissionClient, job: Job) -> str:
                     "takes: put what is large on storage that all nodes share, and name what the "
                     "job does not need in a .gitignore"
                 ) from error
-            raise InputError(f"the cluster does not take the job: {_first_line(error)}") from error
+            raise InputError(f"the cluster does not take the job: {first_line(error)}") from error
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], None
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             silent_since = silent_since or time.monotonic()
             if time.monotonic() - silent_since > CONTACT_SECONDS:
-                raise LostContactError(_first_line(error)) from error
+                raise LostContactError(first_line(error)) from error
         time.sleep(1.0)
 
 
@@ -225,8 +225,3 @@ def _exit_code(info: JobInfo, write: Callable[[str], None]) -> int:
         write(f"{info.message or 'the job failed without a message'}\n")
         return 1
     return code if code > 0 else 128 - code
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__

@@ -38,7 +38,7 @@ class Attempt:
     started_at: str
     """UTC, ISO format, by the clock of its machine."""
     resumed_from: int | None = None
-    """The step of the checkpoint that it started from; None where that is not known."""
+    """The step of the checkpoint that it started from; None without one, or if it told no end."""
     ended_at: str | None = None
     kind: Kind | None = None
     """How it ended; None while it is open."""
@@ -82,7 +82,6 @@ class Attempts:
         driver: int,
         node: str,
         pid: int,
-        resumed_from: int | None = None,
     ) -> Attempt:
         """Record that an attempt starts, and close those of its trial that were left open.
 
@@ -104,7 +103,6 @@ class Attempts:
             node=node,
             pid=pid,
             started_at=_now(),
-            resumed_from=resumed_from,
         )
         return self._create(attempt)
 
@@ -120,6 +118,7 @@ class Attempts:
         error: str,
         traceback: str | None = None,
         log: str | None = None,
+        resumed_from: int | None = None,
         step: int | None = None,
     ) -> Attempt:
         """Record how an attempt ended, unless it succeeded or its end is on record already.
@@ -140,6 +139,7 @@ class Attempts:
             error=error,
             traceback=traceback,
             log=log,
+            resumed_from=resumed_from,
             step=step,
         )
         self.storage.replace(name, _dump(ended))
@@ -196,11 +196,16 @@ class Attempts:
             )
         )
 
-    def forget(self, measured: Collection[ObservationId]) -> None:
-        """Remove open attempts at what is `measured`: their process died right after its row."""
+    def settle(self, measured: Collection[ObservationId], *, driver: int) -> None:
+        """Leave none open, when `driver` has no worker any more.
+
+        One at what is `measured` is removed: its process died right after it had written the row.
+        """
         for attempt in self.all():
             if attempt.open and attempt.observation in measured:
                 self.succeed(attempt)
+            elif attempt.open and attempt.driver == driver:
+                self.fail(attempt, kind="worker lost", error="its process told no end")
 
     def of(self, key: str, *, driver: int | None = None) -> list[Attempt]:
         """Attempts of one trial, oldest first; those under one lease, if it is given."""

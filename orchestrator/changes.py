@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.planner import Plan, Planned
 
@@ -20,9 +21,14 @@ class Changes:
     new: tuple[Planned, ...]
     """What the old one did not ask for."""
 
+    keys: tuple[str, ...] = ()
+    """Keys of the sweep that are to blame, each with its values."""
+
     @property
     def sentence(self) -> str:
         """What the new plan does, for the subject of a sentence."""
+        if self.keys:
+            return f"differs in {', '.join(self.keys)}"
         parts = []
         if self.gone:
             parts.append(f"no longer asks for {_listed(self.gone)}")
@@ -36,7 +42,30 @@ def changes(old: Plan, new: Plan) -> Changes:
 
     Names of files, prices and whatever else a sweep may say do not count.
     """
-    return Changes(gone=_lacking(old, new), new=_lacking(new, old))
+    gone, added = _lacking(old, new), _lacking(new, old)
+    # Budgets, sizes and seeds are told by what they ask for.
+    keys = _keys(old, new) if _cells(gone) == _cells(added) else ()
+    return Changes(gone=gone, new=added, keys=keys)
+
+
+def _cells(planned: Collection[Planned]) -> set[tuple[float, int, int]]:
+    return {(p.budget, p.trial.shape.width, p.trial.seed) for p in planned}
+
+
+def _keys(old: Plan, new: Plan) -> tuple[str, ...]:
+    """Keys of two sweeps that differ, as in "simulated.gpus (2.0, was 0.0)"."""
+    before, after = _flat(old.spec.model_dump(mode="json")), _flat(new.spec.model_dump(mode="json"))
+    names = [name for name in {**after, **before} if after.get(name) != before.get(name)]
+    return tuple(f"{name} ({after.get(name)}, was {before.get(name)})" for name in names)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= (
+            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+    return flat
 
 
 def _lacking(one: Plan, other: Plan) -> tuple[Planned, ...]:

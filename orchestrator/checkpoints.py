@@ -7,6 +7,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,12 +36,14 @@ class StoredWorkspace:
     settings: Checkpoints
     stop: Callable[[], bool]
     """Whether the sweep wants this trial to stop."""
-    saved_step: int | None = None
-    """Step of the newest checkpoint that this attempt wrote."""
-    _asked: int = 0
+    paused: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, init=False)
+    """Entered while the storage takes its time."""
+    resumed_from: int | None = field(default=None, init=False)
+    """Step of the checkpoint that was handed out last."""
+    _asked: int = field(default=0, init=False)
     """The step at which it was asked last."""
-    _saved_at: float = field(default_factory=time.monotonic)
-    _pause: float = 0.0
+    _saved_at: float = field(default_factory=lambda: time.monotonic(), init=False)
+    _pause: float = field(default=0.0, init=False)
     """Seconds before the next one by what the last one cost."""
 
     def due(self, step: int) -> bool:
@@ -61,11 +64,11 @@ class StoredWorkspace:
         started = time.monotonic()
         path = self.directory / f"{step}.{uuid.uuid4().hex}"
         try:
-            write(path)
-            self.storage.upload(path, f"{directory_of(self.key)}/{step:012d}")
-            self.saved_step = step
-            for old in self._names()[: -self.settings.keep]:
-                self.storage.remove(f"{directory_of(self.key)}/{old}")
+            with self.paused():
+                write(path)
+                self.storage.upload(path, f"{directory_of(self.key)}/{step:012d}")
+                for old in self._names()[: -self.settings.keep]:
+                    self.storage.remove(f"{directory_of(self.key)}/{old}")
         except OSError as error:
             warnings.warn(f"no checkpoint at step {step}: {error}", stacklevel=2)
         finally:
@@ -78,9 +81,11 @@ class StoredWorkspace:
         for name in reversed(self._names()):
             path = self.directory / name
             try:
-                self.storage.download(f"{directory_of(self.key)}/{name}", path)
+                with self.paused():
+                    self.storage.download(f"{directory_of(self.key)}/{name}", path)
             except FileNotFoundError:  # a newer one has replaced it since it was listed
                 continue
+            self.resumed_from = int(name)
             yield path
 
     def set_aside(self, path: Path, reason: str) -> None:

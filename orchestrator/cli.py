@@ -16,16 +16,20 @@ import typer
 
 from analysis.errors import InputError
 from orchestrator import cli_analysis, cli_cluster, cli_sync
+from orchestrator.grouped import grouped
 from orchestrator.options import (
+    INTERRUPTED,
     Columns,
     Json,
     Loss,
     Machines,
+    MeasuredProject,
+    ProjectOption,
     ProjectPath,
+    Running,
     Told,
     Where,
     console,
-    grouped,
     print_json,
     read_as,
 )
@@ -34,7 +38,6 @@ if TYPE_CHECKING:
     from orchestrator.loop import Outcome
 
 STARTED = time.time()
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="isoflop",
@@ -48,25 +51,6 @@ app = typer.Typer(
 )
 
 Spec = Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="The sweep file.")]
-ProjectOption = Annotated[
-    str | None,
-    typer.Option(
-        "--project",
-        metavar="DIR|URI",
-        help="Where observations go: a directory, s3://BUCKET/NAME or gs://BUCKET/NAME. "
-        "Default: the project that the sweep file lies in, "
-        "else projects/NAME.",
-    ),
-]
-
-TrackingUri = Annotated[
-    str | None,
-    typer.Option(
-        "--tracking-uri",
-        metavar="URI",
-        help="MLflow's store. Default: MLFLOW_TRACKING_URI, else one in a local project.",
-    ),
-]
 
 
 @app.callback()
@@ -82,13 +66,15 @@ def mini(project: ProjectOption = None, as_json: Json = False) -> None:
 
     Example: `isoflop mini --project projects/mini`
     """
-    _run(Path(__file__).with_name("mini.toml"), project or "projects/mini", as_json)
+    running = Running(project=project or "projects/mini")
+    _run(Path(__file__).with_name("mini.toml"), running, as_json)
 
 
 @app.command()
+@grouped
 def run(
     spec: Spec,
-    project: ProjectOption = None,
+    running: Running,
     address: Annotated[
         str | None,
         typer.Option(
@@ -97,28 +83,23 @@ def run(
             help="A running Ray cluster, of which this machine is a node. Default: this machine.",
         ),
     ] = None,
-    tracking_uri: TrackingUri = None,
-    extend: Annotated[
-        bool,
-        typer.Option("--extend", help="Let the sweep add trials to the plan of its name."),
-    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a sweep, or what is missing of it; then fit, propose and report.
 
     Example: `isoflop run projects/mini/next.toml`
     """
-    _run(spec, project, as_json, address=address, tracking_uri=tracking_uri, extend=extend)
+    _run(spec, running, as_json, address=address)
 
 
 @app.command()
 @grouped
 def plan(
-    spec: Spec, machines: Machines, project: ProjectOption = None, as_json: Json = False
+    spec: Spec, machines: Machines, project: MeasuredProject = None, as_json: Json = False
 ) -> None:
     """Show the trials of a sweep, where they run and what they cost, without training.
 
-    Example: `isoflop plan examples/cluster.toml --gpu H100 --nodes 8 --price 2.5`
+    Example: `isoflop plan examples/cluster.toml --gpu H100 --nodes 8 --price-per-gpu-hour 2.5`
     """
     from orchestrator.estimate import estimate, measured_pace
     from orchestrator.planner import make_plan
@@ -134,11 +115,14 @@ def plan(
         show_plan(console(), found)
     if found.unplaceable and found.asked:
         print(
-            f"isoflop: {len(found.unplaceable)} of {len(made.trials)} trials fit nowhere on "
+            f"isoflop: of {len(made.trials)} trials {len(found.unplaceable)} would fit nowhere on "
             f"{found.cluster}: give larger GPUs or more of them, or smaller budgets",
             file=sys.stderr,
         )
         raise Told(2)
+
+
+cli_cluster.add_verbs(app)
 
 
 @app.command()
@@ -158,9 +142,8 @@ def status(project: ProjectPath, as_json: Json = False) -> None:
         show_status(console(), found)
 
 
-cli_analysis.add_verbs(app)
-cli_cluster.add_verbs(app)
 cli_sync.add_verbs(app)
+cli_analysis.add_verbs(app)
 
 
 @app.command()
@@ -217,15 +200,7 @@ def ui(
     serve(open_project(project), port, console())
 
 
-def _run(
-    spec: Path,
-    directory: str | None,
-    as_json: bool,
-    *,
-    address: str | None = None,
-    tracking_uri: str | None = None,
-    extend: bool = False,
-) -> None:
+def _run(spec: Path, running: Running, as_json: bool, *, address: str | None = None) -> None:
     from orchestrator.connection import check, prepare
     from orchestrator.planner import make_plan
     from orchestrator.project import create_project, directory_for
@@ -235,7 +210,7 @@ def _run(
     if address is not None:
         check(address)
     made = make_plan(read_spec(spec))
-    project = create_project(directory or directory_for(spec, made.name))
+    project = create_project(running.project or directory_for(spec, made.name))
     from orchestrator.loop import run as run_loop
 
     outcome = run_loop(
@@ -244,23 +219,16 @@ def _run(
         console(stderr=True),
         started=STARTED,
         address=address,
-        tracking_uri=tracking_uri,
-        extend=extend,
+        tracking_uri=running.tracking_uri,
+        extend=running.extend,
     )
     if as_json:
         print_json(outcome.to_json())
     else:
         _show(outcome)
     if not outcome.finished:
-        done = outcome.states.get("complete", 0) + outcome.states.get("diverged", 0)
-        failed = outcome.states.get("failed", 0)
-        what = f"{failed} failed (see attempts/)" if failed else "interrupted"
-        print(
-            f"isoflop: {done} of {len(made.planned)} observations are in the ledger, {what}; "
-            "run the same command again to go on",
-            file=sys.stderr,
-        )
-        raise Told(1 if failed else INTERRUPTED)
+        print(f"isoflop: {outcome.shortfall}", file=sys.stderr)
+        raise Told(outcome.exit_code)
 
 
 def _show(outcome: Outcome) -> None:
@@ -288,6 +256,11 @@ def main() -> None:
             raise
         print(f"isoflop: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a disk that is full, a store that does not answer
+        if debug:
+            raise
+        print(f"isoflop: {error}", file=sys.stderr)
+        sys.exit(1)
     except SystemExit as ended:
         # Typer turns Ctrl-C into this exit code and says nothing.
         if ended.code == INTERRUPTED and not isinstance(ended, Told):

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.grouped import grouped
 from orchestrator.options import (
     Checking,
     Data,
@@ -21,7 +22,6 @@ from orchestrator.options import (
     ParamsAs,
     Price,
     console,
-    grouped,
     print_json,
     require_positive,
 )

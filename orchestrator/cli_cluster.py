@@ -7,59 +7,73 @@ before the verb needs it.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from analysis.errors import InputError
-from orchestrator.options import Told
+from orchestrator.grouped import grouped
+from orchestrator.options import INTERRUPTED, Running, Told
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+    from cluster.dashboard import Token
     from cluster.submit import Job
 
-INTERRUPTED = 130
-JOB, RUN = "The job", "The run"
+JOB = "The job"
 
 
 def add_verbs(app: typer.Typer) -> None:
     """Give the command line its verbs, in the order of its help."""
-    app.command()(submit)
+    app.command()(grouped(submit))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sending:
+    """What a job takes with it, and whether it is followed."""
+
+    no_wait: Annotated[
+        bool,
+        typer.Option("--no-wait", help="Print the job's id and end at once.", rich_help_panel=JOB),
+    ] = False
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env",
+            metavar="NAME=VALUE",
+            help="Environment of the job, readable by all who see the dashboard; repeatable.",
+            rich_help_panel=JOB,
+        ),
+    ] = None
+    pip: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pip",
+            metavar="PACKAGE",
+            help="Have every node install it for this job; repeatable.",
+            rich_help_panel=JOB,
+        ),
+    ] = None
+    working_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--working-dir",
+            metavar="DIR",
+            help="Send this directory too; the job finds it as user/.",
+            rich_help_panel=JOB,
+        ),
+    ] = None
 
 
 def submit(
+    running: Running,
+    sending: Sending,
     sweep: Annotated[
         Path | None, typer.Argument(metavar="SWEEP.toml", help="The sweep file.")
     ] = None,
-    project: Annotated[
-        str | None,
-        typer.Option(
-            "--project",
-            metavar="URI",
-            help="Where observations go: s3://..., gs://..., or an absolute path that all nodes "
-            "share.",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(
-            "--tracking-uri",
-            metavar="URI",
-            help="The MLflow server, as the cluster reaches it.",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
-    extend: Annotated[
-        bool,
-        typer.Option(
-            "--extend",
-            help="The sweep may add trials to the plan of its name.",
-            rich_help_panel=RUN,
-        ),
-    ] = False,
     address: Annotated[
         str,
         typer.Option(
@@ -72,37 +86,6 @@ def submit(
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="The cluster asks for no token.")
     ] = False,
-    no_wait: Annotated[
-        bool,
-        typer.Option("--no-wait", help="Print the job's id and end at once.", rich_help_panel=JOB),
-    ] = False,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--env",
-            metavar="NAME=VALUE",
-            help="Environment of the job, readable by all who see the dashboard; repeatable.",
-            rich_help_panel=JOB,
-        ),
-    ] = None,
-    pip: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--pip",
-            metavar="PACKAGE",
-            help="Have every node install it for this job; repeatable.",
-            rich_help_panel=JOB,
-        ),
-    ] = None,
-    working_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--working-dir",
-            metavar="DIR",
-            help="Send this directory too; the job finds it as user/.",
-            rich_help_panel=JOB,
-        ),
-    ] = None,
     follow: Annotated[
         str | None,
         typer.Option("--follow", metavar="JOB", help="Instead: show a job until it ends."),
@@ -114,78 +97,100 @@ def submit(
 ) -> None:
     """Run a sweep as a Ray job on a cluster; show its log and exit as it does.
 
-    Ctrl-C leaves the job running. What is not named here travels with the job: isoflop itself, the
-    sweep file, and the corpus files that it names relative to itself.
+    Ctrl-C leaves the job running. With it travel isoflop itself, the sweep file, and the corpus
+    files that the sweep names by a relative path; project and MLflow are as the cluster sees them.
 
     Example: `isoflop submit sweep.toml --project s3://ours/sweeps --address http://HEAD:8265`
     """
     if sum(given is not None for given in (sweep, follow, cancel)) != 1:
         raise InputError("give one of these: a sweep file, --follow JOB or --cancel JOB")
-    job = None
-    if sweep is not None:
-        job = _job(
-            sweep, project, tracking_uri, extend=extend, env=env or [], pip=pip or [],
-            working_dir=working_dir,
-        )  # fmt: skip
+    if sweep is None:
+        _refuse_with("--follow" if cancel is None else "--cancel", running, sending)
+    job = None if sweep is None else _job(sweep, running, sending)
     from cluster.dashboard import connect, find_token
     from cluster.submit import submit as send
 
-    client = connect(address, None if no_auth else find_token())
+    token = None if no_auth else find_token()
+    client = connect(address, token)
     options = f"--address {address}" + (" --no-auth" if no_auth else "")
     if cancel is not None:
         _cancel(client, cancel)
         return
     job_id = follow or ""
     if job is not None:
+        _warn_of_paths(str(running.project), address, token)
         job_id = send(client, job)
-        if no_wait:
+        if sending.no_wait:
             print(job_id)
             return
         _say(f"job {job_id} submitted")
     _follow(client, job_id, options)
 
 
-def _job(
-    sweep: Path,
-    project: str | None,
-    tracking_uri: str | None,
-    *,
-    extend: bool,
-    env: list[str],
-    pip: list[str],
-    working_dir: Path | None,
-) -> Job:
+def _refuse_with(option: str, *groups: Any) -> None:
+    """Refuse options that say how a new job runs."""
+    given = [
+        f"--{name.replace('_', '-')}"
+        for group in groups
+        for name, value in vars(group).items()
+        if value
+    ]
+    if given:
+        raise InputError(
+            f"{option} is of a job that is there, and {', '.join(given)} of a new one: leave out "
+            "the one or the other"
+        )
+
+
+def _job(sweep: Path, running: Running, sending: Sending) -> Job:
     """The job that runs a sweep on the cluster that it finds itself on."""
-    import analysis
-    import cluster
-    import orchestrator
-    import trainers
     from cluster.submit import Job
+    from orchestrator.connection import rooms
     from orchestrator.shipping import pack
 
-    if project is None or not ("://" in project or project.startswith("/")):
+    project = _shared(running.project)
+    if sending.working_dir is not None and not sending.working_dir.is_dir():
+        raise InputError(f"--working-dir {sending.working_dir} is no directory")
+    shipment = pack(sweep)
+    command = ["python", "-m", "orchestrator", "run", shipment.sweep, "--address", "auto"]
+    command += ["--project", project]
+    command += ["--tracking-uri", running.tracking_uri] if running.tracking_uri else []
+    command += ["--extend"] if running.extend else []
+    return Job(
+        name=f"isoflop-{shipment.spec.name}",
+        command=tuple(command),
+        packages=rooms(),
+        files=shipment.files,
+        directory=sending.working_dir,
+        environment=dict(_variable(item) for item in sending.env or []),
+        pip=tuple(sending.pip or []),
+    )
+
+
+def _shared(project: str | None) -> str:
+    """The project, if all nodes of a cluster could see it."""
+    from orchestrator.storage import is_uri, scheme_and_place
+
+    if project is None or not (is_uri(project) or Path(project).is_absolute()):
         given = "is missing" if project is None else f"is {project!r}"
         raise InputError(
             f"--project {given}; it must be storage that all nodes of the cluster share: "
             "s3://..., gs://... or an absolute path"
         )
-    if working_dir is not None and not working_dir.is_dir():
-        raise InputError(f"--working-dir {working_dir} is no directory")
-    shipment = pack(sweep)
-    command = ["python", "-m", "orchestrator", "run", shipment.sweep, "--address", "auto"]
-    command += ["--project", project]
-    command += ["--tracking-uri", tracking_uri] if tracking_uri else []
-    command += ["--extend"] if extend else []
-    rooms = (analysis, trainers, cluster, orchestrator)
-    return Job(
-        name=f"isoflop-{shipment.spec.name}",
-        command=tuple(command),
-        packages=tuple(Path(room.__path__[0]) for room in rooms),
-        files=shipment.files,
-        directory=working_dir,
-        environment=dict(_variable(item) for item in env),
-        pip=tuple(pip),
-    )
+    scheme_and_place(project)
+    return project
+
+
+def _warn_of_paths(project: str, address: str, token: Token | None) -> None:
+    """Say what a path as a project asks of a cluster of several machines."""
+    from cluster.dashboard import hosts
+    from orchestrator.storage import scheme_and_place
+
+    if scheme_and_place(project)[0] == "file" and len(there := hosts(address, token)) > 1:
+        _say(
+            f"warning: --project {project} must be on a file system that all {len(there)} machines "
+            "of the cluster share, mounted at the same place; the job fails if it is not"
+        )
 
 
 def _variable(item: str) -> tuple[str, str]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from analysis.errors import InputError
-from orchestrator.options import Json, ProjectPath, Told, console, print_json
+from orchestrator.options import Json, ProjectPath, Told, TrackingUri, console, print_json
+
+if TYPE_CHECKING:
+    from orchestrator.sync import Synced
+    from orchestrator.tracking import Store
 
 
 def add_verbs(app: typer.Typer) -> None:
@@ -16,18 +20,7 @@ def add_verbs(app: typer.Typer) -> None:
     app.command()(sync)
 
 
-def sync(
-    project: ProjectPath,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(
-            "--tracking-uri",
-            metavar="URI",
-            help="MLflow's store. Default: MLFLOW_TRACKING_URI, else the project's own.",
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
+def sync(project: ProjectPath, tracking_uri: TrackingUri = None, as_json: Json = False) -> None:
     """Write to MLflow what the ledger has and it lacks, from nothing if need be.
 
     Example: `isoflop sync projects/mini --tracking-uri http://127.0.0.1:5000`
@@ -52,22 +45,30 @@ def sync(
             opened, store, lambda n, missing: shown.update(f"writing run {n} of {missing}")
         )
     if as_json:
-        named = {"refused": list(map(list, done.refused)), "unknown": list(map(list, done.unknown))}
-        print_json({"store": store.shown, **asdict(done), **named})
+        print_json(_json(done, store))
     else:
-        out = console()
-        out.print(
-            f"{done.written} runs written to the experiment {done.experiment} at {store.shown}",
-            markup=False,
-            highlight=False,
-        )
-        counted = ((done.half_written, "half-written runs"), (done.duplicates, "doubled runs"))
-        for n, what in counted:
-            if n:
-                out.print(f"{n} {what} removed")
-        if done.unknown:
-            out.print(f"{len(done.unknown)} runs of observations that the ledger lacks, left there")
-        for what in done.differences:
-            out.print(f"differs: {what}", markup=False)
+        _show(done, store)
     if done.differences:
         raise Told(1)
+
+
+def _json(done: Synced, store: Store) -> dict[str, Any]:
+    named = {"refused": list(map(list, done.refused)), "unknown": list(map(list, done.unknown))}
+    return {"store": store.shown, **asdict(done), **named}
+
+
+def _show(done: Synced, store: Store) -> None:
+    out = console()
+    out.print(
+        f"{done.written} runs written to the experiment {done.experiment} at {store.shown}",
+        markup=False,
+        highlight=False,
+    )
+    counted = ((done.half_written, "half-written runs"), (done.duplicates, "doubled runs"))
+    for n, what in counted:
+        if n:
+            out.print(f"{n} {what} removed")
+    if done.unknown:
+        out.print(f"{len(done.unknown)} runs of observations that the ledger lacks, left there")
+    for what in done.differences:
+        out.print(f"differs: {what}", markup=False)

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import InputError
+from analysis.errors import InputError, first_line, last_line
 from cluster.machines import Cluster, cluster_from_ray, cpu_slots
 from orchestrator.storage import Storage, open_storage
 
@@ -42,11 +42,19 @@ LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Where this is 0, all of Ray's servers listen on loopback alone, on Linux too."""
 CONNECT_SECONDS = 5.0
 CONNECT_RETRIES = "5"
-"""Of Ray's attempts to connect, a second each; by default it goes on for over a minute."""
+"""Of Ray's attempts to connect, a second each where it is refused; by default there are 20."""
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS
+"""The first words of an HTTP/2 client; a server's first is its settings (RFC 9113, section 3.4)."""
 PROOF_SECONDS = 60.0
 """For all nodes to prove that they see the project: a new worker process takes a second or two."""
 REMEDY = "put the project on storage that all nodes share, or at an s3:// or gs:// URI"
-MODULES = ("analysis", "trainers", "cluster", "orchestrator")
+ROOMS = ("analysis", "trainers", "cluster", "orchestrator")
+"""The packages that isoflop is."""
+
+
+class UnfitNodeError(Exception):
+    """A node cannot work on the sweep: it sees another project, or has another isoflop."""
 
 
 def prepare(address: str | None) -> None:
@@ -60,7 +68,7 @@ def prepare(address: str | None) -> None:
     if address is None:
         os.environ.setdefault(LOOPBACK_ONLY, "0")
     else:
-        os.environ.setdefault("NUM_REDIS_GET_RETRIES", CONNECT_RETRIES)
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", CONNECT_RETRIES)
     if "ray" in sys.modules or "RAY_AUTH_MODE" in os.environ:
         return
     token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -93,12 +101,22 @@ def check(address: str) -> None:
             "unless it was started otherwise); http://HEAD:8265 is for `isoflop submit`"
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as found:
+            if os.environ.get("RAY_USE_TLS", "0") != "1":
+                _greet(found)
     except (OSError, OverflowError) as error:
         raise InputError(
             f"no Ray cluster answers at {address} ({error}): is it running, and is this its head's "
             "address?"
         ) from error
+
+
+def _greet(found: socket.socket) -> None:
+    """Make sure that what listens speaks HTTP/2, as Ray does: Ray itself would wait for minutes."""
+    found.sendall(GREETING)
+    kind = found.recv(len(SETTINGS))[3:4]  # of the first frame: RFC 9113, section 4.1
+    if kind != SETTINGS[3:4]:
+        raise ConnectionError("what listens there is no Ray head")
 
 
 @contextmanager
@@ -144,21 +162,21 @@ def connected(address: str | None = None) -> Iterator[None]:
 
 def _join(address: str, quiet: dict[str, Any]) -> None:
     import ray
+    from ray.exceptions import AuthenticationError
 
     try:
         ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        text = str(error)
-        if "token" in text.lower():
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
+        refused = "AuthToken" in f"{error} {error.__cause__}"
+        if refused or isinstance(error, AuthenticationError):
+            what = "refuses the token" if refused else "is to be shown a token, and there is none"
             raise InputError(
-                f"the Ray cluster at {address} refuses the token: set RAY_AUTH_MODE=token and "
+                f"the Ray cluster at {address} {what}: set RAY_AUTH_MODE=token and "
                 "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's, or "
                 "RAY_AUTH_MODE=disabled if it asks for none"
             ) from error
         where = "on this machine" if address == "auto" else f"at {address}"
-        raise InputError(
-            f"no Ray cluster answers {where}: {text.strip().splitlines()[0]}"
-        ) from error
+        raise InputError(f"no Ray cluster answers {where}: {first_line(error)}") from error
 
 
 def machines() -> Cluster:
@@ -199,28 +217,46 @@ def prove(storage: Storage, token: str, generation: int) -> None:
         for n in others
     }
     done, late = ray.wait(list(asked), num_returns=len(asked), timeout=PROOF_SECONDS)
-    for reference in [*late, *done]:
-        node = f"node {asked[reference]['NodeManagerAddress']}"
-        if reference in late:
-            raise InputError(f"{node} has not answered for {PROOF_SECONDS:.0f} s: is it reachable?")
-        try:
-            sources = ray.get(reference)
-        except Exception as error:
-            cause = getattr(error, "cause", None) or error
-            raise InputError(f"{node} cannot work on {storage.uri}: {_last_line(cause)}") from error
-        if sources != fingerprint():
+    try:
+        for reference in late:
             raise InputError(
-                f"{node} has another isoflop than this machine: install the same on all nodes, or "
-                "use `isoflop submit`, which ships it"
+                f"{_called(asked[reference])} has not answered for {PROOF_SECONDS:.0f} s: is it "
+                "reachable?"
             )
-        try:
-            seen = storage.read(_answer_name(generation, asked[reference]["NodeID"])).decode()
-        except FileNotFoundError:
-            seen = ""
-        if seen != token:
-            raise InputError(f"{node} does not see the same {storage.uri} as the driver: {REMEDY}")
-    for other in others:
-        storage.remove(_answer_name(generation, other["NodeID"]))
+        for reference in done:
+            _require_same(storage, reference, asked[reference], token, generation)
+    finally:
+        for other in others:
+            storage.remove(_answer_name(generation, other["NodeID"]))
+
+
+def _require_same(
+    storage: Storage, reference: Any, node: dict[str, Any], token: str, generation: int
+) -> None:
+    """Refuse a node whose answer, the `reference`, is not that of one like this."""
+    import ray
+
+    try:
+        sources = ray.get(reference)
+    except Exception as error:
+        cause = getattr(error, "cause", None) or error
+        raise InputError(
+            f"{_called(node)} cannot work on {storage.uri}: {last_line(cause)}"
+        ) from error
+    if sources != fingerprint():
+        raise InputError(
+            f"{_called(node)} has another isoflop than this machine: install the same on all "
+            "nodes, or use `isoflop submit`, which ships it"
+        )
+    name = _answer_name(generation, node["NodeID"])
+    if storage.read_many([name]).get(name) != token.encode():
+        raise InputError(
+            f"{_called(node)} does not see the same {storage.uri} as the driver: {REMEDY}"
+        )
+
+
+def _called(node: dict[str, Any]) -> str:
+    return f"node {node['NodeManagerAddress']}"
 
 
 def answer(project: str, token: str, generation: int, node: str) -> str:
@@ -263,17 +299,16 @@ def _trains(node: dict[str, Any]) -> bool:
     return any(node["Resources"].get(kind, 0) > 0 for kind in ("CPU", "GPU"))
 
 
+def rooms() -> tuple[Path, ...]:
+    """Directories of isoflop's packages, as this process has them."""
+    return tuple(Path(__file__).parents[1] / room for room in ROOMS)
+
+
 @cache
 def fingerprint() -> str:
     """Hash of the sources of isoflop as this process has them."""
-    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for module in MODULES:
-        for path in sorted((root / module).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    for room in rooms():
+        for path in sorted(room.rglob("*.py")):
+            digest.update(path.relative_to(room.parent).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__

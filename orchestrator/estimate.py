@@ -19,7 +19,7 @@ from cluster.simulation import Schedule, simulate
 from orchestrator.planner import Plan
 from orchestrator.project import directory_for, open_project
 from orchestrator.spec_running import Checkpoints
-from trainers.flops import params, trial_flops
+from trainers.flops import PRECISION, params, trial_flops
 from trainers.trial import Trial
 
 CHECKPOINT_BYTES_PER_PARAM = 12
@@ -31,20 +31,20 @@ class Placed:
     """One trial of a plan and where it is expected to run."""
 
     trial: Trial
-    placement: Placement
-    seconds: float
+    job: Job
+    """It as the queue sees it."""
     mfu: float | None
-    """Share of its GPUs' peak; None on a core."""
+    """Share of its GPUs' peak in `PRECISION`; None on a core."""
 
     @property
-    def job(self) -> Job:
-        """It as the queue sees it."""
-        return Job(
-            key=self.trial.key,
-            placement=self.placement,
-            seconds=self.seconds,
-            flops=trial_flops(self.trial),
-        )
+    def placement(self) -> Placement:
+        """Its class."""
+        return self.job.placement
+
+    @property
+    def seconds(self) -> float:
+        """How long it is expected to take."""
+        return self.job.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,7 @@ class Estimate:
                 "description": str(self.cluster),
             },
             "measured": self.measured,
+            "precision": PRECISION,
             "classes": class_counts(self.placed.values()),
             "gpu_hours": self.gpu_hours,
             "core_hours": self.core_hours,
@@ -112,7 +113,7 @@ class Estimate:
             "idle": schedule.idle,
             "order": schedule.order,
             "checkpoint_bytes": self.checkpoint_bytes,
-            "held_back": dict(Counter(schedule.held.values())),
+            "held_back": schedule.held,
             "unplaceable": [str(item) for item in self.unplaceable],
         }
 
@@ -137,18 +138,13 @@ def estimate(plan: Plan, cluster: Cluster | None = None, pace: Pace | None = Non
     spec = plan.spec
     asked = cluster or spec.cluster.cluster()
     there, pace = asked or this_machine(), pace or Pace()
-    placed, refused = {}, []
-    for trial in plan.trials:
-        found = place(trial, there)
-        if isinstance(found, Unplaceable):
-            refused.append(found)
-            continue
-        placed[trial.key] = Placed(
-            trial=trial,
-            placement=found,
-            seconds=seconds(trial, found, there, pace),
-            mfu=mfu(trial, found, there, pace) or None,
-        )
+    jobs, refused = jobs_of(plan.trials, there, pace)
+    trials = {trial.key: trial for trial in plan.trials}
+    placed = {}
+    for job in jobs:
+        trial = trials[job.key]
+        share = mfu(trial, job.placement, there, pace) or None
+        placed[job.key] = Placed(trial=trial, job=job, mfu=share)
     return Estimate(
         plan=plan,
         cluster=there,
@@ -157,12 +153,28 @@ def estimate(plan: Plan, cluster: Cluster | None = None, pace: Pace | None = Non
         placed=placed,
         unplaceable=tuple(refused),
         schedule=simulate(
-            [item.job for item in placed.values()],
+            jobs,
             there,
             slots=spec.limits.slots,
             caps=spec.limits.caps(spec.cluster.price_per_gpu_hour, datetime.now(UTC)),
         ),
     )
+
+
+def jobs_of(
+    trials: Iterable[Trial], cluster: Cluster, pace: Pace
+) -> tuple[list[Job], list[Unplaceable]]:
+    """Trials as the queue sees them, each in its class; and those that fit nowhere on `cluster`."""
+    jobs, refused = [], []
+    for trial in trials:
+        found = place(trial, cluster)
+        if isinstance(found, Unplaceable):
+            refused.append(found)
+            continue
+        expected = seconds(trial, found, cluster, pace)
+        flops = trial_flops(trial)
+        jobs.append(Job(key=trial.key, placement=found, seconds=expected, flops=flops))
+    return jobs, refused
 
 
 def class_counts(placed: Iterable[Placed]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.errors import InputError
+from analysis.errors import InputError, first_line
 from analysis.observations import SCHEMA
 from orchestrator.runs import METRICS, PARAMS, TOKENS_TAG, TRIAL_TAG
 from orchestrator.tracking import quieten
@@ -67,7 +67,7 @@ def _runs_of(name: str, uri: str) -> list[Any]:
             if not token:
                 break
     except (MlflowException, OSError) as error:
-        raise InputError(f"--tracking-uri {uri}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--tracking-uri {uri}: {first_line(error)}") from error
     if not runs:
         raise InputError(f"the experiment {name!r} in {uri} has no runs")
     return runs

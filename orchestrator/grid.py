@@ -17,6 +17,7 @@ from cluster.machines import Cluster
 from cluster.queue import Queue
 from orchestrator.attempts import Kind
 from orchestrator.spec_running import Limits
+from orchestrator.stop import Stop
 from orchestrator.worker import Order
 
 LOOK_SECONDS = 5.0
@@ -38,6 +39,7 @@ class Grid(Searcher):
         orders: Mapping[str, Order],
         *,
         limits: Limits,
+        stop: Stop,
         cluster: Callable[[], Cluster],
         clock: Callable[[], float],
     ) -> None:
@@ -45,10 +47,9 @@ class Grid(Searcher):
         self.queue = queue
         self.clock = clock
         """The queue's: seconds since the sweep started."""
-        self.stopping = False
-        """Whether no trial should start any more."""
         self._orders = orders
         self._limits = limits
+        self._stop = stop
         self._cluster = cluster
         self._known = cluster()
         self._looked = clock()
@@ -56,6 +57,7 @@ class Grid(Searcher):
         self._staged: set[str] = set()
         self._failures: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
+        self._reached: Counter[str] = Counter()
         self._nodes: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,7 +65,7 @@ class Grid(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config; None while there is none; FINISHED after the last."""
-        if self.stopping or not (self.queue.waiting or self.queue.running):
+        if self._stop.wanted or not (self.queue.waiting or self.queue.running):
             return Searcher.FINISHED
         now = self.clock()
         self._look(now)
@@ -98,13 +100,20 @@ class Grid(Searcher):
             self._nodes[actor] = node
             self._place(key, node)
 
-    def failed(self, key: str, kind: Kind, *, hopeless: bool = False) -> bool:
-        """A trial came back without a row. Whether it will be tried again."""
+    def failed(self, key: str, kind: Kind, *, step: int = 0, hopeless: bool = False) -> bool:
+        """A trial came back without a row. Whether it will be tried again.
+
+        Not if it is `hopeless`, nor when it has failed too often. Losses count only while the
+        trial gets no further: those before its newest checkpoint, at `step`, are forgiven.
+        """
+        if step > self._reached[key]:
+            self._reached[key] = step
+            self._losses[key] = 0
         blame = self._failures if kind in BLAMED else self._losses
         blame[key] += 1
         again = not (
             hopeless
-            or self.stopping
+            or self._stop.wanted
             or self._failures[key] > self._limits.retries
             or self._losses[key] > self._limits.restarts
         )

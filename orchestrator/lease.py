@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,9 @@ class LeaseRecord:
         return f"process {self.pid} on {self.host}, {self.purpose} since {since} UTC"
 
 
+NEEDED = tuple(f.name for f in fields(LeaseRecord) if f.default is f.default_factory is MISSING)
+
+
 class Lease:
     """A lease that is held; it beats in a thread of its own until it is released.
 
@@ -113,7 +116,7 @@ class Lease:
             if self._ended:
                 return
             # The next beat may go through. Whoever waits for this one to move waits for several.
-            with suppress(OSError):
+            with suppress(Exception):  # whatever a store's client raises
                 self._write(released=False)
 
     def _write(self, *, released: bool) -> None:
@@ -165,11 +168,6 @@ def current(storage: Storage) -> LeaseRecord | None:
     """The latest lease of a project, unless it was released; its holder may be dead."""
     found = _read(storage, _latest(storage))
     return None if found is None or found.released else found
-
-
-def is_current(storage: Storage, generation: int) -> bool:
-    """Whether no other driver has taken over since; what a worker asks before it does much."""
-    return _latest(storage) <= generation
 
 
 def is_alive(record: LeaseRecord) -> bool:
@@ -294,7 +292,7 @@ def _read(storage: Storage, generation: int) -> LeaseRecord | None:
     data = storage.read_many([name]).get(name)
     if data is None:
         return None
-    found = parse_record(storage.place(name), data, ("host", "pid", "beat", "since"))
+    found = parse_record(storage.place(name), data, NEEDED)
     return LeaseRecord(**{f.name: found[f.name] for f in fields(LeaseRecord) if f.name in found})
 
 

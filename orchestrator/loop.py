@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,16 @@ from orchestrator import checkpoints
 from orchestrator.conclusion import metrics, propose_next, write_report
 from orchestrator.lease import hold
 from orchestrator.mirror import NO_STORE, Mirror
+from orchestrator.options import INTERRUPTED
 from orchestrator.planner import Plan
 from orchestrator.progress import Board, Progress
 from orchestrator.project import Drafts, Project, counts, missing
 from orchestrator.reading import Convention
 from orchestrator.source import Evidence, evidence
 from orchestrator.sweep import End, train
+from orchestrator.tracking import store_of
+
+NOTHING, UNFINISHED = "nothing was measured", "none: the sweep is not finished"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,33 @@ class Outcome:
     @property
     def finished(self) -> bool:
         """Whether every observation was measured."""
-        return self.states.get("waiting", 0) + self.states.get("failed", 0) == 0
+        measured = self.states.get("complete", 0) + self.states.get("diverged", 0)
+        return measured == len(self.plan.planned)
+
+    @property
+    def shortfall(self) -> str:
+        """Why not every observation was measured, and what to do."""
+        done = self.states.get("complete", 0) + self.states.get("diverged", 0)
+        failed, held = self.states.get("failed", 0), Counter(cap for _, cap in self.end.held)
+        parts = [f"{done} of {len(self.plan.planned)} observations are in the ledger"]
+        parts += [f"{failed} failed (isoflop status {self.project.uri} says why)"] if failed else []
+        parts += [f"{n} held back by limits.{cap}" for cap, n in sorted(held.items())]
+        if self.end.overtaken:
+            return f"{', '.join(parts)}: another driver took the project over, so this one stopped"
+        if self.end.interrupted:
+            return f"{', '.join(parts)}, interrupted: run the same command again to go on"
+        remedies = ["run the same command again to retry"] if failed or not held else []
+        remedies += ["raise the limit to go on"] if held else []
+        return f"{', '.join(parts)}: {' or '.join(remedies)}"
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command: a limit that was kept is no failure."""
+        if self.end.interrupted:
+            return INTERRUPTED
+        lacking = len(self.plan.planned) - self.states.get("complete", 0)
+        lacking -= self.states.get("diverged", 0)
+        return 0 if lacking == len(self.end.held) and not self.end.overtaken else 1
 
     def to_json(self) -> dict[str, Any]:
         """The contract of `isoflop run --json`."""
@@ -71,6 +102,7 @@ class Outcome:
             "complete": self.states.get("complete", 0),
             "diverged": self.states.get("diverged", 0),
             "failed": self.states.get("failed", 0),
+            "interrupted": self.end.interrupted,
             "held_back": dict(self.end.held),
             "seconds": self.seconds,
             "training_share": self.training_share,
@@ -116,6 +148,7 @@ def run(
         If every observation diverged, the plan is at odds with the project, or the cluster cannot
         train it.
     """
+    store_of(project, tracking_uri)  # refuses what is none, before anything is written
     with hold(project.storage, "isoflop run", waiting=console.print) as lease:
         # Reads all rows: a damaged file ends it here.
         before = set(observation_ids(project.ledger.read()))
@@ -129,38 +162,37 @@ def run(
                 console.print(NO_STORE)
             with Progress(board, console) as progress:
                 end = train(project, plan, lease, progress, tracking.finished, address=address)
-            _tidy(project, plan)
+            if end.overtaken:  # the project is another driver's now, and so is MLflow
+                return _outcome(project, plan, tracking, before, started, end)
+            _tidy(project, plan, lease.generation)
             with project.drafts() as drafts:
-                return _conclude(project, plan, tracking, before, started, drafts, end)
+                results = _conclude(project, plan, tracking, drafts)
+            return _outcome(project, plan, tracking, before, started, end, *results)
 
 
-def _tidy(project: Project, plan: Plan) -> None:
+def _tidy(project: Project, plan: Plan, generation: int) -> None:
     """Remove what the training needed no longer: storage that fails now may keep it."""
     with suppress(OSError):
-        project.attempts.forget(project.ledger.ids())
+        project.attempts.settle(project.ledger.ids(), driver=generation)
         if plan.spec.checkpoints.after == "remove" and not missing(project, plan):
             checkpoints.remove(project.storage, (trial.key for trial in plan.trials))
         project.ledger.compact_if_worthwhile()
 
 
 def _conclude(
-    project: Project,
-    plan: Plan,
-    tracking: Mirror,
-    before: set[ObservationId],
-    started: float,
-    drafts: Drafts,
-    end: End,
-) -> Outcome:
-    """Fit, propose, draw, report and attach, whatever of it the ledger allows."""
-    names = {p.id for p in plan.planned}
+    project: Project, plan: Plan, tracking: Mirror, drafts: Drafts
+) -> tuple[Study | None, str | None, str, bool]:
+    """Fit, propose, draw, report and attach, whatever of it the ledger allows.
+
+    The study, or why there is none; the proposal in a sentence, and whether there is one.
+    """
     ended = not missing(project, plan)
     study: Study | None = None
-    refusal: str | None = "nothing was measured"
-    proposal, proposed = "none: the sweep is not finished", False
+    refusal: str | None = NOTHING
+    proposal, proposed = UNFINISHED, False
     artifacts: list[Path] = []
     try:
-        if names & project.ledger.ids():
+        if {p.id for p in plan.planned} & project.ledger.ids():
             found = evidence(project, kind_of=plan)
             study = found.study(Convention())
             refusal = None if study.fits else next(iter(study.refusals.values()))
@@ -172,7 +204,23 @@ def _conclude(
             artifacts += [drafts.report, *([drafts.proposal] if proposed else [])]
     finally:
         tracking.conclude(metrics(study) if study else {}, artifacts, ended=ended)
-    fresh = (project.ledger.ids() - before) & names
+    return study, refusal, proposal, proposed
+
+
+def _outcome(
+    project: Project,
+    plan: Plan,
+    tracking: Mirror,
+    before: set[ObservationId],
+    started: float,
+    end: End,
+    study: Study | None = None,
+    refusal: str | None = NOTHING,
+    proposal: str = UNFINISHED,
+    proposed: bool = False,
+) -> Outcome:
+    """What it came to, by the ledger."""
+    fresh = (project.ledger.ids() - before) & {p.id for p in plan.planned}
     seconds = time.time() - started
     return Outcome(
         plan=plan,

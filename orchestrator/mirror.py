@@ -22,6 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
 
+from analysis.errors import last_line
 from analysis.observations import ObservationId
 from orchestrator.planner import Plan
 from orchestrator.project import Project
@@ -154,7 +155,10 @@ class Mirror:
             with tempfile.TemporaryFile("w+") as log:
                 wrote, code = self._hear(log)
                 if not self._closing.is_set():
-                    self._died = f"its writer ended with exit code {code}{_last_line(log)}"
+                    log.seek(0)
+                    said = last_line(log.read())
+                    why = f": {said}" if said else ""
+                    self._died = f"its writer ended with exit code {code}{why}"
             failures = 0 if wrote else failures + 1
             self._closing.wait(min(2.0**failures, LONGEST_PAUSE_SECONDS))
         with self._news:
@@ -221,9 +225,3 @@ def _send(process: subprocess.Popen[str], line: str | None) -> None:
         else:
             process.stdin.write(line)
             process.stdin.flush()
-
-
-def _last_line(log: IO[str]) -> str:
-    log.seek(0)
-    lines = log.read().strip().splitlines()
-    return f": {lines[-1]}" if lines else ""

@@ -16,10 +16,11 @@ import threading
 import time
 from typing import IO, Any
 
+from analysis.errors import first_line
 from analysis.observations import ObservationId
 from orchestrator.mirror import CLOSE_SECONDS, LONGEST_PAUSE_SECONDS
 from orchestrator.project import Project, open_project
-from orchestrator.tracking import Results, Store, Tracker, first_line, store_of, trust_the_disk
+from orchestrator.tracking import Results, Store, Tracker, store_of, trust_the_disk
 
 PAUSE_SECONDS = 0.5
 """Between looks at what is finished, so that rows are read many at a time."""
@@ -92,7 +93,7 @@ class Writer:
                 self._inbox.wait(PAUSE_SECONDS)
                 pause = None
             except Exception as error:  # whatever it is, training must not know of it
-                self._tracker, self._error = None, first_line(error)
+                self._tracker, self._error = None, first_line(error, named=True)
                 self._say("waiting")
                 pause = min(max(1.0, 2 * (pause or 0.0)), LONGEST_PAUSE_SECONDS)
 

@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import InputError
+from analysis.errors import InputError, first_line
 from orchestrator.storage import OBJECT_STORES, Refused, Storage
 
+UNREACHABLE = ("Timeout", "Connect", "Connection", "HTTPClient", "Payload", "Disconnected")
+"""Parts of names of errors that may be gone at the next try."""
 CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google")
 """Packages whose errors are not `OSError`s, as those of fsspec's interface should be."""
 CONFLICTS = 10
@@ -155,15 +157,19 @@ class ObjectStorage(Storage):
         except OSError as error:
             if isinstance(error, PermissionError) or str(error).startswith("Forbidden"):
                 raise Refused(
-                    f"no permission to {what} {self.uri} ({_first(error)}): "
+                    f"no permission to {what} {self.uri} ({first_line(error)}): "
                     "check the credentials in the environment and the bucket's policy"
                 ) from error
             raise
         except Exception as error:
             if type(error).__module__.partition(".")[0] not in CLIENTS:
                 raise
+            if any(word in type(error).__name__ for word in UNREACHABLE):
+                raise OSError(
+                    f"cannot {what} {self.uri} ({first_line(error)}): no answer from the endpoint"
+                ) from error
             raise Refused(
-                f"cannot {what} {self.uri} ({_first(error)}): "
+                f"cannot {what} {self.uri} ({first_line(error)}): "
                 "check the credentials and the endpoint in the environment"
             ) from error
 
@@ -180,7 +186,3 @@ def _code(error: BaseException) -> str | None:
     answer = getattr(error.__cause__, "response", None) or {}
     code = answer.get("Error", {}).get("Code")
     return None if code is None else str(code)
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

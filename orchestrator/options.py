@@ -1,17 +1,14 @@
-"""The options that verbs share, in groups, and how a group is given to a verb.
+"""The options that verbs share, alone and in groups (see `grouped.py`).
 
 Imports nothing heavy: help is made from this.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -33,6 +30,33 @@ CLUSTER = "The cluster, in place of the file's"
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 ProjectPath = Annotated[
     str, typer.Argument(metavar="PROJECT", help="A project: a directory, s3://... or gs://...")
+]
+ProjectOption = Annotated[
+    str | None,
+    typer.Option(
+        "--project",
+        metavar="DIR|URI",
+        help="Where observations go: a directory, s3://BUCKET/NAME or gs://BUCKET/NAME, "
+        "which all nodes of a cluster must share. Default, but for submit: the project that the "
+        "sweep file lies in, else projects/NAME.",
+    ),
+]
+MeasuredProject = Annotated[
+    str | None,
+    typer.Option(
+        "--project",
+        metavar="DIR|URI",
+        help="Whose measured times are used, where it has any. Default: the project that the sweep "
+        "file lies in, else projects/NAME.",
+    ),
+]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow's store. Default: MLFLOW_TRACKING_URI, else one in a local project.",
+    ),
 ]
 _PARAMS_HELP = "How N counts: non_embedding, matmul or total; given, of others' data."
 Params = Annotated[
@@ -77,8 +101,24 @@ Loss = Annotated[
 ]
 
 
+INTERRUPTED = 130
+"""Exit code after a Ctrl-C, as shells have it."""
+
+
 class Told(SystemExit):
     """An end of which the user has been told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """Where what a sweep measures goes, and whether its plan may grow."""
+
+    project: ProjectOption = None
+    tracking_uri: TrackingUri = None
+    extend: Annotated[
+        bool,
+        typer.Option("--extend", help="Let the sweep add trials to the plan of its name."),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,10 +279,10 @@ class Price:
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="A GPU type, such as H100.", rich_help_panel=PRICE)
     ] = None
-    dollars: Annotated[
+    price_per_gpu_hour: Annotated[
         float | None,
         typer.Option(
-            "--dollars-per-gpu-hour", help="What it costs an hour.", rich_help_panel=PRICE
+            "--price-per-gpu-hour", help="What an hour of it costs, dollars.", rich_help_panel=PRICE
         ),
     ] = None
     mfu: Annotated[
@@ -259,7 +299,7 @@ class Price:
         from analysis.diagnosis import MFU
         from orchestrator.verdict import rate_of
 
-        return rate_of(self.gpu, self.dollars, MFU if self.mfu is None else self.mfu)
+        return rate_of(self.gpu, self.price_per_gpu_hour, MFU if self.mfu is None else self.mfu)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,23 +320,24 @@ class Machines:
         int | None,
         typer.Option("--cpus-per-node", help="Default: 8 a GPU.", rich_help_panel=CLUSTER),
     ] = None
-    price: Annotated[
+    price_per_gpu_hour: Annotated[
         float | None,
-        typer.Option("--price", help="What a GPU-hour costs.", rich_help_panel=CLUSTER),
+        typer.Option(
+            "--price-per-gpu-hour", help="What an hour of one GPU costs.", rich_help_panel=CLUSTER
+        ),
     ] = None
 
     def applied(self, spec: SweepSpec) -> SweepSpec:
         """The spec with this cluster."""
         from orchestrator.spec import with_cluster
 
-        return with_cluster(
-            spec,
-            gpu=self.gpu,
-            gpus_per_node=self.gpus_per_node,
-            nodes=self.nodes,
-            cpus_per_node=self.cpus_per_node,
-            price_per_gpu_hour=self.price,
-        )
+        found = with_cluster(spec, **asdict(self))
+        if self.price_per_gpu_hour is not None and found.cluster.gpu is None:
+            raise InputError(
+                f"--price-per-gpu-hour is {self.price_per_gpu_hour:g}, but this cluster has no "
+                "GPUs: add --gpu, such as H100"
+            )
+        return found
 
 
 def read_as(columns: list[str] | None, where: list[str] | None, **rest: Any) -> Reading:
@@ -316,50 +357,6 @@ def _pinned(items: list[str]) -> dict[str, float]:
         except ValueError as error:
             raise InputError(f"--pin {item}: write NAME=VALUE, such as E=1.7") from error
     return found
-
-
-def grouped(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb that takes, for each parameter that is a group of options, the group's fields.
-
-    Typer reads options off a signature; this saves every verb from repeating a dozen of them.
-    """
-    hints = get_type_hints(verb, include_extras=True)
-    groups: dict[str, Any] = {}
-    parameters = []
-    for name, parameter in inspect.signature(verb).parameters.items():
-        if is_dataclass(hints[name]):
-            groups[name] = hints[name]
-            parameters += _parameters(groups[name])
-        else:
-            kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(parameter.replace(annotation=hints[name], kind=kind))
-
-    @functools.wraps(verb)
-    def run(**given: Any) -> None:
-        made = {
-            name: group(**{item.name: given.pop(item.name) for item in fields(group)})
-            for name, group in groups.items()
-        }
-        verb(**made, **given)
-
-    # Typer reads this attribute, of which functions' type does not know.
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    return run
-
-
-def _parameters(group: Any) -> list[inspect.Parameter]:
-    """A group's fields as parameters."""
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            item.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            annotation=hints[item.name],
-            default=inspect.Parameter.empty if item.default is MISSING else item.default,
-        )
-        for item in fields(group)
-    ]
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -12,7 +12,7 @@ from analysis.wording import count
 from orchestrator.estimate import Estimate, class_counts
 from orchestrator.planner import PF_DAY
 from orchestrator.tables import plain_table, show_table
-from trainers.flops import params, trial_flops
+from trainers.flops import PRECISION, params, trial_flops
 
 DAY = 86_400
 """Seconds."""
@@ -52,7 +52,7 @@ def _show_costs(console: Console, found: Estimate) -> None:
     schedule = found.schedule
     basis = "as measured in this project" if found.measured else "expected"
     if found.gpu_hours and not found.measured:
-        basis = "expected at published MFUs, in bf16"
+        basis = f"expected in {PRECISION}, from published MFUs"
     lines = [("On", str(found.cluster)), ("Classes", _classes(class_counts(found.placed.values())))]
     if found.gpu_hours:
         price = f", {found.money:,.0f} at {_price(found):g} a GPU-hour" if found.money else ""
@@ -70,11 +70,14 @@ def _show_costs(console: Console, found: Estimate) -> None:
     for name, text in lines:
         console.print(Text.assemble((f"{name:<10}", "bold"), text))
     for cap, n in Counter(schedule.held.values()).items():
-        console.print(Text(f"! limits.{cap}: {n} trials would be held back by it", style="yellow"))
+        trials = f"{n} trial{'s' * (n > 1)}"
+        console.print(Text(f"! limits.{cap}: {trials} would be held back by it", style="yellow"))
     for item in found.unplaceable[:SHOWN]:
         console.print(Text(f"! {item}", style="red"))
-    if len(found.unplaceable) > SHOWN:
-        console.print(Text(f"! and {len(found.unplaceable) - SHOWN} more do not fit", style="red"))
+    more = len(found.unplaceable) - SHOWN
+    if more > 0:
+        do = "do" if more > 1 else "does"
+        console.print(Text(f"! and {more} more {do} not fit", style="red"))
 
 
 def _widths(widths: Sequence[int]) -> str:

@@ -140,12 +140,14 @@ class Project:
         Raises
         ------
         InputError
-            If there is one of its name that asks for something else. It says what differs.
+            If there is one of its name that was begun and asks for something else. It says what
+            differs.
         """
         old = self._plan_record(plan.name)
         if old is not None:
-            found = changes(Plan.from_dict(old), plan)
-            if found.gone or (found.new and not extend):
+            before = Plan.from_dict(old)
+            found = changes(before, plan)
+            if (found.gone or (found.new and not extend)) and self._begun(before):
                 raise InputError(_refusal(self, plan, found.sentence, only_new=not found.gone))
             if {**old, "saved_at": None} == {**_plain(plan), "saved_at": None}:
                 return
@@ -154,6 +156,13 @@ class Project:
         self.storage.replace(f"{name}.json", json.dumps(record, indent=1).encode())
         comment = f"The sweep {plan.name}, as it was run in this project."
         self.storage.replace(f"{name}.toml", to_toml(plan.spec, comment).encode())
+
+    def _begun(self, plan: Plan) -> bool:
+        """Whether any trial of a plan was ever started: until then nobody minds another one."""
+        ids = {p.id for p in plan.planned}
+        return bool(ids & self.ledger.ids()) or any(
+            a.observation in ids for a in self.attempts.all()
+        )
 
     def _plan_record(self, plan: str) -> dict[str, Any] | None:
         name = f"{_PLANS}/{plan}.json"

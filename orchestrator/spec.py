@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -175,19 +176,26 @@ def parse_spec(data: Mapping[str, Any], *, source: Path) -> SweepSpec:
 
 
 def with_cluster(spec: SweepSpec, **given: Any) -> SweepSpec:
-    """The spec with those keys of its cluster table that are given and not None.
+    """The spec with those keys of its cluster table that are given as options and not None.
 
     Raises
     ------
     InputError
-        If one has an impossible value.
+        If one has an impossible value, by the name of its option.
     """
     told = spec.cluster.model_dump(exclude_unset=True)
     told |= {name: value for name, value in given.items() if value is not None}
     try:
         return spec.model_copy(update={"cluster": ClusterSpec.model_validate(told)})
     except ValidationError as error:
-        raise InputError(_sentence(error)) from error
+        raise InputError(_of_options(_sentence(error))) from error
+
+
+def _of_options(sentence: str) -> str:
+    """An error of the cluster table, for whom gave its keys as options."""
+    sentence = re.sub(r"^has (\w+) = (\S+),", r"\1 is \2,", sentence)
+    keys = "|".join(ClusterSpec.model_fields)
+    return re.sub(rf"\b({keys})\b", lambda key: "--" + key[0].replace("_", "-"), sentence)
 
 
 def to_toml(spec: SweepSpec, comment: str) -> str:

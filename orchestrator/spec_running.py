@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from analysis.errors import InputError
 from cluster.budget import Caps
-from cluster.gpus import gpu_type, known_type
+from cluster.gpus import KNOWN, gpu_type, known_type
 from cluster.machines import Cluster, uniform
 
 NEVER = "never"
@@ -24,7 +24,11 @@ class Strict(BaseModel):
 
 
 def _or_never(value: Any) -> Any:
-    return None if value == NEVER else value
+    if value == NEVER:
+        return None
+    if isinstance(value, str):
+        raise ValueError(f'is {value!r}, but it should be a number without quotes or "{NEVER}"')
+    return value
 
 
 def _deadline(value: Any) -> Any:
@@ -51,7 +55,7 @@ def _gpu(value: Any) -> Any:
         try:
             gpu_type(value)
         except InputError as error:
-            raise ValueError(f"is {value!r}: {error}") from error
+            raise ValueError(f"is {value!r}, which is no known type; there are {KNOWN}") from error
     return value
 
 
@@ -123,15 +127,22 @@ class ClusterSpec(Strict):
     """Equal machines."""
     cpus_per_node: Annotated[int, Field(ge=1)] | None = None
     """Cores of each. Default: 8 a GPU."""
+    autoscaling: bool = False
+    """Whether a running cluster grows to these machines: trials that need them then wait."""
     price_per_gpu_hour: _Positive | None = None
     """What an hour of one GPU costs, in any currency."""
 
     @model_validator(mode="after")
     def _of_something(self) -> ClusterSpec:
-        default = {name: field.default for name, field in ClusterSpec.model_fields.items()}
-        told = (self.nodes, self.gpus_per_node) != (default["nodes"], default["gpus_per_node"])
-        if told and self.gpu is None and self.cpus_per_node is None:
-            raise ValueError("needs gpu, such as H100, or cpus_per_node")
+        if self.gpu is not None or self.cpus_per_node is not None:
+            return self
+        for name in ("nodes", "gpus_per_node"):
+            value = getattr(self, name)
+            if value != ClusterSpec.model_fields[name].default:
+                raise ValueError(
+                    f"has {name} = {value}, but nothing says of what: give gpu, such as H100, or "
+                    "cpus_per_node"
+                )
         return self
 
     def cluster(self) -> Cluster | None:

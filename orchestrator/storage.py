@@ -234,28 +234,43 @@ def is_uri(location: str | Path) -> bool:
     return _SCHEME.fullmatch(str(location)) is not None
 
 
+def scheme_and_place(location: str | Path) -> tuple[str, str]:
+    """The scheme of the storage that a person named, `file` for a path, and the place in it.
+
+    Raises
+    ------
+    InputError
+        If the scheme is none of file, s3 and gs, or no bucket is named.
+    """
+    found = _SCHEME.fullmatch(str(location))
+    if found is None:
+        return "file", str(Path(location).resolve())
+    scheme, rest = found[1].lower(), found[2].rstrip("/")
+    if scheme == "file":
+        return scheme, f"/{rest}"
+    if scheme not in OBJECT_STORES:
+        known = ", ".join(f"{name}://" for name in ("file", *OBJECT_STORES))
+        raise InputError(f"{location}: no storage is called {scheme}://; give a path, {known}")
+    if not rest:
+        raise InputError(f"{location} names no bucket: write {scheme}://BUCKET/PROJECT")
+    return scheme, rest
+
+
 def open_storage(location: str | Path) -> Storage:
     """The storage that a person named. Nothing is made, and nothing is asked of it yet.
 
     Raises
     ------
     InputError
-        If the scheme is none of file, s3 and gs, or what it needs is not installed.
+        If the scheme is none of file, s3 and gs, no bucket is named, or what it needs is not
+        installed.
     """
-    found = _SCHEME.fullmatch(str(location))
-    if found is None:
-        return LocalStorage(Path(location).resolve())
-    scheme, rest = found[1].lower(), found[2].rstrip("/")
+    scheme, place = scheme_and_place(location)
     if scheme == "file":
-        return LocalStorage(Path(f"/{rest}"))
-    if scheme not in OBJECT_STORES:
-        known = ", ".join(f"{name}://" for name in ("file", *OBJECT_STORES))
-        raise InputError(f"{location}: no storage is called {scheme}://; give a path, {known}")
-    if not rest:
-        raise InputError(f"{location} names no bucket: write {scheme}://BUCKET/PROJECT")
+        return LocalStorage(Path(place))
     from orchestrator.objects import ObjectStorage
 
-    return ObjectStorage(f"{scheme}://{rest}")
+    return ObjectStorage(f"{scheme}://{place}")
 
 
 def split(location: str | Path) -> tuple[Storage, str]:
@@ -281,12 +296,11 @@ def prove(storage: Storage) -> None:
         again = storage.create(name, b"second")
         kept = storage.read(name)
     except Refused as error:
-        raise InputError(f"cannot write to the project directory: {error}") from error
+        raise InputError(f"cannot write to the project: {error}") from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
-            f"cannot write to the project directory {storage.uri} ({reason}): "
-            "choose another with --project"
+            f"cannot write to the project {storage.uri} ({reason}): choose another with --project"
         ) from error
     finally:
         _try_to_remove(storage, name)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ray import tune
@@ -21,7 +19,8 @@ from ray.autoscaler.sdk import request_resources
 from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 
 from analysis.errors import InputError
-from analysis.observations import ObservationId
+from analysis.observations import ObservationId, observation_ids
+from cluster.budget import HOUR, Caps
 from cluster.capacity import PACE_COLUMNS, Pace, seconds
 from cluster.machines import Cluster
 from cluster.placement import Unplaceable, place
@@ -33,9 +32,11 @@ from orchestrator.lease import Lease
 from orchestrator.planner import Plan
 from orchestrator.progress import Progress
 from orchestrator.project import Project, missing
-from orchestrator.watch import Watch
+from orchestrator.stop import Stop, interruptible
+from orchestrator.watch import Over, Watch, quit_now
 from orchestrator.worker import Order, observe
 from trainers.flops import trial_flops
+from trainers.trial import Trial
 
 REPORT_SECONDS = 1.0
 REPORTS_PER_SECOND = 20.0
@@ -51,6 +52,8 @@ class End:
     """How a sweep's training ended."""
 
     interrupted: bool = False
+    overtaken: bool = False
+    """Whether another driver has taken the project over."""
     held: tuple[tuple[str, str], ...] = ()
     """Keys of trials that were not started, each with the cap that held it back."""
 
@@ -71,83 +74,127 @@ def train(
     Raises
     ------
     InputError
-        If a trial fits nowhere on the cluster, a node does not see the project, nothing answers at
-        `address`, or another driver took the project over.
+        If a trial fits nowhere on the cluster, a node does not see the project, or nothing answers
+        at `address`.
     """
     trials = {p.trial.key: p.trial for p in missing(project, plan)}
     if not trials:
         return End()
     progress.doing("starting Ray …" if address is None else f"joining Ray at {address} …")
     with _scratch() as scratch, _quiet(scratch / "ray.log"), connected(address):
-        cluster = machines()
-        growing = _grow(plan, cluster) if address else cluster
-        jobs = jobs_of(project, trials.values(), growing)
-        token = secrets.token_hex(16)
-        storage = project.storage
-        storage.replace(token_name(lease.generation), token.encode())
-        try:
-            progress.doing("starting workers …")
-            prove(storage, token, lease.generation)
-            limits = plan.spec.limits
-            slots = limits.slots
-            queue = Queue(
-                jobs,
-                cluster,
-                order=simulate(jobs, growing, slots=slots).order,
-                slots=slots,
-                caps=limits.caps(plan.spec.cluster.price_per_gpu_hour, datetime.now(UTC)),
+        present = machines()
+        coming = _announced(plan, present)
+        jobs = _jobs(project, trials, coming)
+        limits = plan.spec.limits
+        caps = _caps(project, plan, coming)
+        found = simulate(jobs, coming, slots=limits.slots, caps=caps)
+        queue = Queue(jobs, present, order=found.order, slots=limits.slots, caps=caps)
+        progress.board.slots = _slots(jobs, coming, limits.slots)
+        progress.doing("starting workers …")
+        stop = Stop(lease)
+        with _shared(project, lease) as token, _grown(coming, present):
+            order = partial(
+                Order,
+                project=project.uri,
+                generation=lease.generation,
+                token=token,
+                report_seconds=max(REPORT_SECONDS, progress.board.slots / REPORTS_PER_SECOND),
+                silent_seconds=limits.silent_seconds,
+                checkpoints=plan.spec.checkpoints,
             )
-            progress.board.slots = _slots(jobs, growing, slots)
-            orders = {
-                job.key: Order(
-                    trial=trials[job.key],
-                    project=storage.uri,
-                    generation=lease.generation,
-                    token=token,
-                    scratch=str(scratch / job.key),
-                    ranks=max(1, int(job.placement.gpus)),
-                    report_seconds=max(REPORT_SECONDS, progress.board.slots / REPORTS_PER_SECOND),
-                    silent_seconds=limits.silent_seconds,
-                    checkpoints=plan.spec.checkpoints,
-                )
-                for job in jobs
-            }
             started = time.monotonic()
             grid = Grid(
                 queue,
-                orders,
+                {
+                    job.key: order(
+                        trial=trials[job.key],
+                        scratch=str(scratch / job.key),
+                        ranks=max(1, int(job.placement.gpus)),
+                    )
+                    for job in jobs
+                },
                 limits=limits,
+                stop=stop,
                 cluster=machines,
                 clock=lambda: time.monotonic() - started,
             )
-            watch = Watch(project, trials, lease, grid, progress, finished, limits)
-            with _interrupts(watch):
+            watch = Watch(
+                project=project,
+                trials=trials,
+                stop=stop,
+                grid=grid,
+                progress=progress,
+                finished=finished,
+                limits=limits,
+            )
+            with interruptible(stop, quit_now):
                 _tune(grid, watch, scratch)
-        finally:
-            storage.remove(token_name(lease.generation))
-    if lease.lost.is_set():
-        raise InputError(
-            f"another driver took {project.uri} over, so this one stopped; what it measured is kept"
-        )
-    return End(interrupted=watch.interrupted, held=tuple(sorted(queue.held.items())))
-
-
-def _grow(plan: Plan, found: Cluster) -> Cluster:
-    """Ask for the machines that the spec's `[cluster]` names and that are not there yet.
-
-    An autoscaler will start them, and a cluster without one takes no notice. Until they join,
-    trials run on those `found`.
-    """
-    named = plan.spec.cluster.cluster()
-    if named is None or len(named.nodes) <= len(found.nodes):
-        return found
-    request_resources(
-        bundles=[{"CPU": n.cpus} | ({"GPU": n.gpus} if n.gpus else {}) for n in named.nodes]
+            watch.record()
+    return End(
+        interrupted=stop.interrupted,
+        overtaken=lease.lost.is_set(),
+        held=tuple(sorted(queue.held.items())),
     )
+
+
+@contextmanager
+def _shared(project: Project, lease: Lease) -> Iterator[str]:
+    """A token in the project, by which every node proves that it sees it."""
+    token, name = secrets.token_hex(16), token_name(lease.generation)
+    project.storage.replace(name, token.encode())
+    try:
+        prove(project.storage, token, lease.generation)
+        yield token
+    finally:
+        with suppress(OSError):
+            project.storage.remove(name)
+
+
+def _caps(project: Project, plan: Plan, cluster: Cluster) -> Caps:
+    """What earlier runs of the plan have left of its caps; GPUs as they would be placed now."""
+    caps = plan.spec.limits.caps(plan.spec.cluster.price_per_gpu_hour, datetime.now(UTC))
+    if caps.flops is caps.gpu_hours is caps.money is None:
+        return caps
+    trials = {p.id: p.trial for p in plan.planned}
+    table = project.ledger.read(set(trials), ("trial", "tokens", "flops_spent", "seconds"))
+    flops = hours = 0.0
+    for name, row in zip(observation_ids(table), table.to_pylist(), strict=True):
+        found = place(trials[name], cluster)
+        flops += row["flops_spent"]
+        hours += 0.0 if isinstance(found, Unplaceable) else row["seconds"] / HOUR * found.gpus
+    price = caps.price_per_gpu_hour or 0.0
+    return replace(
+        caps,
+        flops=None if caps.flops is None else max(0.0, caps.flops - flops),
+        gpu_hours=None if caps.gpu_hours is None else max(0.0, caps.gpu_hours - hours),
+        money=None if caps.money is None else max(0.0, caps.money - hours * price),
+    )
+
+
+def _announced(plan: Plan, found: Cluster) -> Cluster:
+    """The machines `found`, and those that the spec says an autoscaler will add."""
+    named = plan.spec.cluster.cluster()
+    if not plan.spec.cluster.autoscaling or named is None:
+        return found
     return Cluster(nodes=(*found.nodes, *named.nodes[len(found.nodes) :]))
 
 
-def jobs_of(project: Project, trials: Any, cluster: Cluster) -> list[Job]:
+@contextmanager
+def _grown(coming: Cluster, present: Cluster) -> Iterator[None]:
+    """Ask the autoscaler for the machines that are to come, for as long as the sweep runs."""
+    if coming == present:
+        yield
+        return
+    request_resources(
+        bundles=[{"CPU": n.cpus} | ({"GPU": n.gpus} if n.gpus else {}) for n in coming.nodes]
+    )
+    try:
+        yield
+    finally:
+        request_resources(bundles=[])
+
+
+def _jobs(project: Project, trials: Mapping[str, Trial], cluster: Cluster) -> list[Job]:
     """The trials as the queue sees them.
 
     Raises
@@ -157,7 +204,7 @@ def jobs_of(project: Project, trials: Any, cluster: Cluster) -> list[Job]:
     """
     pace = Pace.from_rows(project.ledger.read(columns=PACE_COLUMNS).to_pylist())
     jobs, refused = [], []
-    for trial in trials:
+    for trial in trials.values():
         found = place(trial, cluster)
         if isinstance(found, Unplaceable):
             refused.append(str(found))
@@ -200,6 +247,7 @@ def _tune(grid: Grid, watch: Watch, scratch: Path) -> None:
             verbose=0,
             failure_config=FailureConfig(max_failures=0),
             callbacks=[watch],
+            stop=Over(watch),
         ),
     )
     tuner.fit()
@@ -208,27 +256,6 @@ def _tune(grid: Grid, watch: Watch, scratch: Path) -> None:
 def _placement(config: dict[str, Any]) -> PlacementGroupFactory:
     asked = json.loads(config["placement"])
     return PlacementGroupFactory(asked["bundles"], strategy=asked["strategy"])
-
-
-@contextmanager
-def _interrupts(watch: Watch) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM lets trials write their checkpoints, the second ends it now."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        # Only a flag: the interrupted code may hold any lock.
-        if watch.interrupted:
-            watch.quit()
-        watch.interrupted = True
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.errors import InputError
+from analysis.errors import InputError, first_line
 from analysis.observations import ObservationId
 from orchestrator.planner import Planned
 from orchestrator.project import Project
@@ -20,7 +20,7 @@ from orchestrator.runs import (
     points_of,
     status_of,
 )
-from orchestrator.tracking import Store, Tracker, first_line
+from orchestrator.tracking import Store, Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,8 @@ def sync(
         )
     except (MlflowException, OSError) as error:
         raise InputError(
-            f"MLflow at {store.shown} failed ({first_line(error)}): what it has is kept, "
-            "run isoflop sync again when it answers"
+            f"MLflow at {store.shown} failed ({first_line(error, named=True)}): what it has is "
+            "kept, run isoflop sync again when it answers"
         ) from error
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import InputError
+from analysis.errors import InputError, first_line
 from analysis.observations import ObservationId
 from orchestrator.planner import Plan, Planned
 from orchestrator.project import Project
@@ -194,7 +194,7 @@ class Tracker:
             try:
                 self.client.log_artifact(run, path, "figures" if path.endswith(".png") else None)
             except Exception as error:  # whatever their store raises: it is not MLflow's own
-                self.unattached[path] = first_line(error)
+                self.unattached[path] = first_line(error, named=True)
 
     def search(self, tag: str) -> list[Any]:
         """All runs that have a tag: at once, since removing some of them moves MLflow's pages."""
@@ -267,7 +267,8 @@ class Tracker:
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
-            self.refused[name] = first_line(error)  # and that must not hold up the others
+            # And that must not hold up the others.
+            self.refused[name] = first_line(error, named=True)
             return name, None
         self._latest = max(self._latest, end)
         return name, run
@@ -289,14 +290,6 @@ class Tracker:
             },
         )
         return str(run.info.run_id)
-
-
-def first_line(error: Exception) -> str:
-    """An error in a line."""
-    lines = str(error).strip().splitlines()
-    if isinstance(error, InputError):
-        return lines[0]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def quieten() -> None:

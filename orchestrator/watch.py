@@ -12,17 +12,20 @@ from typing import Any, cast
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import RayActorError
-from ray.tune import Callback
+from ray.exceptions import RayActorError, RayTaskError
+from ray.tune import Callback, Stopper
 
 from analysis.errors import InputError
 from analysis.observations import ObservationId
 from orchestrator.attempts import Attempts, Kind
+from orchestrator.checkpoints import directory_of
+from orchestrator.connection import UnfitNodeError
 from orchestrator.grid import Grid
-from orchestrator.lease import Lease
+from orchestrator.options import INTERRUPTED
 from orchestrator.progress import Progress
 from orchestrator.project import Project
 from orchestrator.spec_running import Limits
+from orchestrator.stop import Stop
 from trainers.trial import Trial
 
 LOOK_SECONDS = 1.0
@@ -33,12 +36,15 @@ GRACE_SECONDS = 15.0
 after so many times that and so many seconds more it is killed from here."""
 LEAST_SLOW_SECONDS = 60.0
 """A trial that has run for less is never called slow."""
+STOP_SECONDS = 120.0
+"""After an interrupt, for trials to write their checkpoints; what takes longer is ended."""
+STALL_SECONDS = 10.0
+"""Between two of Tune's steps, from which on this process was stopped or held up itself."""
 TIMED = 3
 """Trials that must have ended before one is called slow."""
-INTERRUPTED = 130
 WORKER_DIED = "the worker process died"
 CREATION = "creation task"
-NODE_DIED = "because its node has died"
+NODE_DIED = "died because its node"
 """What Ray says in an error of an actor whose node it lost."""
 
 
@@ -55,24 +61,61 @@ class _Run:
     """Why it was killed from here."""
 
 
+@dataclass(frozen=True)
+class _Loss:
+    """The end of an attempt, as the driver knows it."""
+
+    key: str
+    kind: Kind
+    error: str
+    detail: str
+    after: int
+    """The number of the attempt before it."""
+
+
+class Over(Stopper):
+    """Tells Tune when to end what never got an actor, or does not stop."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch: Watch | None = watch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_watch": None}  # Tune pickles it, and uses the original
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Trials end by themselves."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether it is over."""
+        return self._watch is not None and self._watch.over()
+
+
+def quit_now() -> None:
+    """End this process; its workers end with it."""
+    os.write(2, b"\x1b[?25h\n")  # the cursor, which the live view hides
+    os._exit(INTERRUPTED)
+
+
 class Watch(Callback):
     """Tune's callbacks, all in the driver's main thread."""
 
     def __init__(
         self,
+        *,
         project: Project,
         trials: Mapping[str, Trial],
-        lease: Lease,
+        stop: Stop,
         grid: Grid,
         progress: Progress,
         finished: Callable[[ObservationId], None],
         limits: Limits,
     ) -> None:
-        self.interrupted = False
-        """Set by a signal; looked at after every step of Tune's."""
+        self._stop = stop
         self._trials = trials
+        self._storage = project.storage
         self._attempts = Attempts(project.storage)
-        self._lease = lease
+        self._lease = stop.lease
         self._grid = grid
         self._progress = progress
         self._finished = finished
@@ -80,7 +123,9 @@ class Watch(Callback):
         self._runs: dict[str, _Run] = {}
         self._paces: list[float] = []
         self._moved: set[str] = set()
-        self._looked = 0.0
+        self._stepped = self._looked = time.monotonic()
+        self._told = False
+        self._unwritten: list[_Loss] = []
         self._last: dict[str, int] = {}
         for attempt in self._attempts.all():
             self._last[attempt.trial] = max(attempt.number, self._last.get(attempt.trial, 0))
@@ -113,7 +158,9 @@ class Watch(Callback):
         elif result.get("status") == "interrupted":
             self._progress.waiting(key)
         elif "status" in result:
-            self._paces.append((run.heard - run.since) / max(self._expected(key), 1e-9))
+            # Of what was found, resumed or cut short the time says nothing.
+            if result["whole"] and result["status"] == "complete":
+                self._paces.append((run.heard - run.since) / max(self._expected(key), 1e-9))
             self._progress.ended(key, result["status"], result["loss"], result["seconds"])
             self._finished((key, self._trials[key].tokens))
 
@@ -127,19 +174,10 @@ class Watch(Callback):
         run = self._runs.pop(key, None)
         error = _error_of(trial)
         kind, text = _diagnosis(error) if run is None or run.doomed is None else run.doomed
-        try:
-            known = self._attempts.lost(
-                self._trials[key],
-                driver=self._lease.generation,
-                kind=kind,
-                error=text,
-                detail=str(error),
-                after=self._last.get(key, 0),
-            )
-            self._last[key], kind = known.number, known.kind or kind
-        except OSError as trouble:
-            self._progress.trouble(f"cannot record a failed attempt: {trouble}")
-        if self._grid.failed(key, kind, hopeless=isinstance(error, InputError)):
+        loss = _Loss(key, kind, text, str(error), self._last.get(key, 0))
+        kind = self._write(loss) or kind
+        hopeless = isinstance(error, InputError) and not isinstance(error, OSError)
+        if self._grid.failed(key, kind, step=self._checkpoint(key), hopeless=hopeless):
             self._progress.waiting(key)
         else:
             self._progress.ended(key, "failed", None, None)
@@ -147,10 +185,13 @@ class Watch(Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tune has done something, or waited a tenth of a second."""
         now = time.monotonic()
-        if self.interrupted and not self._grid.stopping:
-            self._stop()
-        elif self._lease.lost.is_set():
-            self._grid.stopping = True
+        if now - self._stepped > STALL_SECONDS:  # this process stood still, not its workers
+            for run in self._runs.values():
+                run.heard += now - self._stepped
+                run.since += now - self._stepped
+        self._stepped = now
+        if self._stop.wanted and not self._told:
+            self._tell()
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
@@ -160,24 +201,56 @@ class Watch(Callback):
                 run.doomed = doom
                 ray.kill(run.actor)
         self._lease.note(self._note())
+        self.record()
 
-    def quit(self) -> None:
-        """End this process now; its workers end with it."""
-        os.write(2, b"\x1b[?25h\n")  # the cursor, which the live view hides
-        os._exit(INTERRUPTED)
+    def over(self) -> bool:
+        """Whether Tune should end what it still has: all that could stop by itself has stopped."""
+        return self._stop.wanted and (not self._runs or self._stop.seconds > STOP_SECONDS)
 
-    def _stop(self) -> None:
+    def record(self) -> None:
+        """Explain what could not be explained before, if that is possible now."""
+        waiting, self._unwritten = self._unwritten, []
+        for loss in waiting:
+            self._write(loss)
+
+    def _tell(self) -> None:
         """Have every trial write a checkpoint and stop."""
-        self._grid.stopping = True
+        self._told = True
         self._lease.note(self._note(), at_once=True)
         n = len(self._runs)
-        if n:
-            self._progress.say(f"stopping: {n} trials write checkpoints; Ctrl-C again ends it now")
+        what = f"{n} trials write checkpoints" if n else "no trial is running"
+        self._progress.say(f"stopping: {what}; Ctrl-C again ends it now")
+
+    def _write(self, loss: _Loss) -> Kind | None:
+        """Put the end of an attempt on record; None where that cannot be done now."""
+        try:
+            known = self._attempts.lost(
+                self._trials[loss.key],
+                driver=self._lease.generation,
+                kind=loss.kind,
+                error=loss.error,
+                detail=loss.detail,
+                after=loss.after,
+            )
+        except (OSError, InputError) as trouble:
+            self._progress.trouble(f"cannot record a failed attempt: {trouble}")
+            self._unwritten.append(loss)
+            return None
+        self._last[loss.key] = max(known.number, self._last.get(loss.key, 0))
+        return known.kind or loss.kind
+
+    def _checkpoint(self, key: str) -> int:
+        """The step of a trial's newest checkpoint; 0 where there is none, or none can be seen."""
+        try:
+            names = self._storage.names(directory_of(key))
+        except OSError:
+            return 0
+        return max((int(name) for name in names if name.isdecimal()), default=0)
 
     def _note(self) -> dict[str, Any]:
         """What the lease says of this driver: its workers and `isoflop status` read it."""
         runs = {key: {"fraction": r.fraction, "loss": r.loss} for key, r in self._runs.items()}
-        return {"stopping": self._grid.stopping, "running": runs}
+        return {"stopping": self._stop.wanted, "running": runs}
 
     def _doom(self, key: str, run: _Run, now: float) -> tuple[Kind, str] | None:
         """Why a trial should be killed, if it should."""
@@ -192,7 +265,7 @@ class Watch(Callback):
             self._moved.add(key)
             return "slow", (
                 f"took {took:.0f} s where {expected:.0f} s were expected (limits.slow_factor = "
-                f"{factor:g}): it goes on elsewhere from its checkpoint"
+                f"{factor:g}): it goes on from its newest checkpoint, elsewhere"
             )
         return None
 
@@ -210,14 +283,11 @@ def _error_of(trial: Any) -> BaseException:
 
 def _diagnosis(error: Any) -> tuple[Kind, str]:
     """What an error of Tune's says of the end of a trial."""
+    if isinstance(error, UnfitNodeError):
+        return "node lost", str(error.cause if isinstance(error, RayTaskError) else error)
     if not isinstance(error, RayActorError):
         return "raised", f"{type(error).__name__}: {error}".splitlines()[0]
-    text = str(error)
-    if (
-        "node" in text
-        and ("died" in text or "dead" in text)
-        and "The actor died because its node" in text
-    ):
+    if NODE_DIED in str(error):
         return "node lost", "its node is gone"
     if CREATION in str(error):
         return "worker lost", f"its worker could not start: {str(error).strip().splitlines()[-1]}"

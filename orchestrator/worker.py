@@ -17,16 +17,17 @@ import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from analysis.errors import InputError
 from cluster.gang import GangError, train_in_gang
 from orchestrator import lease
 from orchestrator.attempts import Attempts, Kind
 from orchestrator.checkpoints import StoredWorkspace
-from orchestrator.connection import witness
+from orchestrator.connection import UnfitNodeError, fingerprint, witness
 from orchestrator.ledger import Ledger
 from orchestrator.spec_running import Checkpoints
 from orchestrator.storage import Storage, open_storage
@@ -38,6 +39,8 @@ LOG_TAIL = 8000
 """Characters of what a failed attempt printed that are kept."""
 LOOK_SECONDS, FAR_LOOK_SECONDS = 1.0, 10.0
 """Between looks at the driver's lease, in a directory and in an object store."""
+UNFIT_SECONDS = 60.0
+"""That a node may take to see the project."""
 LONGEST_WAIT = 10.0
 """Seconds between tries of a storage that fails."""
 
@@ -65,6 +68,8 @@ class Order:
     silent_seconds: float | None
     """After which a trial that gives no sign of life is ended; None is never."""
     checkpoints: Checkpoints
+    sources: str = field(default_factory=fingerprint)
+    """Which isoflop the driver is."""
 
     def dump(self) -> str:
         """As text, as Tune carries it."""
@@ -98,12 +103,14 @@ class Work:
         self.order, self.trial, self.report = order, order.trial, report
         self.storage = _storage(order.project)
         self.ledger, self.attempts = Ledger(self.storage), Attempts(self.storage)
+        self.whole = False
+        """Whether this attempt trained the trial from its beginning to its end."""
         self.will = DriversWill(self.storage, order.generation)
 
     def do(self) -> None:
         """Have the row in the ledger, and report it last of all."""
         try:
-            self._patiently("see the project", lambda: _witnessed(self.order))
+            _require_fit(self.order, self.report)
             row = self._find()
             if row is None and self.will.stop():
                 raise Interrupted("the sweep was interrupted before this trial began")
@@ -116,7 +123,8 @@ class Work:
         finally:
             _tidy()
         assert row is not None, f"{self.trial.trainer} ended without measuring {self.trial.key}"
-        self.report({name: row[name] for name in ("status", "loss", "seconds")})
+        ended = {name: row[name] for name in ("status", "loss", "seconds")}
+        self.report(ended | {"whole": self.whole})
 
     def _find(self) -> dict[str, Any] | None:
         name = self.trial.key, self.trial.tokens
@@ -134,6 +142,7 @@ class Work:
         directory.mkdir(parents=True, exist_ok=True)
         log = directory / "log.txt"
         self.step = 0
+        self.workspace = _workspace(order, directory, self.storage, self.will.stop)
 
         def fail(kind: Kind, error: str, where: str | None = None) -> None:
             try:
@@ -143,6 +152,7 @@ class Work:
                     error=error,
                     traceback=where,
                     log=_tail(log),
+                    resumed_from=self.workspace.resumed_from,
                     step=self.step,
                 )
             except OSError as trouble:  # it stays open: the trial's next attempt explains it
@@ -150,6 +160,8 @@ class Work:
 
         watchdog = Watchdog(order.silent_seconds, lambda error, at: fail("silent", error, at))
         try:
+            # What the storage takes is no silence of the trial's.
+            self.workspace.paused = watchdog.paused
             with _printing_to(log), watchdog:
                 self._train(directory, watchdog)
             self._patiently("remove the attempt", lambda: self.attempts.succeed(attempt))
@@ -176,6 +188,7 @@ class Work:
         for event in events:
             watchdog.heard()
             if isinstance(event, Measurement):
+                self.whole = event.resumed_from == 0
                 with watchdog.paused():
                     write = partial(self.ledger.write, self.trial, event)
                     self._patiently("write the row", write)
@@ -194,8 +207,7 @@ class Work:
     def _events(self, directory: Path) -> Iterator[Event]:
         if self.order.ranks > 1:
             return train_in_gang(self.trial, partial(_rank_workspace, self.order, directory))
-        workspace = _workspace(self.order, directory, self.storage, self.will.stop)
-        return trainer(self.trial.trainer).train(self.trial, workspace)
+        return trainer(self.trial.trainer).train(self.trial, self.workspace)
 
     def _unwanted(self) -> bool:
         """Whether to stop now. A trainer in this process has just been told, and has saved."""
@@ -255,6 +267,30 @@ def _workspace(
         settings=order.checkpoints,
         stop=stop,
     )
+
+
+def _require_fit(order: Order, report: Report) -> None:
+    """See that this node can work on the sweep.
+
+    One that cannot takes trials no faster than this, in which a person may mend or drain it.
+
+    Raises
+    ------
+    UnfitNodeError
+        If it still cannot after a while.
+    """
+    until = time.monotonic() + UNFIT_SECONDS
+    while True:
+        try:
+            if fingerprint() != order.sources:
+                raise InputError(f"{socket.gethostname()} has another isoflop than the driver")
+            _witnessed(order)
+            return
+        except (InputError, OSError) as error:
+            if time.monotonic() > until:
+                raise UnfitNodeError(str(error)) from error
+            report({"trouble": str(error)})
+            time.sleep(min(LONGEST_WAIT, UNFIT_SECONDS / 4))
 
 
 def _rank_workspace(order: Order, directory: Path) -> StoredWorkspace:

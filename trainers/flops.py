@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a shape, under each published convention.
+"""Parameters and FLOPs of a shape under each published convention, and the pieces they come in.
 
 The optimiser's own FLOPs are not counted in C, by any convention: Newton-Schulz adds about
 600 width^3 a step at depth 2.
@@ -7,11 +7,23 @@ The optimiser's own FLOPs are not counted in C, by any convention: Newton-Schulz
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from trainers.trial import Shape, Trial
 
 MLP_RATIO = 4
 """Hidden units of the feed-forward layer over the width."""
+LONG_CONTEXT = 256
+"""Tokens above which attention goes through torch's fused kernel: it does not keep the context^2
+weights of every head, but at context 64 it is 0.2 to 0.4 ms a block slower than plain products."""
+PASS_TOKENS = 16_384
+"""Most tokens of one forward and backward pass; gradients of a larger batch accumulate. At width
+512 a block's products of so many take 5 ms at an H100's fp32 peak, ten times as long as to launch
+them."""
+EVALUATION_TOKENS = 4096
+"""Tokens of an evaluation batch: larger ones fall out of a core's cache."""
+PRECISION: Literal["fp32"] = "fp32"
+"""Of weights, gradients, activations and products: torch's default, with tf32 off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +57,15 @@ def flops_per_token(shape: Shape) -> float:
     """
     attention = 4 * shape.depth * shape.width * (shape.context + 1) / 2
     return 3 * (2 * params(shape).matmul + attention)
+
+
+def pass_sequences(context: int) -> int:
+    """Most sequences of one pass: whole ones, and at least one.
+
+    >>> pass_sequences(1024), pass_sequences(100_000)
+    (16, 1)
+    """
+    return max(1, PASS_TOKENS // context)
 
 
 def unmasked_forward_flops(shape: Shape) -> int:

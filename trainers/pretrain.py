@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from analysis.errors import InputError
 from trainers.corpus import Batches, Corpus, HeldoutWindows, heldout_windows, load
-from trainers.flops import flops_per_token
+from trainers.flops import EVALUATION_TOKENS, flops_per_token, pass_sequences
 from trainers.optimizer import Optimizer
 from trainers.schedule import cosine
 from trainers.transformer import Transformer
@@ -30,8 +30,6 @@ HELDOUT_POINTS = 5
 """Points of the curve at which a part of the held-out set is evaluated as well."""
 HELDOUT_PART = 256
 """Windows of that part: a sixteenth of the whole, so that curves stay under 3% of the time."""
-EVALUATION_TOKENS = 4096
-"""Tokens of an evaluation batch: larger ones fall out of a core's cache."""
 CHECKPOINT_VERSION = 1
 """Raise it whenever a checkpoint holds something else: older ones are then set aside."""
 
@@ -157,10 +155,7 @@ class _Run:
 
     def _train_on(self, windows: NDArray[np.int64]) -> None:
         h = self._trial.hyperparameters
-        loss = self._model.loss(torch.from_numpy(windows).to(self._device))
-        # Torch leaves backward() and apply() untyped.
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._total += loss.detach()
+        self._total += accumulate(self._model, torch.from_numpy(windows).to(self._device))
         self._optimizer.step(
             cosine(
                 self.step,
@@ -240,6 +235,25 @@ def evaluate(
         return loss, None
     segments = np.bincount(heldout.segment, by_window - loss)
     return loss, float(np.sqrt(used / (used - 1) * (segments**2).sum()) / len(by_window))
+
+
+def accumulate(model: Transformer, windows: torch.Tensor) -> torch.Tensor:
+    """Add the gradient of the mean loss on `windows`, in passes of at most `PASS_TOKENS`.
+
+    Returns
+    -------
+    The mean loss, nats/token.
+    """
+    parts = windows.split(pass_sequences(model.shape.context))
+    total = torch.zeros((), device=windows.device)
+    for part in parts:
+        loss = model.loss(part)
+        if len(parts) > 1:
+            loss = loss * (len(part) / len(windows))
+        # Torch leaves backward() untyped.
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
 
 
 @lru_cache(maxsize=4)

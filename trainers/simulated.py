@@ -25,6 +25,9 @@ TICK_SECONDS = 0.02
 CHECKPOINT_VERSION = 1
 CONDUCT = frozenset({"seconds", "points", "gpus", "diverge", "fail", "hang"})
 """Settings that say how a trial runs; the others are the truth that it samples."""
+_POSITIVE = frozenset({"A", "B", "alpha", "beta", "gamma"})
+_NOT_NEGATIVE = frozenset({"E", "noise", "seconds", "gpus"})
+_CHANCES = frozenset({"diverge", "fail", "hang"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +60,15 @@ class SimulatedSettings:
     """Chance that a trial's first attempt stops for ever half-way, after leaving a checkpoint."""
 
     def __post_init__(self) -> None:
-        positive = (self.A, self.B, self.alpha, self.beta, self.gamma)
-        if not all(math.isfinite(v) and v > 0 for v in positive):
-            raise ValueError("needs A, B, alpha, beta, gamma above 0")
-        values = (self.noise, self.seconds, self.E, self.gpus)
-        if not all(math.isfinite(v) and v >= 0 for v in values):
-            raise ValueError("needs noise, seconds, E, gpus of at least 0")
         if self.points < 1:
-            raise ValueError("needs at least 1 of points")
-        if not all(0 <= chance <= 1 for chance in (self.diverge, self.fail, self.hang)):
-            raise ValueError("needs chances to diverge, to fail and to hang between 0 and 1")
+            raise ValueError(f"has points = {self.points}, but it should be at least 1")
+        for name, value in dataclasses.asdict(self).items():
+            if name in _POSITIVE and not 0 < value < math.inf:
+                raise ValueError(f"has {name} = {value:g}, but it should be finite and above 0")
+            if name in _NOT_NEGATIVE and not 0 <= value < math.inf:
+                raise ValueError(f"has {name} = {value:g}, but it should be finite and at least 0")
+            if name in _CHANCES and not 0 <= value <= 1:
+                raise ValueError(f"has {name} = {value:g}, a chance, which is between 0 and 1")
 
     @staticmethod
     def of(trial: Trial) -> SimulatedSettings:

@@ -21,6 +21,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from orchestrator.cli import app
+from orchestrator.spec_running import Checkpoints, ClusterSpec, Limits, Strict
 
 # Importing Ray's command line imports Ray Serve, which warns of its own code.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -294,6 +295,22 @@ def test_the_docs_have_commands_and_their_files_exist() -> None:
         assert (ROOT / "docs" / target).exists(), target
     for path in re.findall(r"(?:examples|cluster)/[\w/]+\.\w+", DOCS):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize(
+    ("table", "model"),
+    [("limits", Limits), ("checkpoints", Checkpoints), ("cluster", ClusterSpec)],
+)
+def test_the_docs_have_every_key_of_a_table_with_its_default(
+    table: str, model: type[Strict]
+) -> None:
+    """And no other; a default is what a person would write into the sweep file for it."""
+    text = DOCS.split(f"\n`[{table}]`:")[1].split("\n`[")[0].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (–|`.+?`) \| \S.* \|$", text, re.MULTILINE)
+    told = {key: cell.strip("`") for key, cell in rows}
+    written = "\n".join(f"{key} = {cell}" for key, cell in told.items() if cell != "–")
+    defaults = {key: field.default for key, field in model.model_fields.items()}
+    assert {**dict.fromkeys(told), **tomllib.loads(written)} == defaults
 
 
 def test_the_manifests_are_in_the_package() -> None:

@@ -12,11 +12,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from cluster import memory
 from cluster.memory import training_memory
-from trainers import pretrain, transformer
-from trainers.flops import params
+from trainers.flops import EVALUATION_TOKENS, PASS_TOKENS, params
 from trainers.optimizer import Optimizer
+from trainers.pretrain import accumulate
 from trainers.recipe import named
 from trainers.transformer import Transformer
 from trainers.trial import Hyperparameters, Shape
@@ -34,6 +33,9 @@ SHAPES = [  # width, depth, heads, vocabulary, context, sequences, optimiser
     (256, 1, 4, 512, 512, 16, "muon"),
     (384, 3, 6, 64, 300, 4, "adamw"),
     (192, 2, 3, 16384, 512, 6, "adamw"),  # evaluation is
+    (32, 2, 2, 256, 64, 600, "adamw"),  # three passes, the last of 88 sequences
+    (32, 4, 1, 64, 512, 64, "muon"),  # two
+    (512, 4, 8, 2048, 9000, 2, "adamw"),  # two of a sequence each; earlier gradients count
 ]
 
 
@@ -52,9 +54,9 @@ def _train(shape: Shape, h: Hyperparameters, device: str) -> None:
     optimizer = Optimizer(model, h)
     for sequences in [h.batch_tokens // shape.context] * 2:
         windows = torch.zeros(sequences, shape.context + 1, dtype=torch.int64, device=device)
-        model.loss(windows).backward()
+        accumulate(model, windows)
         optimizer.step(1.0)
-    size = max(1, pretrain.EVALUATION_TOKENS // shape.context)
+    size = max(1, EVALUATION_TOKENS // shape.context)
     model.token_losses(torch.zeros(size, shape.context + 1, dtype=torch.int64, device=device))
 
 
@@ -90,11 +92,6 @@ def test_the_peak_is_what_a_gpu_allocates(setting) -> None:
     assert 0.95 * measured - 64e6 <= expected <= 1.15 * measured
 
 
-def test_what_is_copied_from_the_trainer_is_as_it_is_there() -> None:
-    assert memory.LONG_CONTEXT == transformer.LONG_CONTEXT
-    assert memory.EVALUATION_TOKENS == pretrain.EVALUATION_TOKENS
-
-
 def test_on_eight_gpus_each_holds_an_eighth_of_the_state() -> None:
     """Of a model so large that its activations count for nothing."""
     shape, h = _setting(4096, 32, 32, 256, 64, 8, "adamw")
@@ -103,10 +100,9 @@ def test_on_eight_gpus_each_holds_an_eighth_of_the_state() -> None:
     assert 1 / 8 < eight / one < 1 / 6  # and two gathered blocks of 32
 
 
-def test_a_shorter_pass_takes_less_but_keeps_its_gradients() -> None:
-    shape, h = _setting(256, 4, 4, 256, 1024, 64, "adamw")
-    whole = training_memory(shape, h)
-    half = training_memory(shape, h, pass_tokens=32 * 1024)
-    gradients = 4 * params(shape).total
-    state = 4 * gradients + 4 * shape.context**2
-    assert half.forward - state - gradients == pytest.approx((whole.forward - state) / 2)
+def test_of_a_batch_of_many_passes_only_the_gradients_and_the_windows_stay() -> None:
+    shape, one = _setting(256, 4, 4, 256, 1024, 16, "adamw")
+    assert one.batch_tokens == PASS_TOKENS
+    four = dataclasses.replace(one, batch_tokens=4 * PASS_TOKENS)
+    more = training_memory(shape, four).forward - training_memory(shape, one).forward
+    assert more == 4 * params(shape).total + 8 * 3 * PASS_TOKENS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import json
 import os
 import secrets
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,12 +24,11 @@ import pytest
 import requests
 
 from analysis.errors import InputError
-from cluster.dashboard import Token, connect
+from cluster.dashboard import Token, connect, hosts
 from cluster.submit import Job, _Log, staged, submit
+from orchestrator.connection import ROOMS, rooms
 from orchestrator.shipping import pack
 
-ROOMS = ("analysis", "trainers", "cluster", "orchestrator")
-PACKAGES = tuple(Path(__file__).parents[2] / room for room in ROOMS)
 BIN = Path(sys.executable).parent
 
 
@@ -65,7 +66,7 @@ class Head:
         client = connect(self.url, Token(value=self.token, source="the tests"))
         command = ("python", "-c", code, *arguments)
         return submit(
-            client, Job(name="test", command=command, packages=PACKAGES, directory=directory)
+            client, Job(name="test", command=command, packages=rooms(), directory=directory)
         )
 
     def status(self, job: str) -> str:
@@ -351,17 +352,48 @@ def test_what_cannot_be_done_is_one_sentence(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("project", [[], ["--project", "projects/x"]])
-def test_a_project_that_the_cluster_cannot_see_is_refused(
-    sweep_file: Callable[..., Path], project: list[str]
+class _TwoMachines(http.server.BaseHTTPRequestHandler):
+    """A dashboard that answers as Ray's does, of two machines, and takes no job."""
+
+    def do_GET(self) -> None:
+        answers = {
+            "/api/version": {"version": "4", "ray_version": "2.60.0", "ray_commit": ""},
+            "/nodes?view=hostNameList": {"data": {"hostNameList": ["one", "two"]}},
+        }
+        answer = answers.get(self.path)
+        self.send_response(200 if answer else 500)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    do_PUT = do_POST = do_GET
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("project", "warned"), [("/p", True), ("file:///p", True), ("s3://b/p", False)]
+)
+def test_a_path_on_several_machines_gets_a_warning(
+    sweep_file: Callable[..., Path], project: str, warned: bool
 ) -> None:
-    nowhere = Head(url="http://127.0.0.1:9", token="none")
-    code, _, err = nowhere.run(sweep_file(), *project)
-    assert code == 2
-    assert "storage that all nodes of the cluster share" in err
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _TwoMachines)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        head = Head(url=f"http://127.0.0.1:{server.server_port}", token="none")
+        code, _, err = head.run(sweep_file(), "--project", project)
+    finally:
+        server.shutdown()
+        server.server_close()
+    *before, last = err.splitlines()
+    assert (code, "does not take the job" in last) == (2, True)
+    assert [f"--project {project} must be on a file system that all 2" in x for x in before] == [
+        True
+    ] * warned
 
 
-def test_a_bad_variable_is_named(sweep_file: Callable[..., Path]) -> None:
-    nowhere = Head(url="http://127.0.0.1:9", token="none")
-    code, _, err = nowhere.run(sweep_file(), "--project", "/p", "--env", "X")
-    assert (code, err) == (2, "isoflop: --env X: write NAME=VALUE\n")
+@pytest.mark.slow
+def test_a_cluster_names_its_machines(head: Head) -> None:
+    token = Token(value=head.token, source="the tests")
+    assert hosts(head.url, token) == [socket.gethostname()]
+    assert hosts(head.url, Token(value="wrong", source="the tests")) == []

@@ -25,7 +25,7 @@ MARKER = "ISOFLOP_FAULTS"
 """In the environment of whatever a test starts, and of whatever that starts."""
 
 
-def wait(condition: Callable[[], Any], seconds: float = 60, what: str = "") -> Any:
+def wait(condition: Callable[[], Any], seconds: float = 120, what: str = "") -> Any:
     """What `condition` gives as soon as it is true."""
     limit = time.monotonic() + seconds
     while not (found := condition()):
@@ -154,23 +154,27 @@ class Driver:
         """What it told people."""
         return self.errors.read_text()
 
-    def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
-        """As Ctrl-C does: the whole process group."""
-        os.killpg(self.process.pid, number)
+    def interrupt(self) -> None:
+        """Ctrl-C, which is for the whole process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def terminate(self) -> None:
+        """SIGTERM to the driver alone, as from a container's or a job's end."""
+        self.process.terminate()
 
     def kill(self) -> None:
         """The driver alone, as the kernel does when memory is short."""
         self.process.kill()
         self.process.wait()
 
-    def end(self, seconds: float = 120) -> int:
+    def end(self, seconds: float = 240) -> int:
         """Its exit code, once it has ended."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {seconds} s:\n{self.said}") from None
 
-    def result(self, seconds: float = 120) -> dict[str, Any]:
+    def result(self, seconds: float = 240) -> dict[str, Any]:
         """What it found, once it has ended well."""
         assert self.end(seconds) == 0, self.said
         return dict(json.loads(self.output.read_text()))

@@ -22,8 +22,8 @@ from orchestrator import lease
 from orchestrator.planner import Plan, make_plan
 from orchestrator.project import Project
 from orchestrator.spec import read_spec
-from orchestrator.storage import open_storage
-from orchestrator.sync import sync
+from orchestrator.storage import LocalStorage
+from orchestrator.sync import Synced, sync
 from orchestrator.tracking import store_of
 from tests.faults.processes import (
     MARKER,
@@ -86,16 +86,20 @@ class Sweep:
 
     @property
     def project(self) -> Project:
-        return Project(open_storage(self.seen_at or self.directory / "project"))
+        # Not by `open_storage`, which resolves links: one below /proc leads into another namespace.
+        return Project(LocalStorage(self.seen_at or self.directory / "project"))
 
     @cached_property
     def plan(self) -> Plan:
         return make_plan(read_spec(self.spec))
 
-    def start(self, *options: object, before: tuple[str, ...] = (), **more: str) -> Driver:
-        """A driver; `before` is what starts it."""
+    def start(
+        self, *options: object, before: tuple[str, ...] = (), as_json: bool = True, **more: str
+    ) -> Driver:
+        """A driver; `before` is what starts it, `more` is of its environment."""
         command = [*before, sys.executable, "-P", "-m", "orchestrator", "run", str(self.spec)]
-        command += ["--project", str(self.directory / "project"), "--json"]
+        command += ["--project", str(self.directory / "project")]
+        command += ["--json"] if as_json else []
         if self.cluster is not None:
             command += ["--address", self.cluster.address]
             more = {**self.cluster.environment, **more}
@@ -113,7 +117,7 @@ class Sweep:
         self._seen = found
         return found
 
-    def wait_for_rows(self, count: int, driver: Driver, seconds: float = 60) -> None:
+    def wait_for_rows(self, count: int, driver: Driver, seconds: float = 120) -> None:
         wait(lambda: len(self.rows()) >= count or not driver.alive, seconds, f"for {count} rows")
         assert driver.alive, driver.said
 
@@ -151,11 +155,11 @@ class Sweep:
         released = json.dumps(asdict(replace(mine, released=True)))
         return lambda: storage.replace(name, released.encode())
 
-    def sync(self) -> None:
+    def sync(self) -> Synced:
         """`isoflop sync`, in this process."""
         store = store_of(self.project)
         assert store is not None
-        sync(self.project, store)
+        return sync(self.project, store)
 
     def saved(self, key: str) -> list[str]:
         """Names of a trial's checkpoints."""
@@ -229,9 +233,9 @@ class Sweep:
         for key, n in starts.items():
             assert n - (key in measured) <= explained[key], f"{key} was started {n} times"
 
-    def check_mlflow(self, uri: str | None = None) -> None:
+    def check_mlflow(self) -> None:
         """MLflow is what the ledger is, without being made so now."""
-        done = sync(self.project, store_of(self.project, uri))
+        done = self.sync()
         assert (done.written, done.half_written, done.duplicates) == (0, 0, 0)
         assert (done.differences, done.unknown) == ([], [])
 

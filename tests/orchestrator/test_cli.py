@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -24,9 +25,11 @@ Run = Callable[..., tuple[int, str, str]]
 LARGE = {"aspect": 64.0, "head_width": 32, "width_multiple": 32}
 VERBS = (
     "mini",
-    "plan",
     "run",
+    "plan",
+    "submit",
     "status",
+    "sync",
     "fit",
     "forecast",
     "diagnose",
@@ -65,6 +68,11 @@ def test_every_verb_has_help_with_an_example(isoflop: Run, verb: str) -> None:
     code, out, _ = isoflop(verb, "--help")
     assert code == 0
     assert f"isoflop {verb}" in out.split("Example:")[1]
+
+
+def test_help_lists_the_verbs_in_the_order_of_their_use(isoflop: Run) -> None:
+    _, out, _ = isoflop("--help")
+    assert re.findall(r"^│ (\w+)", out.split("Commands")[1], re.MULTILINE) == list(VERBS)
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -132,7 +140,8 @@ def test_status_counts_observations(isoflop: Run, project: Project) -> None:
     next(iter(_files(project))).unlink()
     _, out, _ = isoflop("status", project.local, "--json")
     (plan,) = json.loads(out)["plans"]
-    assert plan == {"name": "s", "complete": 14, "diverged": 0, "failed": 0, "waiting": 1}
+    others = {"diverged": 0, "failed": 0, "running": 0}
+    assert plan == {"name": "s", "complete": 14, "waiting": 1, **others}
     assert "14" in isoflop("status", project.local)[1]
 
 
@@ -225,7 +234,7 @@ def test_two_families_of_shapes_are_refused(isoflop: Run, project: Project) -> N
 def test_an_unwritable_project_is_refused(isoflop: Run, tmp_path: Path, sweep_file) -> None:
     (tmp_path / "file").write_text("")
     message = _bad(isoflop, "run", sweep_file(), "--project", tmp_path / "file")
-    assert "cannot write to the project directory" in message
+    assert "cannot write to the project" in message
 
 
 def test_an_unwritable_output_is_refused(isoflop: Run, project: Project, tmp_path: Path) -> None:

@@ -7,10 +7,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -54,7 +52,7 @@ def test_addresses_that_answer_are_not_refused() -> None:
 
 
 def test_ray_clients_are_told_what_to_do_instead() -> None:
-    with pytest.raises(InputError, match="isoflop submit SWEEP.toml --address http://HEAD:8265"):
+    with pytest.raises(InputError, match=r"isoflop submit SWEEP.toml --address http://HEAD:8265"):
         check("ray://head:10001")
 
 
@@ -133,8 +131,8 @@ def test_a_node_answers_beside_the_token(storage: Storage) -> None:
 
 def _copy_sources(to: Path) -> None:
     root = Path(connection.__file__).parents[1]
-    for module in connection.MODULES:
-        shutil.copytree(root / module, to / module)
+    for room in connection.ROOMS:
+        shutil.copytree(root / room, to / room)
 
 
 def test_the_fingerprint_is_of_the_sources(tmp_path: Path) -> None:
@@ -158,11 +156,8 @@ def test_the_fingerprint_is_of_the_sources(tmp_path: Path) -> None:
     assert found(tmp_path) != fingerprint()
 
 
-RAY = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": "0" * 64,
-    connection.LOOPBACK_ONLY: "0",
-}
+RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, connection.LOOPBACK_ONLY: "0"}
+RAYLETS = Path(__file__).parents[1] / "faults" / "raylets.py"
 
 
 def _environment(**more: str) -> dict[str, str]:
@@ -170,43 +165,30 @@ def _environment(**more: str) -> dict[str, str]:
 
 
 @contextmanager
-def _raylet(directory: Path, *arguments: str, first: str = "", **more: str) -> Iterator[None]:
-    """`ray start`; where something is to be done `first`, in a mount namespace of its own."""
-    log = directory / f"{uuid.uuid4().hex}.log"
-    ray = Path(sys.executable).with_name("ray")
-    start = f"{first} exec {ray} start --block --num-cpus=1 --disable-usage-stats"
-    bounds = f"--object-store-memory={connection.OBJECT_STORE_BYTES} --node-ip-address=127.0.0.1"
-    shell = ["sh", "-c", f"{start} {bounds} {' '.join(arguments)}"]
-    command = ["unshare", "--mount", *shell] if first else shell
-    with (
-        log.open("w") as out,
-        subprocess.Popen(command, env=_environment(**more), stdout=out, stderr=out) as process,
-    ):
-        try:
-            limit = time.monotonic() + 60
-            while "Ray runtime started" not in log.read_text():
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < limit, log.read_text()
-                time.sleep(0.1)
-            yield
-        finally:
-            family = [psutil.Process(process.pid)]
-            family += family[0].children(recursive=True)
-            process.terminate()
-            for child in psutil.wait_procs(family, 10)[1]:
-                child.kill()
-
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[str]:
-    """Address of a cluster of one node."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def _cluster(*around: str, **more: str) -> Iterator[str]:
+    """Address of a cluster of one node beside the driver's, started `around` by something."""
     # Below /tmp itself: a socket's path has at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as directory:
-        options = (f"--port={port}", "--include-dashboard=False", f"--temp-dir={directory}")
-        with _raylet(Path(directory), "--head", *options):
-            yield f"127.0.0.1:{port}"
+        environment = _environment(RAY_TMPDIR=directory, **more)
+        command = [*around, sys.executable, "-P", str(RAYLETS)]
+        with (
+            (Path(directory) / "log").open("w") as log,
+            subprocess.Popen(
+                command, env=environment, stdin=-1, stdout=-1, stderr=log, text=True
+            ) as process,
+        ):
+            try:
+                address = json.loads(process.stdout.readline())["address"]
+                print(1, file=process.stdin, flush=True)
+                assert json.loads(process.stdout.readline())["node"]
+                yield address
+            finally:
+                family = psutil.Process(process.pid).children(recursive=True)
+                process.stdin.close()
+                psutil.wait_procs(family, 15)
+                for one in [psutil.Process(process.pid), *family]:
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
 
 
 def _run(sweep: Path, project: Path, head: str, **more: str) -> tuple[int, str]:
@@ -223,44 +205,41 @@ def _run(sweep: Path, project: Path, head: str, **more: str) -> tuple[int, str]:
 
 def _may_mount() -> bool:
     command = ["unshare", "--mount", "true"]
-    return (
-        shutil.which("unshare") is not None and subprocess.run(command, check=False).returncode == 0
-    )
+    return bool(shutil.which("unshare")) and subprocess.run(command, check=False).returncode == 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not _may_mount(), reason="mount namespaces are not permitted here")
 def test_a_node_that_sees_another_directory_is_named(
-    head: str, tmp_path: Path, sweep_file: Callable[..., Path]
+    tmp_path: Path, sweep_file: Callable[..., Path]
 ) -> None:
-    """Where the driver sees the project, this node sees an empty disk."""
+    """Where the driver sees the project, the node sees an empty disk."""
     project = tmp_path / "shared" / "project"
     project.parent.mkdir()
-    hide = f"mount -t tmpfs none {project.parent} &&"
-    with _raylet(tmp_path, f"--address={head}", first=hide):
-        code, said = _run(sweep_file(), project, head)
+    hide = f'mount -t tmpfs none "{project.parent}" && exec "$@"'
+    with _cluster("unshare", "--mount", "sh", "-c", hide, "sh") as address:
+        code, said = _run(sweep_file(), project, address)
     assert code == 2
-    assert said.splitlines()[-1].startswith("isoflop: node 127.0.0.1 cannot work on")
+    assert said.splitlines()[-1].startswith("isoflop: node 127.0.0.1 ")
     assert f"does not see the same {project} as the driver: put the project on storage" in said
 
 
 @pytest.mark.slow
-def test_a_node_with_another_isoflop_is_named(
-    head: str, tmp_path: Path, sweep_file: Callable[..., Path]
+def test_a_node_with_another_isoflop_is_named_and_tokens_are_compared(
+    tmp_path: Path, sweep_file: Callable[..., Path]
 ) -> None:
     _copy_sources(tmp_path)
     with (tmp_path / "trainers" / "flops.py").open("a") as file:
         file.write("# another\n")
-    with _raylet(tmp_path, f"--address={head}", PYTHONPATH=str(tmp_path)):
-        code, said = _run(sweep_file(), tmp_path / "project", head)
-    assert code == 2
-    assert "isoflop: node 127.0.0.1 has another isoflop than this machine: install" in said
-
-
-@pytest.mark.slow
-def test_a_wrong_token_is_refused(
-    head: str, tmp_path: Path, sweep_file: Callable[..., Path]
-) -> None:
-    code, said = _run(sweep_file(), tmp_path / "project", head, RAY_AUTH_TOKEN="1" * 64)
-    assert code == 2
-    assert f"isoflop: the Ray cluster at {head} refuses the token: set RAY_AUTH_MODE=token" in said
+    project = tmp_path / "project"
+    with _cluster(PYTHONPATH=str(tmp_path)) as address:
+        code, said = _run(sweep_file(), project, address)
+        assert code == 2
+        assert "isoflop: node 127.0.0.1 has another isoflop than this machine: install" in said
+        code, said = _run(sweep_file(), project, address, RAY_AUTH_TOKEN="1" * 64)
+        assert code == 2
+        assert f"isoflop: the Ray cluster at {address} refuses the token: set RAY" in said
+        nothing = {"RAY_AUTH_TOKEN": "", "HOME": str(tmp_path)}
+        code, said = _run(sweep_file(), project, address, **nothing)
+        assert code == 2
+        assert f"isoflop: the Ray cluster at {address} is to be shown a token" in said

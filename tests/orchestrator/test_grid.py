@@ -37,10 +37,9 @@ class Tune:
     def __init__(self, jobs: list[Job], cluster: Cluster, **limits: Any) -> None:
         self.now = 0.0
         self.cluster = cluster
-        self.orders: dict[str, Order] = {}
         self.grid = Grid(
-            Queue([], cluster, slots=limits.get("slots")),
-            self.orders,
+            Queue(jobs, cluster, slots=limits.get("slots")),
+            {job.key: replace(ORDER, scratch=job.key) for job in jobs},
             limits=Limits(**limits),
             cluster=lambda: self.cluster,
             clock=lambda: self.now,
@@ -48,13 +47,6 @@ class Tune:
         self.handed: dict[str, str] = {}
         """Tune's own name of the trial in progress of each key."""
         self._number = 0
-        for job in jobs:
-            self.add(job)
-
-    def add(self, job: Job) -> None:
-        """One more trial."""
-        self.orders[job.key] = replace(ORDER, scratch=job.key)
-        self.grid.queue.add(job)
 
     def ask(self) -> str | None:
         """The key that comes next; "" for never again."""
@@ -75,7 +67,7 @@ class Tune:
     def end(self, key: str) -> None:
         self.grid.on_trial_complete(self.handed.pop(key), {})
 
-    def fail(self, key: str, kind: Any, **more: bool) -> bool:
+    def fail(self, key: str, kind: Any, **more: Any) -> bool:
         self.grid.on_trial_complete(self.handed.pop(key), error=True)
         return self.grid.failed(key, kind, **more)
 
@@ -127,17 +119,13 @@ def test_it_waits_for_the_last_to_end_and_then_is_done() -> None:
 
 @pytest.mark.parametrize("kind", ["raised", "silent", "slow"])
 def test_a_trial_to_blame_is_tried_again_as_often_as_retries_say(kind: str) -> None:
-    tune = Tune(_cores(2), uniform(cpus=1), retries=2)
-    again = []
-    for _ in range(3):
-        assert tune.ask_all()[0] == "a"  # in its own place again, before the shorter one
-        again.append(tune.fail("a", kind))
-        tune.end("b")
-        tune.add(_cores(2)[1])
-    assert again == [True, True, False]
-    assert tune.ask_all() == ["b"]
-    tune.end("b")
-    assert tune.ask() == ""
+    tune = Tune(_cores(6), uniform(cpus=1), retries=2)
+    assert tune.ask_all() == list("abcd")
+    for _ in range(2):
+        assert tune.fail("a", kind)
+        assert tune.ask_all() == ["a"]  # in its own place again, before the shorter ones
+    assert not tune.fail("a", kind)
+    assert tune.ask_all() == ["e"]
 
 
 def test_losses_count_against_restarts_and_not_against_retries() -> None:
@@ -150,6 +138,16 @@ def test_losses_count_against_restarts_and_not_against_retries() -> None:
     tune = Tune(_cores(1), uniform(cpus=1), retries=0, restarts=2)
     assert tune.ask() == "a"
     assert not tune.fail("a", "raised")
+
+
+def test_losses_are_forgiven_while_a_trial_gets_further() -> None:
+    """On spot machines a long trial loses its node often, each time after another checkpoint."""
+    tune = Tune(_cores(1), uniform(cpus=1), restarts=1)
+    for step in (0, 10, 20):
+        assert tune.ask() == "a"
+        assert tune.fail("a", "node lost", step=step)
+    assert tune.ask() == "a"
+    assert not tune.fail("a", "node lost", step=20)
 
 
 def test_what_can_never_work_is_not_tried_again() -> None:
@@ -221,25 +219,22 @@ def test_where_actors_are_decides_what_fits(nodes: tuple[str, str], expected: li
     assert tune.ask_all() == expected
 
 
-def test_an_actor_that_is_used_again_is_where_it_was() -> None:
-    """Nothing is heard of c and d, but their actors are those of a and b, one on each node."""
+@pytest.mark.parametrize(("actor", "expected"), [("actor a", []), ("actor z", ["wide"])])
+def test_an_actor_that_is_used_again_is_where_it_was(actor: str, expected: list[str]) -> None:
+    """Nothing is heard of d, but its actor has told once that it is on x, or that it is on y."""
     jobs = [Job(key=k, placement=GPU, seconds=100 - i) for i, k in enumerate("abcd")]
-    tune = Tune(jobs[:2], _nodes("x", "y"))
-    assert tune.ask_all() == ["a", "b"]
-    for key, node in (("a", "x"), ("b", "y")):
+    jobs.append(Job(key="wide", placement=TWO_GPUS, seconds=50))
+    tune = Tune(jobs, _nodes("x", "y"), slots=3)
+    assert tune.ask_all() == ["a", "b", "c"]
+    tune.grid.seen("b", "actor z", "y")
+    for key, node in (("a", "x"), ("b", "y"), ("c", "x")):
         tune.grid.started(key, f"actor {key}")
         tune.grid.seen(key, f"actor {key}", node)
     tune.end("a")
-    tune.end("b")
-    tune.add(jobs[2])
-    tune.add(jobs[3])
-    assert tune.ask_all() == ["c", "d"]
-    tune.grid.started("c", "actor a")
-    tune.grid.started("d", "actor b")
-    tune.add(Job(key="wide", placement=TWO_GPUS, seconds=1))
-    assert tune.ask_all() == []
+    assert tune.ask_all() == ["d"]
+    tune.grid.started("d", actor)
     tune.end("c")
-    assert tune.ask_all() == ["wide"]  # on x, all of which is free now
+    assert tune.ask_all() == expected
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -1,0 +1,118 @@
+"""What `isoflop run` and its like refuse around clusters, storages and plans, at no cost."""
+
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.planner import make_plan
+from orchestrator.project import Project, create_project
+from orchestrator.spec import read_spec
+from tests.orchestrator.workers import measurement
+
+Run = Callable[..., tuple[int, str, str]]
+MakeSweep = Callable[..., Path]
+
+
+def _bad(isoflop: Run, *arguments: object) -> str:
+    """An error for a person: exit code 2, one line on stderr, nothing on stdout."""
+    code, out, err = isoflop(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("isoflop: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("ray://head:10001", "use `isoflop submit SWEEP.toml --address http://HEAD:8265`"),
+        ("http://head:8265", "http://HEAD:8265 is for `isoflop submit`"),
+        ("head", "is neither `auto` nor HOST:PORT"),
+    ],
+)
+def test_a_wrong_kind_of_address_writes_nothing(
+    isoflop: Run, sweep_file: MakeSweep, tmp_path: Path, address: str, said: str
+) -> None:
+    project = tmp_path / "p"
+    message = _bad(isoflop, "run", sweep_file(), "--project", project, "--address", address)
+    assert said in message
+    assert address in message
+    assert not project.exists()
+
+
+def test_an_address_where_nobody_listens_is_told_soon(
+    isoflop: Run, sweep_file: MakeSweep, tmp_path: Path
+) -> None:
+    sweep, project = sweep_file(), tmp_path / "p"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # so that nobody else listens there meanwhile
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        started = time.monotonic()
+        message = _bad(isoflop, "run", sweep, "--project", project, "--address", address)
+    assert time.monotonic() - started < 20
+    assert f"no Ray cluster answers at {address}" in message
+    assert not project.exists()
+
+
+@pytest.mark.parametrize("verb", ["run", "status", "fit", "sync"])
+def test_a_project_of_an_unknown_scheme_is_refused(
+    isoflop: Run, sweep_file: MakeSweep, verb: str
+) -> None:
+    before = (sweep_file(), "--project") if verb == "run" else ()
+    message = _bad(isoflop, verb, *before, "hdfs://host/p")
+    assert "no storage is called hdfs://; give a path, file://, s3://, gs://" in message
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_is_not_there_is_named(isoflop: Run, sweep_file: MakeSweep) -> None:
+    message = _bad(isoflop, "run", sweep_file(), "--project", "s3://no-such-bucket/p")
+    assert "there is no bucket 'no-such-bucket'" in message
+
+
+@pytest.fixture
+def project(tmp_path: Path, sweep_file: MakeSweep) -> Project:
+    """One that has the plan of the default sweep file, and one of its observations."""
+    made = create_project(tmp_path / "project")
+    plan = make_plan(read_spec(sweep_file()))
+    made.save_plan(plan)
+    made.ledger.write(plan.trials[0], measurement(plan.trials[0]))
+    return made
+
+
+def test_a_sweep_that_asks_for_more_is_refused_unless_it_may(
+    isoflop: Run, sweep_file: MakeSweep, project: Project
+) -> None:
+    more = sweep_file(budgets="[1e16, 1e17, 1e18, 1e19]")
+    message = _bad(isoflop, "run", more, "--project", project.local)
+    assert f"project {project.uri} has another sweep called 'test'" in message
+    assert "1e+19" in message
+    assert "--extend" in message
+    assert len(project.plans()[0].planned) == 15
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"budgets": "[1e16, 1e17]"}, "no longer asks for"),
+        ({"simulated": "noise = 0.5"}, "simulated.noise (0.5, was 0.003)"),
+    ],
+)
+def test_a_sweep_that_asks_for_something_else_is_refused_even_if_it_may_add(
+    isoflop: Run, sweep_file: MakeSweep, project: Project, change: dict, difference: str
+) -> None:
+    other = sweep_file(**change)
+    message = _bad(isoflop, "run", other, "--project", project.local, "--extend")
+    assert difference in message
+    assert "give this one another name" in message
+    assert len(project.plans()[0].planned) == 15
+
+
+def test_a_project_without_an_mlflow_store_cannot_be_synced(
+    isoflop: Run, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    create_project(f"{bucket}/p")
+    assert "--tracking-uri" in _bad(isoflop, "sync", f"{bucket}/p")

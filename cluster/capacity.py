@@ -48,8 +48,8 @@ def expected_mfu(total_params: float, peak_flops: float) -> float:
     40e6; at r times its 312e12 FLOP/s half is times r^0.6, and top, for r > 1, over r^0.28, as
     memory does not keep up. Fitted by hand to the benchmark tables of MosaicML's llm-foundry (bf16,
     2048 tokens of context, 125M to 7B parameters on A100 80GB and H100): within 5% of them. Other
-    types, models below 1e8 and fp32, whose peak is 16 to 40 times lower, are extrapolated; of fp32
-    one published time is known, of which this is 14% short (`tests/cluster/test_capacity.py`). The
+    types, models below 1e8 and fp32, whose peak is 2 to 30 times lower, are extrapolated; the one
+    published time in fp32 that is known is 13% shorter (`tests/cluster/test_capacity.py`). The
     ledger's own measurements take its place.
 
     Examples

@@ -73,8 +73,12 @@ class Cluster:
 
 def _described(node: Node) -> str:
     cores = f"{node.cpus:g} core{'s' * (node.cpus != 1)}"
-    kind = f"{node.gpu.name}, taken for T4s," if node.gpu is UNKNOWN_GPU else node.gpu.name
-    return f"{node.gpus} GPU{'s' * (node.gpus > 1)} {kind} and {cores}" if node.gpus else cores
+    if not node.gpus:
+        return cores
+    gpus = f"{node.gpus} GPU{'s' * (node.gpus > 1)} {node.gpu.name}"
+    if node.gpu is UNKNOWN_GPU:
+        gpus += f", taken for {'T4s' if node.gpus > 1 else 'a T4'},"
+    return f"{gpus} and {cores}"
 
 
 def uniform(

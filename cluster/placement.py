@@ -248,7 +248,7 @@ def _too_few(gpus: float, cluster: Cluster) -> str:
 
 
 def _gb(size: float, digits: int = 3) -> str:
-    return f"{size / 1e9:.{digits}g} GB"
+    return f"{float(f'{size / 1e9:.{digits}g}'):.15g} GB"  # 1310, not 1.31e+03
 
 
 def _apart(size: float, other: float) -> tuple[str, str]:

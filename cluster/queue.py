@@ -57,6 +57,8 @@ def _width(job: Job) -> float:
 class _Running:
     job: Job
     started: float
+    begun: bool = False
+    """Whether it was told that it runs."""
     nodes: frozenset[str] | None = None
     """Names, once they are known; until then the room is a guess."""
 
@@ -139,7 +141,8 @@ class Queue:
             return None
         classes = {run.job.placement for run in self._running.values()}
         for job in self._heads()[:1]:
-            if job.placement in classes:
+            # The ranks of several GPUs are new processes anyway: nothing is gained by waiting.
+            if job.placement in classes and job.placement.gpus <= 1:
                 self._remove(job)
                 self._running[job.key] = _Running(job, now)
                 self._homeless.append(job.key)
@@ -147,9 +150,15 @@ class Queue:
                 return job.key
         return None
 
-    def started(self, key: str, nodes: Iterable[str]) -> None:
-        """`key` runs on these nodes, whatever was guessed; on some, if none is given."""
-        self._running[key].nodes = frozenset(nodes) or None
+    def started(self, key: str, nodes: Iterable[str], now: float) -> None:
+        """`key` runs on these nodes, whatever was guessed; on some, if none is given.
+
+        Its time counts from when this is told first: it may have waited for others' trials.
+        """
+        run = self._running[key]
+        run.nodes = frozenset(nodes) or None
+        if not run.begun:
+            run.begun, run.started = True, now
         self._settle()
 
     def ended(self, key: str, now: float) -> None:
@@ -158,7 +167,9 @@ class Queue:
 
     def lost(self, key: str, now: float) -> None:
         """`key` has to start again and takes its place in the order."""
-        self._wait(self._leave(key, now))
+        job = self._leave(key, now)
+        self._purse.commit(-job.flops, 0.0)  # promised again when it starts again
+        self._wait(job)
         self._admit()
 
     def move(self, cluster: Cluster) -> None:

@@ -89,7 +89,7 @@ def _run(
     while True:
         while (key := queue.next(now)) is not None:
             job = by_key[key]
-            reused = warm[job.placement] > 0
+            reused = warm[job.placement] > 0 and job.placement.gpus <= 1  # ranks are new processes
             warm[job.placement] -= reused
             starts[key] = now
             ends[key] = now + job.seconds + (overheads.gap if reused else overheads.actor)

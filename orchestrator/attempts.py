@@ -231,7 +231,8 @@ class Attempts:
 
     def _create(self, attempt: Attempt) -> Attempt:
         """Record it under its number, or the next one that is free."""
-        while not self.storage.create(_name(attempt), _dump(attempt)):
+        # An open one tells of processes, which no power cut survives either.
+        while not self.storage.create(_name(attempt), _dump(attempt), durable=not attempt.open):
             found = self.storage.read_many([_name(attempt)]).get(_name(attempt))
             if found is not None and _parse(_name(attempt), found).id == attempt.id:
                 break

@@ -38,7 +38,7 @@ class ObjectStorage(Storage):
         self._connected: tuple[int, Any] | None = None
         self._connect()
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
         """See `Storage`."""
         with self._telling("write"):
             for number in range(CONFLICTS):

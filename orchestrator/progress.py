@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import TracebackType
 from typing import Literal
 
@@ -49,6 +50,16 @@ class Cell:
     seconds: float | None = None
     """Wall time, if trained in this run."""
 
+    @cached_property
+    def expected(self) -> float:
+        """Seconds on one core: in proportion, how long it takes."""
+        return estimated_seconds(self.planned.trial)
+
+    @cached_property
+    def flops(self) -> float:
+        """Of its training."""
+        return trial_flops(self.planned.trial)
+
 
 @dataclass
 class Board:
@@ -71,7 +82,7 @@ class Board:
     def flops_fraction(self) -> float:
         """Of the plan's FLOPs that have been trained."""
         cells = self.cells.values()
-        return sum(c.fraction * trial_flops(c.planned.trial) for c in cells) / self.plan.flops
+        return sum(c.fraction * c.flops for c in cells) / sum(c.flops for c in cells)
 
     def know(self, outcomes: Mapping[ObservationId, str], losses: Mapping[str, float]) -> None:
         """Enter what the ledger holds already: states, and losses by key."""
@@ -84,12 +95,12 @@ class Board:
     def seconds_left(self) -> float | None:
         """Estimate from the trials ended so far; None before the first."""
         timed = [c for c in self.cells.values() if c.seconds is not None]
-        expected = sum(estimated_seconds(c.planned.trial) for c in timed)
+        expected = sum(c.expected for c in timed)
         if not timed or expected <= 0:
             return None
         pace = sum(c.seconds or 0.0 for c in timed) / expected
         left = [
-            pace * estimated_seconds(c.planned.trial) * (1 - c.fraction)
+            pace * c.expected * (1 - c.fraction)
             for c in self.cells.values()
             if c.state in ("waiting", "running")
         ]

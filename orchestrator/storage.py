@@ -62,8 +62,10 @@ class Storage(ABC):
         return self.uri.rstrip("/").rsplit("/", 1)[-1]
 
     @abstractmethod
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
         """Write a file unless there is one of that name. False if there is.
+
+        One that is not `durable` survives every process, but perhaps no power cut.
 
         On an object store False may also mean that an earlier try of this very call arrived and
         its answer was lost: who must know puts a random word into `data` and reads it back.
@@ -122,16 +124,17 @@ class LocalStorage(Storage):
         """The directory itself."""
         return self._directory
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
         """See `Storage`."""
         path = self._directory / name
-        with self._beside(path, lambda file: file.write(data)) as temporary:
+        with self._beside(path, lambda file: file.write(data), durable=durable) as temporary:
             try:
                 os.link(temporary, path)
             except FileExistsError:
                 if temporary.stat().st_nlink != 2:
                     return False
-        _sync(path.parent)
+        if durable:
+            _sync(path.parent)
         return True
 
     def replace(self, name: str, data: bytes) -> None:
@@ -188,8 +191,10 @@ class LocalStorage(Storage):
         _sync(path.parent)
 
     @contextmanager
-    def _beside(self, path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]:
-        """A temporary file beside `path`, written and synced; gone afterwards."""
+    def _beside(
+        self, path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = True
+    ) -> Iterator[Path]:
+        """A temporary file beside `path`, written, and synced if `durable`; gone afterwards."""
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         with _refusing(self.uri):
             try:
@@ -201,8 +206,9 @@ class LocalStorage(Storage):
             try:
                 with file:
                     write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    if durable:
+                        file.flush()
+                        os.fsync(file.fileno())
                 yield temporary
             finally:
                 temporary.unlink(missing_ok=True)

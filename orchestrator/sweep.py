@@ -21,12 +21,13 @@ from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig
 from analysis.errors import InputError
 from analysis.observations import ObservationId, observation_ids
 from cluster.budget import HOUR, Caps
-from cluster.capacity import PACE_COLUMNS, Pace, seconds
+from cluster.capacity import PACE_COLUMNS, Pace
 from cluster.machines import Cluster
 from cluster.placement import Unplaceable, place
 from cluster.queue import Job, Queue
 from cluster.simulation import simulate
 from orchestrator.connection import connected, machines, prove, token_name
+from orchestrator.estimate import jobs_of
 from orchestrator.grid import Grid
 from orchestrator.lease import Lease
 from orchestrator.planner import Plan
@@ -35,9 +36,10 @@ from orchestrator.project import Project, missing
 from orchestrator.stop import Stop, interruptible
 from orchestrator.watch import Over, Watch, quit_now
 from orchestrator.worker import Order, observe
-from trainers.flops import trial_flops
 from trainers.trial import Trial
 
+SHOWN = 3
+"""Trials that do not fit, named one by one."""
 REPORT_SECONDS = 1.0
 REPORTS_PER_SECOND = 20.0
 """How often a running trial reports, and how many reports of all trials the driver takes: each
@@ -203,23 +205,10 @@ def _jobs(project: Project, trials: Mapping[str, Trial], cluster: Cluster) -> li
         If one of them fits nowhere on `cluster`.
     """
     pace = Pace.from_rows(project.ledger.read(columns=PACE_COLUMNS).to_pylist())
-    jobs, refused = [], []
-    for trial in trials.values():
-        found = place(trial, cluster)
-        if isinstance(found, Unplaceable):
-            refused.append(str(found))
-            continue
-        jobs.append(
-            Job(
-                key=trial.key,
-                placement=found,
-                seconds=seconds(trial, found, cluster, pace),
-                flops=trial_flops(trial),
-            )
-        )
+    jobs, refused = jobs_of(trials.values(), cluster, pace)
     if refused:
-        more = f"; so do {len(refused) - 1} more (isoflop plan lists them)" if refused[1:] else ""
-        raise InputError(f"{refused[0]}{more}")
+        more = f", and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+        raise InputError("; ".join(map(str, refused[:SHOWN])) + more)
     return jobs
 
 

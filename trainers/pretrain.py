@@ -244,7 +244,7 @@ def accumulate(model: Transformer, windows: torch.Tensor) -> torch.Tensor:
     -------
     The mean loss, nats/token.
     """
-    parts = windows.split(pass_sequences(model.shape.context))
+    parts = torch.split(windows, pass_sequences(model.shape.context))
     total = torch.zeros((), device=windows.device)
     for part in parts:
         loss = model.loss(part)

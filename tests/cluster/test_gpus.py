@@ -1,9 +1,13 @@
 """GPU types against what their silicon does in a clock."""
 
 import pytest
+import torch
 
 from analysis.errors import InputError
 from cluster.gpus import GPUS, gpu_type, known_type
+from trainers.flops import PRECISION
+from trainers.transformer import Transformer
+from trainers.trial import Shape
 
 
 @pytest.mark.parametrize(
@@ -32,6 +36,45 @@ def test_a_peak_is_units_times_multiply_adds_times_clock(name, units, fma_per_cl
     assert gpu_type(name).peak_flops == pytest.approx(
         units * fma_per_clock * 2 * boost_ghz * 1e9, rel=0.02
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "lanes", "boost_ghz"),
+    [
+        ("B200", 148 * 128, 1.965),
+        ("H200", 132 * 128, 1.98),
+        ("H100 SXM", 132 * 128, 1.98),
+        ("H100 PCIe", 114 * 128, 1.755),
+        ("H100 NVL", 132 * 128, 1.785),
+        ("A100 80GB", 108 * 64, 1.41),
+        ("A100 40GB", 108 * 64, 1.41),
+        ("A40", 84 * 128, 1.74),
+        ("A30", 56 * 64, 1.44),
+        ("A10", 72 * 128, 1.695),
+        ("A10G", 72 * 128, 1.71),
+        ("L40S", 142 * 128, 2.52),
+        ("L40", 142 * 128, 2.49),
+        ("L4", 58 * 128, 2.04),
+        ("V100 SXM2", 80 * 64, 1.53),
+        ("V100 PCIe", 80 * 64, 1.38),
+        ("T4", 40 * 64, 1.59),
+        ("RTX 4090", 128 * 128, 2.52),
+        ("RTX 3090", 82 * 128, 1.695),
+        ("MI300X", 304 * 128, 2.1),
+    ],
+)
+def test_the_fp32_peak_is_lanes_times_two_times_clock(name, lanes, boost_ghz):
+    assert gpu_type(name).fp32_flops == pytest.approx(lanes * 2 * boost_ghz * 1e9, rel=0.02)
+    assert len(GPUS) == 20  # none is left out here
+
+
+def test_a_peak_is_of_the_precision_that_is_trained_in():
+    """And `pretrain` trains in what torch does unless told: fp32, in which tf32 is off."""
+    weights = Transformer(Shape(width=8, depth=1, heads=1, vocabulary=4, context=4), 0).parameters()
+    assert {str(weight.dtype) for weight in weights} == {"torch.float32"}
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert PRECISION == "fp32"
+    assert gpu_type("H100").training_flops == 67e12
 
 
 def test_types_without_bf16_tensor_cores_are_marked():

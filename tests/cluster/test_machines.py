@@ -36,6 +36,8 @@ def test_a_head_without_cores_and_gpus_of_unknown_type_are_no_error() -> None:
     found = cluster_from_ray([_ray_node("head"), _ray_node("worker", CPU=2.0, GPU=1.0)])
     assert found.nodes[0].cpus == 0
     assert found.nodes[1].gpu is UNKNOWN_GPU
+    assert (UNKNOWN_GPU.memory_bytes, UNKNOWN_GPU.fp32_flops) == (16e9, 8.1e12)
+    assert "1 node of 1 GPU of unknown type, taken for a T4, and 2 cores" in str(found)
     assert str(cluster_from_ray([])) == "no nodes"
 
 

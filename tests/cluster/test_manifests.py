@@ -313,6 +313,15 @@ def test_the_docs_have_every_key_of_a_table_with_its_default(
     assert {**dict.fromkeys(told), **tomllib.loads(written)} == defaults
 
 
+def test_the_docs_cluster_that_grows_is_one() -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", DOCS, re.DOTALL)
+    spec = ClusterSpec.model_validate(tomllib.loads(example)["cluster"])
+    machines = spec.cluster()
+    assert spec.autoscaling
+    assert machines is not None
+    assert len(machines.nodes) == 8
+
+
 def test_the_manifests_are_in_the_package() -> None:
     made = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     patterns = made["package-data"]["cluster"]

@@ -35,7 +35,6 @@ SHAPES = [  # width, depth, heads, vocabulary, context, sequences, optimiser
     (192, 2, 3, 16384, 512, 6, "adamw"),  # evaluation is
     (32, 2, 2, 256, 64, 600, "adamw"),  # three passes, the last of 88 sequences
     (32, 4, 1, 64, 512, 64, "muon"),  # two
-    (512, 4, 8, 2048, 9000, 2, "adamw"),  # two of a sequence each; earlier gradients count
 ]
 
 

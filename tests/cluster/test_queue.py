@@ -48,46 +48,40 @@ def test_a_wide_trial_holds_a_reservation_that_short_ones_may_use() -> None:
 
 
 def test_a_wide_trial_does_not_starve_while_narrow_ones_keep_coming() -> None:
-    """Four GPUs, each busy for 5 s from second 0, 1, 2 and 3; a new narrow trial every second."""
-    queue = Queue([], uniform(gpus=4))
-    ends: dict[str, float] = {}
-    for now in range(20):
-        for key in [key for key, end in ends.items() if end <= now]:
-            queue.ended(key, ends.pop(key))
-        queue.add(_job(f"narrow {now:02}", 1, 5))
-        if now == 4:
-            queue.add(_job("wide", 4, 6))
-        for key in _all(queue, now):
-            if key == "wide":
-                assert now == 8  # when the last of those before it has ended
-                return
-            ends[key] = now + 5.0
-    pytest.fail("the wide trial never started")
+    """Three GPUs are busy, in turn, until 10, 11 and 12 when a fourth joins, which `wide` needs."""
+    first = [_job(f"first {i}", 1, 10 + i) for i in range(3)]
+    later = [_job(f"narrow {i}", 1, 9) for i in range(9)]
+    queue = Queue([*first, *later, _job("wide", 4, 9.5)], uniform(gpus=3))
+    assert _all(queue, 0.0) == ["first 2", "first 1", "first 0"]
+    queue.move(uniform(gpus=4))
+    assert _all(queue, 2.0) == ["narrow 0"]  # which ends before there is room
+    for i in range(3):
+        queue.ended(f"first {i}", 10.0 + i)
+        if i == 1:
+            queue.ended("narrow 0", 11.0)
+        started = _all(queue, 10.0 + i)
+        assert started == (["wide"] if i == 2 else [])
 
 
 def test_a_long_trial_passes_where_nothing_is_reserved() -> None:
-    """Node a is free at 10 and b at 100: `wide` waits for a, and `long` takes what is left of b."""
-    queue = Queue([_job("on b", 3, 100), _job("on a", 3, 10)], uniform(nodes=2, gpus=4))
-    assert _all(queue, 0.0) == ["on b", "on a"]
-    queue.add(_job("wide", 4, 50))
-    queue.add(_job("long", 1, 40))
-    assert _all(queue, 0.0) == ["long"]
-    queue.ended("on a", 10.0)
-    assert _all(queue, 10.0) == ["wide"]
+    """Node a is free at 60 and b at 100: `wide` waits for a, and `long` takes what is left of b."""
+    jobs = [_job("on b", 3, 100), _job("on a", 3, 60), _job("wide", 4, 50), _job("long", 1, 40)]
+    queue = Queue(jobs, uniform(nodes=2, gpus=4))
+    assert [queue.next(0.0), queue.next(0.0)] == ["on b", "on a"]
+    assert _all(queue, 50.0) == ["long"]
+    queue.ended("on a", 60.0)
+    assert _all(queue, 60.0) == ["wide"]
 
 
 def test_shares_are_packed_so_that_whole_gpus_stay_whole() -> None:
-    queue = Queue([_job(f"{i}", 1 / 4, 10) for i in range(5)], uniform(gpus=4))
-    assert len(_all(queue, 0.0)) == 5  # on two GPUs
-    queue.add(_job("two", 2, 5))
-    assert _all(queue, 0.0) == ["two"]
+    quarters = [_job(f"{i}", 1 / 4, 10) for i in range(5)]  # on two GPUs
+    queue = Queue([*quarters, _job("two", 2, 5)], uniform(gpus=4))
+    assert _all(queue, 0.0) == [*"01234", "two"]
 
 
 def test_a_share_does_not_straddle_two_gpus() -> None:
-    queue = Queue([_job(k, 3 / 4, 10) for k in "ab"], uniform(gpus=2))
-    assert _all(queue, 0.0) == ["a", "b"]
-    queue.add(_job("half", 1 / 2, 5))  # a quarter is free on each
-    assert _all(queue, 0.0) == []
+    jobs = [*(_job(k, 3 / 4, 10) for k in "ab"), _job("half", 1 / 2, 5)]
+    assert _all(Queue(jobs, uniform(gpus=2)), 0.0) == ["a", "b"]  # a quarter is free on each
 
 
 def test_several_whole_nodes_are_taken_together() -> None:
@@ -126,20 +120,20 @@ def test_no_more_trials_than_slots() -> None:
 def test_a_lost_trial_takes_its_place_again() -> None:
     queue = Queue([_job("long", 1, 9), _job("mid", 1, 5), _job("short", 1, 2)], uniform(gpus=1))
     assert _all(queue, 0.0) == ["long"]
-    queue.lost("long", 4.0, seconds=3.0)  # of which 6 s are in its checkpoint
-    assert _all(queue, 4.0) == ["mid"]
-    queue.ended("mid", 9.0)
-    assert _all(queue, 9.0) == ["long"]
+    queue.lost("long", 4.0)
+    assert _all(queue, 4.0) == ["long"]
+    queue.ended("long", 13.0)
+    assert _all(queue, 13.0) == ["mid"]
 
 
 def test_nodes_that_join_are_used_and_nodes_that_leave_are_not() -> None:
     two = uniform(nodes=2, gpus=1)
     queue = Queue([_job(k, 1, 10) for k in "abcd"], Cluster(nodes=two.nodes[:1]))
     assert _all(queue, 0.0) == ["a"]
-    queue.started("a", ["node 1"])
+    queue.started("a", ["node 1"], 0.0)
     queue.move(two)
     assert _all(queue, 1.0) == ["b"]
-    queue.started("b", ["node 2"])
+    queue.started("b", ["node 2"], 0.0)
     queue.move(Cluster(nodes=two.nodes[1:]))
     queue.lost("a", 2.0)
     assert _all(queue, 2.0) == []
@@ -159,11 +153,10 @@ def test_what_no_node_can_hold_now_holds_up_nobody() -> None:
 def test_where_a_trial_runs_corrects_the_guess() -> None:
     """Two halves were taken to share a GPU; Ray put them on two, so no whole one is left."""
     cluster = uniform(nodes=2, gpus=1)
-    queue = Queue([_job(k, 1 / 2, 10) for k in "ab"], cluster)
-    assert _all(queue, 0.0) == ["a", "b"]
-    queue.started("a", ["node 1"])
-    queue.started("b", ["node 2"])
-    queue.add(_job("whole", 1, 5))
+    queue = Queue([*(_job(k, 1 / 2, 10) for k in "ab"), _job("whole", 1, 5)], cluster)
+    assert [queue.next(0.0), queue.next(0.0)] == ["a", "b"]
+    queue.started("a", ["node 1"], 0.0)
+    queue.started("b", ["node 2"], 0.0)
     assert _all(queue, 0.0) == []
     queue.ended("b", 1.0)
     assert _all(queue, 1.0) == ["whole"]
@@ -260,3 +253,28 @@ def test_nothing_is_oversubscribed_and_everything_runs_though_times_are_wrong(wo
         queue.ended(key, now)
     assert len(done) == len(work)
     assert queue.waiting == 0
+
+
+def test_a_lost_trial_costs_its_flops_once() -> None:
+    jobs = [Job(key=k, placement=Placement(), seconds=10.0, flops=1e10) for k in "abcd"]
+    queue = Queue(jobs, uniform(cpus=1), caps=Caps(flops=4e10))
+    first = queue.next(0.0)
+    assert first is not None
+    queue.lost(first, 1.0)
+    now, ran = 1.0, []
+    while (key := queue.next(now)) is not None:
+        now += 10.0
+        ran.append(key)
+        queue.ended(key, now)
+    assert sorted(ran) == ["a", "b", "c", "d"]
+    assert queue.held == {}
+
+
+def test_waiting_for_others_jobs_costs_no_gpu_hours() -> None:
+    one = Placement(gpus=1.0)
+    jobs = [Job(key=k, placement=one, seconds=3600.0) for k in "ab"]
+    queue = Queue(jobs, uniform(gpus=1), caps=Caps(gpu_hours=2.5))
+    assert queue.next(0.0) == "a"
+    queue.started("a", ["node 1"], 18_000.0)
+    queue.ended("a", 21_600.0)
+    assert queue.next(21_600.0) == "b"

@@ -23,7 +23,7 @@ from orchestrator.planner import Plan, make_plan
 from orchestrator.project import Project
 from orchestrator.spec import read_spec
 from orchestrator.storage import LocalStorage
-from orchestrator.sync import Synced, sync
+from orchestrator.sync import sync
 from orchestrator.tracking import store_of
 from tests.faults.processes import (
     MARKER,
@@ -79,8 +79,10 @@ class Sweep:
     """None: each driver starts a Ray of its own."""
     marker: str = field(default_factory=lambda: uuid.uuid4().hex)
     drivers: list[Driver] = field(default_factory=list)
+    inside: tuple[str, ...] = ()
+    """What starts a command where the project is, if the tests are elsewhere."""
     seen_at: Path | None = None
-    """Where the project is for the tests, if that is not where it is for the drivers."""
+    """Where the project is for the tests then."""
     _seen: dict[str, int] = field(default_factory=dict)
     """Rows by file name, with the time of their file."""
 
@@ -93,20 +95,20 @@ class Sweep:
     def plan(self) -> Plan:
         return make_plan(read_spec(self.spec))
 
-    def start(
-        self, *options: object, before: tuple[str, ...] = (), as_json: bool = True, **more: str
-    ) -> Driver:
-        """A driver; `before` is what starts it, `more` is of its environment."""
-        command = [*before, sys.executable, "-P", "-m", "orchestrator", "run", str(self.spec)]
-        command += ["--project", str(self.directory / "project")]
-        command += ["--json"] if as_json else []
+    def start(self, *options: object, as_json: bool = True, **more: str) -> Driver:
+        """A driver; `more` is of its environment."""
+        told = ["run", self.spec, "--project", self.directory / "project"]
+        told += ["--json"] if as_json else []
         if self.cluster is not None:
-            command += ["--address", self.cluster.address]
+            told += ["--address", self.cluster.address]
             more = {**self.cluster.environment, **more}
-        command += map(str, options)
-        environ = environment(self.steps.directory, **{MARKER: self.marker}, **more)
-        self.drivers.append(Driver.start(self.directory, command, environ))
+        self.drivers.append(self._isoflop(*told, *options, **more))
         return self.drivers[-1]
+
+    def _isoflop(self, *told: object, **more: str) -> Driver:
+        command = [*self.inside, sys.executable, "-P", "-m", "orchestrator", *map(str, told)]
+        environ = environment(self.steps.directory, **{MARKER: self.marker}, **more)
+        return Driver.start(self.directory, command, environ)
 
     def rows(self) -> dict[str, int]:
         """The ledger's files with their times; none that was there may have gone or changed."""
@@ -155,11 +157,13 @@ class Sweep:
         released = json.dumps(asdict(replace(mine, released=True)))
         return lambda: storage.replace(name, released.encode())
 
-    def sync(self) -> Synced:
-        """`isoflop sync`, in this process."""
+    def sync(self) -> dict[str, Any]:
+        """What `isoflop sync` does and finds."""
+        if self.inside:
+            return self._isoflop("sync", self.directory / "project", "--json").result()
         store = store_of(self.project)
         assert store is not None
-        return sync(self.project, store)
+        return asdict(sync(self.project, store))
 
     def saved(self, key: str) -> list[str]:
         """Names of a trial's checkpoints."""
@@ -236,8 +240,8 @@ class Sweep:
     def check_mlflow(self) -> None:
         """MLflow is what the ledger is, without being made so now."""
         done = self.sync()
-        assert (done.written, done.half_written, done.duplicates) == (0, 0, 0)
-        assert (done.differences, done.unknown) == ([], [])
+        assert [done[name] for name in ("written", "half_written", "duplicates")] == [0, 0, 0]
+        assert (done["differences"], done["unknown"]) == ([], [])
 
     def check_nothing_is_left(self, seconds: float = 10) -> None:
         """No process of a driver lives, nor one that trains in the cluster."""

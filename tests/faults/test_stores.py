@@ -122,8 +122,8 @@ def test_a_full_disk_stops_nothing_that_is_measured_from_being_written_later(
     place.mkdir()
     with _small_disk(place) as holder:
         sweep.seen_at = Path(f"/proc/{holder}/root{place}")
-        join = ("nsenter", "-t", str(holder), "-U", "-m", "--preserve-credentials")
-        driver = sweep.start(before=join)
+        sweep.inside = ("nsenter", "-t", str(holder), "-U", "-m", "--preserve-credentials")
+        driver = sweep.start()
         sweep.wait_for_rows(4, driver)
         _fill(sweep.seen_at / "filler")
         wait(lambda: "No space left" in driver.said, what="for the driver to tell")

@@ -129,7 +129,7 @@ class _LosesAnswers:
     def __getattr__(self, name: str):
         return getattr(self._storage, name)
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
         self._storage.create(name, data)
         return False
 

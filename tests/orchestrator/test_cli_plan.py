@@ -8,7 +8,7 @@ import pytest
 
 Run = Callable[..., tuple[int, str, str]]
 EXAMPLES = Path(__file__).parents[2] / "examples"
-H100S = ("--gpu", "H100", "--nodes", "8", "--price", "2.5")
+H100S = ("--gpu", "H100", "--nodes", "8", "--price-per-gpu-hour", "2.5")
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def sweep(sweep_file: Callable[..., Path]) -> Callable[..., Path]:
 
 def test_a_plan_on_a_cluster_says_what_it_takes(isoflop: Run, sweep) -> None:
     """15 x 2 GPU-hours; four at once on eight GPUs, so four hours, of which the last has three."""
-    code, out, err = isoflop("plan", sweep(), "--gpu", "H100", "--price", "2.5")
+    code, out, err = isoflop("plan", sweep(), "--gpu", "H100", "--price-per-gpu-hour", "2.5")
     assert (code, err) == (0, "")
     assert "1 node of 8 GPUs H100 SXM and 64 cores" in out
     assert "30 GPU-hours, 75 at 2.5 a GPU-hour" in out
@@ -46,7 +46,7 @@ def test_options_go_before_the_file_and_the_json_is_the_same_plan(isoflop: Run, 
 def test_the_cluster_example_is_planned_on_h100s(isoflop: Run) -> None:
     code, out, _ = isoflop("plan", EXAMPLES / "cluster.toml", *H100S)
     assert code == 0
-    for said in ("72.1 PF-days", "GPU-hours", "of checkpoints", "expected at published MFUs"):
+    for said in ("9.5 PF-days", "GPU-hours", "of checkpoints", "expected in fp32, from published"):
         assert said in out
 
 
@@ -55,10 +55,16 @@ def test_trials_that_fit_nowhere_are_named_after_the_table(isoflop: Run, sweep) 
     assert code == 2
     assert "needs 2 GPUs, and there are 1" in out
     assert "and 10 more do not fit" in out
-    assert err.startswith("isoflop: 15 of 15 trials fit nowhere on 1 node of 1 GPU H100 SXM")
+    assert err.startswith("isoflop: of 15 trials 15 would fit nowhere on 1 node of 1 GPU H100 SXM")
     code, out, _ = isoflop("plan", sweep(), "--gpu", "H100", "--gpus-per-node", "1", "--json")
     assert code == 2
     assert len(json.loads(out)["unplaceable"]) == 15
+
+
+def test_one_more_trial_that_does_not_fit_is_one(isoflop: Run, sweep) -> None:
+    path = sweep(budgets="[{ flops = 1e17, widths = [320, 352, 384, 416, 448, 480] }]")
+    _, out, _ = isoflop("plan", path, "--gpu", "H100", "--gpus-per-node", "1")
+    assert "and 1 more does not fit" in out
 
 
 def test_without_a_cluster_what_this_machine_cannot_hold_is_no_error(isoflop: Run) -> None:
@@ -77,10 +83,14 @@ def test_a_cap_that_would_be_broken_is_said(isoflop: Run, sweep) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--gpu", "TPU"), "no GPU type 'TPU' is known"),
-        (("--nodes", "3"), "needs gpu, such as H100, or cpus_per_node"),
-        (("--gpu", "H100", "--nodes", "0"), "nodes is 0"),
-        (("--gpu", "H100", "--price", "-1"), "price_per_gpu_hour is -1"),
+        (("--gpu", "TPU"), "--gpu is 'TPU', which is no known type; there are B200"),
+        (
+            ("--nodes", "3"),
+            "--nodes is 3, but nothing says of what: give --gpu, such as H100, or --cpus-per-node",
+        ),
+        (("--gpu", "H100", "--nodes", "0"), "isoflop: --nodes is 0, but it should be greater"),
+        (("--gpu", "H100", "--price-per-gpu-hour", "-1"), "--price-per-gpu-hour is -1"),
+        (("--price-per-gpu-hour", "2.5"), "this cluster has no GPUs: add --gpu"),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused(isoflop: Run, options, message) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,10 +46,38 @@ def test_an_address_that_cannot_be_is_refused_by_name(address: str, said: str) -
     assert address in str(refused.value)
 
 
-def test_addresses_that_answer_are_not_refused() -> None:
+@contextmanager
+def _listening(answer: bytes) -> Iterator[str]:
+    """Address of what says this to who connects, once."""
+
+    def serve() -> None:
+        found, _ = server.accept()
+        with found:
+            found.sendall(answer)
+            found.recv(1000)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
+
+
+def test_addresses_that_answer_as_ray_does_are_not_refused() -> None:
     check("auto")  # Ray itself finds it
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        check(f"127.0.0.1:{listening.getsockname()[1]}")
+    settings = bytes.fromhex("000006 04 00 00000000 0004 00ffffff")  # RFC 9113, section 6.5
+    with _listening(settings) as address:
+        check(address)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-x\r\n", b""])
+def test_what_listens_and_is_no_ray_is_refused_soon(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.3)  # for who says nothing
+    with _listening(answer) as address, pytest.raises(InputError) as refused:
+        check(address)
+    assert f"no Ray cluster answers at {address}" in str(refused.value)
 
 
 def test_ray_clients_are_told_what_to_do_instead() -> None:
@@ -136,7 +165,7 @@ def _copy_sources(to: Path) -> None:
 
 
 def test_the_fingerprint_is_of_the_sources(tmp_path: Path) -> None:
-    """A copy has the same, and one more comment makes another; whatever else lies beside it."""
+    """A copy has the same, whatever else lies beside it; one more comment makes another."""
     code = "from orchestrator.connection import fingerprint; print(fingerprint())"
 
     def found(where: Path) -> str:
@@ -147,13 +176,14 @@ def test_the_fingerprint_is_of_the_sources(tmp_path: Path) -> None:
         )
         return done.stdout.strip()
 
-    _copy_sources(tmp_path)
-    assert found(tmp_path) == fingerprint()
-    (tmp_path / "cluster" / "notes.txt").write_text("not of it")
-    assert found(tmp_path) == fingerprint()
-    with (tmp_path / "trainers" / "flops.py").open("a") as file:
+    one, other = tmp_path / "one", tmp_path / "other"
+    _copy_sources(one)
+    shutil.copytree(one, other)
+    (other / "cluster" / "notes.txt").write_text("not of it")
+    assert found(one) == found(other)
+    with (other / "trainers" / "flops.py").open("a") as file:
         file.write("# another\n")
-    assert found(tmp_path) != fingerprint()
+    assert found(one) != found(other)
 
 
 RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, connection.LOOPBACK_ONLY: "0"}

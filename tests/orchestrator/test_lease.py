@@ -169,13 +169,13 @@ class _Slow(LocalStorage):
 
     others = 2
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
         if self.others:
             self.others -= 1
             for _ in range(2):
                 with hold(LocalStorage(self.local), "quicker"):
                     pass
-        return super().create(name, data)
+        return super().create(name, data, durable=durable)
 
 
 def test_a_number_that_became_free_again_is_no_lease(tmp_path: Path) -> None:

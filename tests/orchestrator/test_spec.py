@@ -67,7 +67,12 @@ def test_an_unknown_key_is_named_with_the_nearest(changes: dict, message: str) -
         ({"corpus": {"kind": "fils"}}, "corpus.kind must be one of"),
         ({"corpus": {"kind": "files"}}, "the key 'corpus.glob' is missing"),
         ({"shapes": {"heads": 2}}, "give either depth or aspect"),
-        ({"simulated": {"noise": -1.0}}, "noise"),
+        ({"simulated": {"noise": -1.0}}, "simulated has noise = -1, but it should be finite and"),
+        (
+            {"simulated": {"alpha": 0.0}},
+            "simulated has alpha = 0, but it should",
+        ),
+        ({"simulated": {"hang": 1.5}}, "simulated has hang = 1.5, a chance"),
         ({"name": "../x"}, "name is '../x'"),
         (
             {"limits": {"slots": 0}},
@@ -88,8 +93,18 @@ def test_an_unknown_key_is_named_with_the_nearest(changes: dict, message: str) -
         ({"limits": {"money": 100.0}}, "money bounds nothing without cluster.price_per_gpu_hour"),
         ({"checkpoints": {"after": "burn"}}, "checkpoints.after is 'burn'"),
         ({"checkpoints": {"max_overhead": 0.0}}, "checkpoints.max_overhead is 0.0"),
-        ({"cluster": {"gpu": "TPU v4"}}, "no GPU type 'TPU v4' is known; there are B200"),
-        ({"cluster": {"nodes": 4}}, "cluster needs gpu, such as H100, or cpus_per_node"),
+        (
+            {"cluster": {"gpu": "TPU v4"}},
+            "gpu is 'TPU v4', which is no known type; there are B200",
+        ),
+        (
+            {"cluster": {"nodes": 4}},
+            "cluster has nodes = 4, but nothing says of what: give gpu, such as H100, or",
+        ),
+        (
+            {"limits": {"silent_seconds": "nevr"}},
+            "silent_seconds is 'nevr', but it should be a number without quotes or \"never\"",
+        ),
     ],
 )
 def test_an_impossible_value_is_named_with_its_bound(changes: dict, message: str) -> None:
@@ -174,5 +189,5 @@ def test_the_cluster_of_a_spec_can_be_another() -> None:
     spec = parse_spec({**GOOD, "cluster": {"gpu": "H100", "nodes": 8}}, source=HERE)
     other = with_cluster(spec, gpu="A100", nodes=None, price_per_gpu_hour=2.0)
     assert str(other.cluster.cluster()) == "8 nodes of 8 GPUs A100 80GB and 64 cores"
-    with pytest.raises(InputError, match="nodes is 0, but it should be greater than or equal to 1"):
+    with pytest.raises(InputError, match=r"^--nodes is 0, but it should be greater than or equal"):
         with_cluster(spec, nodes=0)

@@ -136,6 +136,9 @@ def test_a_driver_that_was_killed_runs_nothing(project: Project) -> None:
     found = status(project).to_json()
     assert (found["driver"], found["running"], found["failures"]) == (None, [], [])
     assert found["plans"][0]["waiting"] == 8
+    with hold(project.storage, "another"):
+        found = status(project).to_json()
+    assert (found["driver"]["purpose"], found["running"]) == ("another", [])
 
 
 def test_it_is_read_from_anywhere_and_changes_nothing(project: Project, isoflop: Run) -> None:

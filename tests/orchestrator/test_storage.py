@@ -126,7 +126,7 @@ def test_a_storage_that_keeps_its_word_is_left_as_it_was(storage: Storage) -> No
 class _Forgetful(LocalStorage):
     """As an object store without conditional writes."""
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
         self.replace(name, data)
         return True
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from analysis.errors import InputError
 from cluster.gang import GangError
 from orchestrator import worker
+from orchestrator.connection import UnfitNodeError
 from orchestrator.lease import current, hold
 from orchestrator.ledger import Ledger
 from orchestrator.spec_running import Checkpoints
@@ -185,12 +185,31 @@ def test_a_trainer_that_measures_nothing_is_named(bench: Bench) -> None:
     assert bench.row is None
 
 
-def test_a_worker_that_sees_another_project_trains_nothing(bench: Bench) -> None:
+def test_a_worker_that_sees_another_project_trains_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "UNFIT_SECONDS", 0.2)
     tiny = Tiny()
-    with pytest.raises(InputError, match=r"does not see the same .*project as the driver"):
+    with pytest.raises(UnfitNodeError, match=r"does not see the same .*project as the driver"):
         bench.run(tiny, token="another token")
     assert tiny.trained == []
     assert bench.storage.names("attempts") == []
+
+
+def test_a_worker_of_another_isoflop_says_so_until_it_is_mended_or_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "UNFIT_SECONDS", 0.2)
+    with pytest.raises(UnfitNodeError, match="has another isoflop than the driver"):
+        bench.run(Tiny(), sources="of another")
+    assert "has another isoflop" in bench.told[0]["trouble"]
+    assert bench.storage.names("attempts") == []
+
+
+def test_a_worker_that_is_not_fit_hears_an_interrupt(bench: Bench) -> None:
+    bench.interrupt()
+    bench.run(Tiny(), token="another token")
+    assert bench.told == [{"status": "interrupted"}]
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ class _Failing(LocalStorage):
             self.failures -= 1
             raise OSError(28, "No space left on device")
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
         self._perhaps(name)
-        return super().create(name, data)
+        return super().create(name, data, durable=durable)
 
     def read(self, name: str) -> bytes:
         self._perhaps(name)

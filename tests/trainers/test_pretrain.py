@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from analysis.errors import InputError
+from trainers import flops
 from trainers.corpus import Markov, Stdlib, heldout_windows, load
-from trainers.pretrain import Pretrain
-from trainers.trial import Measurement, Progress, Trial
+from trainers.flops import PASS_TOKENS
+from trainers.pretrain import Pretrain, accumulate
+from trainers.transformer import Transformer
+from trainers.trial import Measurement, Progress, Shape, Trial
 from trainers.workspace import Scratch
 
 PYTHON_3_11_7 = "5017190f97ec7ac7"
@@ -78,6 +82,29 @@ def test_divergence_is_a_status_with_a_reason(make_trial, rates: dict, reason: s
     _, measured = _train(dataclasses.replace(trial, hyperparameters=wild))
     assert measured.status == "diverged"
     assert reason in measured.reason
+
+
+@pytest.mark.parametrize("sequences", [256, 257, 700])
+def test_gradients_of_several_passes_are_those_of_one(sequences: int, monkeypatch) -> None:
+    """16,384 tokens are 256 sequences of 64; the last pass of 257 is a single one."""
+    shape = Shape(width=24, depth=2, heads=2, vocabulary=64, context=64)
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.randint(64, (sequences, 65), generator=generator)
+    found = {}
+    for tokens in (PASS_TOKENS, 10**9):
+        monkeypatch.setattr(flops, "PASS_TOKENS", tokens)
+        model = Transformer(shape, 0)
+        torch.nn.init.normal_(model.head, generator=torch.Generator().manual_seed(1))
+        mean = accumulate(model, windows)
+        found[tokens] = [mean, *(p.grad for p in model.parameters())]
+    several, one = found.values()
+    plain = Transformer(shape, 0)
+    torch.nn.init.normal_(plain.head, generator=torch.Generator().manual_seed(1))
+    plain.loss(windows).backward()
+    assert all(map(torch.equal, one[1:], [p.grad for p in plain.parameters()]))
+    for ours, whole in zip(several, one, strict=True):
+        assert torch.linalg.vector_norm(ours - whole) <= 1e-5 * torch.linalg.vector_norm(whole)
+    assert (sequences == 256) == all(map(torch.equal, several, one))
 
 
 def test_text_that_changed_since_planning_is_refused(make_trial) -> None:

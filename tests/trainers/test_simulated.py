@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import subprocess
 import sys
 import threading
@@ -62,10 +63,11 @@ def test_it_diverges_and_fails_on_request(make_trial) -> None:
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"noise": -1}, "noise"),
-        ({"gpus": -1}, "gpus"),
-        ({"hang": 2}, "to hang"),
-        ({"points": 0}, "points"),
+        ({"noise": -1}, "has noise = -1, but it should be finite and at least 0"),
+        ({"gpus": math.nan}, "has gpus = nan"),
+        ({"gamma": 0}, "has gamma = 0, but it should be finite and above 0"),
+        ({"hang": 2}, "has hang = 2, a chance, which is between 0 and 1"),
+        ({"points": 0}, "has points = 0, but it should be at least 1"),
     ],
 )
 def test_impossible_settings_are_refused(told: dict, message: str) -> None:

@@ -150,6 +150,10 @@ class Queue:
                 return job.key
         return None
 
+    def where(self, key: str) -> str | None:
+        """The node, or the first of several, on which there is room for a trial that runs."""
+        return self._room.where(key)
+
     def started(self, key: str, nodes: Iterable[str], now: float) -> None:
         """`key` runs on these nodes, whatever was guessed; on some, if none is given.
 

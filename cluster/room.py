@@ -128,6 +128,10 @@ class Room:
                 slots[np.flatnonzero(slots == end)[:size]] = FREE
             self._whole[node] = (self._free[node] == EIGHTHS).sum()
 
+    def where(self, key: str) -> str | None:
+        """The first node that `key` takes room of, if any."""
+        return self.names[self._held[key][0].nodes[0]] if key in self._held else None
+
     def on(self, names: frozenset[str], placement: Placement) -> Spot | None:
         """The spot for `placement` on exactly these nodes, if there is room."""
         others = np.array([name not in names for name in self.names])

@@ -24,8 +24,6 @@ LOOK_SECONDS = 5.0
 """Between looks at which nodes there are."""
 BLAMED: frozenset[Kind] = frozenset({"raised", "silent", "slow"})
 """Ends that count against `limits.retries`; the others are not the trial's fault."""
-WIDE_SECONDS = 30.0
-"""For a trial of several GPUs to get them, before others are handed out again."""
 LEAST_AHEAD = 4
 RUNNING_PER_AHEAD = 8
 """Trials handed to Tune before there is room for them: so many at least, or one for so many that
@@ -55,8 +53,6 @@ class Grid(Searcher):
         self._cluster = cluster
         self._known = cluster()
         self._looked = clock()
-        self._wide = "", 0.0
-        """The trial of several GPUs that was handed out last, and when."""
         self._keys: dict[str, str] = {}
         self._staged: set[str] = set()
         self._failures: Counter[str] = Counter()
@@ -73,11 +69,7 @@ class Grid(Searcher):
             return Searcher.FINISHED
         now = self.clock()
         self._look(now)
-        if self._widening(now):
-            return None
         key = self.queue.next(now)
-        if key is not None and self.queue.job(key).placement.gpus > 1:
-            self._wide = key, now
         if key is None and len(self._staged) < self._ahead:
             key = self.queue.ahead(now)
         if key is None:
@@ -85,7 +77,11 @@ class Grid(Searcher):
         self._staged.add(key)
         self._keys[trial_id] = key
         placement = self.queue.job(key).placement
-        asked = {"bundles": placement.bundles, "strategy": placement.strategy}
+        asked = {
+            "bundles": placement.bundles,
+            "strategy": placement.strategy,
+            "node": self.queue.where(key),
+        }
         return {"key": key, "order": self._orders[key].dump(), "placement": json.dumps(asked)}
 
     def on_trial_complete(
@@ -130,14 +126,6 @@ class Grid(Searcher):
         else:
             self.queue.ended(key, self.clock())
         return again
-
-    def _widening(self, now: float) -> bool:
-        """Whether a trial of several GPUs is about to get them.
-
-        What is handed out now may sit in its way, since Ray places each where it likes.
-        """
-        key, since = self._wide
-        return key in self._staged and now - since < WIDE_SECONDS
 
     @property
     def _ahead(self) -> int:

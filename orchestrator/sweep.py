@@ -17,6 +17,7 @@ from typing import Any
 from ray import tune
 from ray.autoscaler.sdk import request_resources
 from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
+from ray.util.placement_group import placement_group
 
 from analysis.errors import InputError
 from analysis.observations import ObservationId, observation_ids
@@ -242,9 +243,25 @@ def _tune(grid: Grid, watch: Watch, scratch: Path) -> None:
     tuner.fit()
 
 
+class _Aimed(PlacementGroupFactory):
+    """Asks Ray for the node where the queue has room, so that it stays as the queue thinks.
+
+    Left to itself Ray spreads small groups over the nodes, and a wide one waits for all of them.
+    The node is no part of equality: trials of one class use each other's actors, wherever they are.
+    """
+
+    def __init__(self, bundles: list[dict[str, float]], strategy: str, node: str | None) -> None:
+        super().__init__(bundles, strategy=strategy)
+        self._node = node
+
+    def to_placement_group(self) -> Any:
+        """Make the group. Ray takes the hint for groups on one node only."""
+        hint = self._node if self.strategy == "STRICT_PACK" else None
+        return placement_group(self.bundles, self.strategy, _soft_target_node_id=hint)
+
+
 def _placement(config: dict[str, Any]) -> PlacementGroupFactory:
-    asked = json.loads(config["placement"])
-    return PlacementGroupFactory(asked["bundles"], strategy=asked["strategy"])
+    return _Aimed(**json.loads(config["placement"]))
 
 
 @contextmanager

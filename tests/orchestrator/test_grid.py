@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 from cluster.machines import Cluster, Node, uniform
 from cluster.placement import Placement
 from cluster.queue import Job, Queue
-from orchestrator.grid import LEAST_AHEAD, LOOK_SECONDS, WIDE_SECONDS, Grid
+from orchestrator.grid import LEAST_AHEAD, LOOK_SECONDS, Grid
 from orchestrator.lease import Lease
 from orchestrator.spec_running import Checkpoints, Limits
 from orchestrator.stop import Stop
@@ -91,6 +91,7 @@ def test_the_longest_come_first_each_with_its_class() -> None:
     assert json.loads(second["placement"]) == {
         "bundles": [{"CPU": 1.0, "GPU": 1.0}],
         "strategy": "STRICT_PACK",
+        "node": "node 1",
     }
 
 
@@ -195,8 +196,8 @@ def test_a_node_that_left_holds_no_room() -> None:
     jobs = [Job(key=k, placement=TWO_GPUS, seconds=s) for k, s in (("a", 9), ("b", 5))]
     wide = Job(key="c", placement=Placement(gpus=4.0, nodes=2), seconds=1)
     tune = Tune([*jobs, wide], _nodes("x", "y"))
+    assert tune.ask_all() == ["a", "b"]
     for key, node in (("a", "x"), ("b", "y")):
-        assert tune.ask_all() == [key]
         tune.grid.started(key, f"actor {key}")
         tune.grid.seen(key, f"actor {key}", node)
     tune.cluster = _nodes("x")
@@ -213,19 +214,13 @@ def test_a_node_that_left_holds_no_room() -> None:
     assert tune.ask_all() == ["c"]
 
 
-def test_nothing_is_handed_out_while_a_wide_trial_gets_its_gpus() -> None:
-    """Ray might put what comes next where the wide one is to be; but it is not waited for long."""
-    jobs = [Job(key=k, placement=TWO_GPUS, seconds=s) for k, s in (("a", 9), ("b", 8), ("c", 7))]
-    tune = Tune([*jobs, Job(key="one", placement=GPU, seconds=5)], _nodes("x", "y", gpus=4))
-    assert tune.ask_all() == ["a"]
-    tune.grid.started("a", "actor a")
-    assert tune.ask_all() == ["b"]
-    tune.now = WIDE_SECONDS - 0.1
-    assert tune.ask() is None
-    tune.now = WIDE_SECONDS
-    assert tune.ask_all() == ["c"]
-    tune.grid.started("c", "actor c")
-    assert "one" in tune.ask_all()
+def test_ray_is_told_on_which_node_there_is_room() -> None:
+    """Two of one GPU on the first node, so that a node stays whole for the one of two GPUs."""
+    jobs = [Job(key=k, placement=GPU, seconds=s) for k, s in (("a", 9), ("b", 8))]
+    jobs.append(Job(key="wide", placement=TWO_GPUS, seconds=1))
+    tune = Tune(jobs, _nodes("x", "y"))
+    asked = [json.loads(tune.grid.suggest(str(i))["placement"])["node"] for i in range(3)]
+    assert asked == ["x", "x", "y"]
 
 
 @pytest.mark.parametrize(("nodes", "expected"), [(("x", "x"), ["wide"]), (("x", "y"), [])])

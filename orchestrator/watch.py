@@ -6,10 +6,12 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import ray
 from ray import cloudpickle
 from ray.exceptions import RayActorError, RayTaskError
@@ -21,6 +23,7 @@ from orchestrator.attempts import Attempts, Kind
 from orchestrator.checkpoints import directory_of
 from orchestrator.connection import UnfitNodeError
 from orchestrator.grid import Grid
+from orchestrator.lease import current
 from orchestrator.options import INTERRUPTED
 from orchestrator.progress import Progress
 from orchestrator.project import Project
@@ -92,8 +95,15 @@ class Over(Stopper):
 
 
 def quit_now() -> None:
-    """End this process; its workers end with it."""
+    """End this process, and the Ray that it may have started."""
     os.write(2, b"\x1b[?25h\n")  # the cursor, which the live view hides
+    # Left alone, Ray's agents look for their head for another minute. What has a session of its own
+    # is the writer of MLflow, which ends by itself.
+    with suppress(psutil.Error, OSError):
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error, OSError):
+                if os.getsid(child.pid) == os.getsid(0):
+                    child.kill()
     os._exit(INTERRUPTED)
 
 
@@ -157,6 +167,8 @@ class Watch(Callback):
             self._progress.running(key, run.fraction, run.loss)
         elif result.get("status") == "interrupted":
             self._progress.waiting(key)
+            if not self._stop.wanted:
+                self._ask_for_the_lease()
         elif "status" in result:
             # Of what was found, resumed or cut short the time says nothing.
             if result["whole"] and result["status"] == "complete":
@@ -251,6 +263,16 @@ class Watch(Callback):
         """What the lease says of this driver: its workers and `isoflop status` read it."""
         runs = {key: {"fraction": r.fraction, "loss": r.loss} for key, r in self._runs.items()}
         return {"stopping": self._stop.wanted, "running": runs}
+
+    def _ask_for_the_lease(self) -> None:
+        """Whether it is still ours, which a worker may find out some seconds before the next beat.
+
+        Until then each trial would be started only to stop at once.
+        """
+        with suppress(OSError):
+            latest = current(self._storage)
+            if latest is None or latest.generation != self._lease.generation:
+                self._lease.lost.set()
 
     def _doom(self, key: str, run: _Run, now: float) -> tuple[Kind, str] | None:
         """Why a trial should be killed, if it should."""

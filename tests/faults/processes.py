@@ -54,6 +54,14 @@ def marked(marker: str) -> list[psutil.Process]:
     return found
 
 
+def name_of(process: psutil.Process) -> str:
+    """What a process is, for people; it may have ended since."""
+    try:
+        return f"{process.pid} {process.status()} {' '.join(process.cmdline()).strip()[-200:]}"
+    except psutil.Error:
+        return str(process.pid)
+
+
 def kill_marked(marker: str) -> None:
     """End whatever a test that failed has left."""
     for process in marked(marker):

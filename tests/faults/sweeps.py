@@ -33,6 +33,7 @@ from tests.faults.processes import (
     environment,
     kill_marked,
     marked,
+    name_of,
     wait,
 )
 from trainers.flops import trial_flops
@@ -243,14 +244,15 @@ class Sweep:
         assert [done[name] for name in ("written", "half_written", "duplicates")] == [0, 0, 0]
         assert (done["differences"], done["unknown"]) == ([], [])
 
-    def check_nothing_is_left(self, seconds: float = 10) -> None:
+    def check_nothing_is_left(self, seconds: float = 20) -> None:
         """No process of a driver lives, nor one that trains in the cluster."""
-
-        def gone() -> bool:
-            left = marked(self.marker) + (self.cluster.workers() if self.cluster else [])
-            return not left
-
-        wait(gone, seconds, "for processes to end")
+        limit = time.monotonic() + seconds
+        left = ["anything"]
+        while left:
+            assert time.monotonic() < limit, left
+            time.sleep(0.05)
+            found = marked(self.marker) + (self.cluster.workers() if self.cluster else [])
+            left = [name_of(process) for process in found]
 
     def end(self) -> None:
         kill_marked(self.marker)

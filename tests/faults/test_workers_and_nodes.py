@@ -115,8 +115,8 @@ def test_a_driver_that_lost_its_project_stops_and_its_workers_do_no_harm(
     sweep.wait_for_rows(3, driver)
     _busy(sweep)
     give_back = sweep.take_over()
-    assert driver.end() == 2
-    assert "another driver took" in driver.said
+    assert driver.end() == 1
+    assert "another driver took the project over" in driver.said
     sweep.check_nothing_is_left()
     before = sweep.rows()
     orphaned = {a.trial for a in sweep.project.attempts.all()}

@@ -224,7 +224,7 @@ def test_an_interrupted_driver_goes_on_where_it_was(
         _, errors = first.communicate(timeout=60)
     if blow == signal.SIGINT:
         assert first.returncode == 130
-        assert "interrupted; run the same command again to go on" in errors.decode()
+        assert "interrupted: run the same command again to go on" in errors.decode()
     time.sleep(1.5)  # workers that outlived a killed driver may still write their row
     done = {p: p.stat().st_mtime_ns for p in _files(project)}
     assert 3 <= len(done) < 15

@@ -170,11 +170,6 @@ def current(storage: Storage) -> LeaseRecord | None:
     return None if found is None or found.released else found
 
 
-def is_current(storage: Storage, generation: int) -> bool:
-    """Whether no other driver has taken over since."""
-    return _latest(storage) <= generation
-
-
 def is_alive(record: LeaseRecord) -> bool:
     """Whether a lease's holder seems to be at work: for people, since clocks are compared here."""
     known = _known_alive(record)

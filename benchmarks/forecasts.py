@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.sweeps import NAME, plan_of
 from cluster.capacity import ACTOR_SECONDS
-from cluster.machines import cpu_slots, uniform
+from cluster.machines import uniform
 from cluster.placement import Placement
 from cluster.queue import Job
 from cluster.simulation import simulate
@@ -47,7 +47,7 @@ REAL_NODE: dict[str, Any] = {
 """Cores and GPUs that Ray is told of; nothing looks for them."""
 REAL_CLASSES = ((1 / 4, 12), (1 / 2, 16), (1.0, 26), (2.0, 6))
 """GPUs of a trial, and how many trials of 60."""
-SHORTEST, LONGEST = 3.0, 15.0
+SHORTEST, LONGEST = 8.0, 40.0
 """Seconds of a real trial."""
 
 
@@ -89,7 +89,7 @@ def real(scale: float, directory: str) -> dict[str, Any]:
         plan = foretold.plan
         with hold(project.storage, NAME) as lease:
             project.save_plan(plan)
-            board = Board(plan, cpu_slots())
+            board = Board(plan)
             with (
                 Mirror(project, plan) as tracking,
                 Progress(board, Console(file=nowhere)) as progress,

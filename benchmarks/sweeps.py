@@ -17,7 +17,6 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.machines import cpu_slots
 from orchestrator.lease import hold
 from orchestrator.mirror import Mirror
 from orchestrator.planner import Plan, make_plan
@@ -78,7 +77,7 @@ def full(trials: int, seconds: float, directory: str) -> dict[str, Any]:
     project, plan = create_project(directory), plan_of(trials, seconds)
     with Path(os.devnull).open("w") as nowhere, hold(project.storage, NAME) as lease:
         project.save_plan(plan)
-        progress = Timed(Board(plan, cpu_slots()), Console(file=nowhere))
+        progress = Timed(Board(plan), Console(file=nowhere))
         with Mirror(project, plan) as tracking:
             with progress:
                 train(project, plan, lease, progress, tracking.finished)

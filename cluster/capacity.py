@@ -16,10 +16,14 @@ from trainers.flops import params, pass_sequences, trial_flops
 from trainers.simulated import SimulatedSettings
 from trainers.trial import Trial
 
-ACTOR_SECONDS = 1.1
-"""From asking Ray for an actor of a new class to its first step: a new process takes 0.7 s, and
-Tune 0.4 s."""
-GAP_SECONDS = 0.05
+ACTOR_SECONDS = 2.5
+"""From asking Ray for an actor of a new class to its first step: its placement group, and a new
+process, whose imports take most of it."""
+RANKS_SECONDS = 1.6
+"""From there to the first step of a gang, whose ranks are new processes each time."""
+LEAVE_SECONDS = 0.1
+"""From the end of a trial to Ray's having the room of its actor again."""
+GAP_SECONDS = 0.1
 """Between two trials of one class that follow each other in one actor."""
 
 CPU_SECONDS_PER_BLOCK_STEP = 0.94e-3

@@ -61,6 +61,8 @@ class _Running:
     """Whether it was told that it runs."""
     nodes: frozenset[str] | None = None
     """Names, once they are known; until then the room is a guess."""
+    settled: bool = False
+    """Whether the purse has what it took."""
 
 
 class Queue:
@@ -85,7 +87,7 @@ class Queue:
         self._waiting: dict[Placement, list[tuple[float, str]]] = {}
         self._jobs: dict[str, Job] = {}
         self._running: dict[str, _Running] = {}
-        self._homeless: list[str] = []  # handed out, but for all that is known without room yet
+        self._crowded = False  # whether something runs that has no room, for all that is known
         self.held: dict[str, str] = {}
         """Keys of trials that are not started, with the cap that holds them back."""
         for job in jobs:
@@ -113,8 +115,30 @@ class Queue:
         Ask again until it is None, and then when something has ended or a node has joined.
         """
         self._expire(now)
-        if self._full:
+        found = None if self._full else self._pick(now)
+        return None if found is None else self._start(*found, now)
+
+    def relay(self, key: str, now: float) -> str | None:
+        """The trial that follows `key`, which ends now, in its room and its process.
+
+        None if the next in turn is of another class, or there is none. `key` holds its room then
+        until it has `ended`, which is when its process has gone.
+        """
+        run = self._running[key]
+        self._settle_account(run, now)
+        self._expire(now)
+        room = self._room.release(key)
+        if room is None:
             return None
+        found = self._pick(now)
+        if found is None or found[0].placement != run.job.placement:
+            self._room.take(key, *room)
+            return None
+        del self._running[key]
+        return self._start(found[0], room[1], now)
+
+    def _pick(self, now: float) -> tuple[Job, Spot] | None:
+        """The next trial, and the room for it."""
         blocked: Job | None = None
         kept: Reservation | None = None
         for job in self._heads():
@@ -123,31 +147,11 @@ class Queue:
                 blocked = blocked or (job if self._room.could_hold(job.placement) else None)
                 continue
             if blocked is None:
-                return self._start(job, spot, now)
+                return job, spot
             kept = kept or self._room.reserve(blocked.placement, now)
             passing = self._passing(job, spot, kept, now)
             if passing:
-                return self._start(*passing, now)
-        return None
-
-    def ahead(self, now: float) -> str | None:
-        """The trial that takes the place of the next of its class to end, taken as running.
-
-        None where the first in order is of a class that does not run: room is being made for it.
-        And None at the cap on slots, which Ray, with room to spare, would not keep.
-        """
-        self._expire(now)
-        if self._full:
-            return None
-        classes = {run.job.placement for run in self._running.values()}
-        for job in self._heads()[:1]:
-            # The ranks of several GPUs are new processes anyway: nothing is gained by waiting.
-            if job.placement in classes and job.placement.gpus <= 1:
-                self._remove(job)
-                self._running[job.key] = _Running(job, now)
-                self._homeless.append(job.key)
-                self._purse.commit(job.flops, job.gpu_seconds)
-                return job.key
+                return passing
         return None
 
     def where(self, key: str) -> str | None:
@@ -213,12 +217,19 @@ class Queue:
     def _leave(self, key: str, now: float) -> Job:
         run = self._running.pop(key)
         self._room.release(key)
-        self._homeless = [other for other in self._homeless if other != key]
-        self._house(now)
-        job, took = run.job, now - run.started
-        if self._purse.settle(job.gpu_seconds, job.placement.gpus * took):
+        if self._crowded:
+            self._settle()
+        self._settle_account(run, now)
+        return run.job
+
+    def _settle_account(self, run: _Running, now: float) -> None:
+        """Replace what a trial was expected to take by what it took, once."""
+        if run.settled:
+            return
+        run.settled = True
+        taken = run.job.placement.gpus * (now - run.started)
+        if self._purse.settle(run.job.gpu_seconds, taken):
             self._admit()
-        return job
 
     def _settle(self) -> None:
         """Lay out anew what runs: first what is known to be somewhere, then the rest, by guess.
@@ -227,24 +238,14 @@ class Queue:
         """
         for key in self._running:
             self._room.release(key)
-        self._homeless = []
+        self._crowded = False
         for key, run in sorted(self._running.items(), key=lambda item: item[1].nodes is None):
             placement = run.job.placement
             spot = self._room.on(run.nodes, placement) if run.nodes else self._room.find(placement)
             if spot is None:
-                self._homeless.append(key)
+                self._crowded = True
             else:
                 self._room.take(key, placement, spot, run.started + _length(run.job))
-
-    def _house(self, now: float) -> None:
-        """Give room that has become free to those handed out ahead: they start about now."""
-        for key in list(self._homeless):
-            run = self._running[key]
-            spot = self._room.find(run.job.placement)
-            if spot is not None and run.nodes is None:
-                self._homeless.remove(key)
-                run.started = now
-                self._room.take(key, run.job.placement, spot, now + _length(run.job))
 
     def _wait(self, job: Job) -> None:
         insort(self._waiting.setdefault(job.placement, []), (-_length(job), job.key))

@@ -60,7 +60,7 @@ class Room:
         self._gpus = counts
         self._whole = counts.copy()  # GPUs of each node that are wholly free
         self._suited: dict[Placement, Mask] = {}
-        self._held: dict[str, tuple[Spot, Placement, float]] = {}
+        self._held: dict[str, tuple[Placement, Spot, float]] = {}
 
     def find(self, placement: Placement, kept: Reservation | None = None) -> Spot | None:
         """Where `placement` fits now, without what is `kept`.
@@ -112,13 +112,13 @@ class Room:
                 slots = self._ends[node, gpu]
                 slots[np.flatnonzero(slots == FREE)[:size]] = end
             self._whole[node] = (self._free[node] == EIGHTHS).sum()
-        self._held[key] = (spot, placement, end)
+        self._held[key] = (placement, spot, end)
 
-    def release(self, key: str) -> None:
-        """Give back what `key` holds, if anything."""
+    def release(self, key: str) -> tuple[Placement, Spot, float] | None:
+        """Give back what `key` holds, and return what `take` was told of it; None if nothing."""
         if key not in self._held:
-            return
-        spot, placement, end = self._held.pop(key)
+            return None
+        placement, spot, end = self._held.pop(key)
         size = _eighths(placement)
         for node, gpus in zip(spot.nodes, spot.gpus, strict=True):
             self._cpus[node] += placement.cpus / placement.nodes
@@ -127,10 +127,11 @@ class Room:
                 slots = self._ends[node, gpu]
                 slots[np.flatnonzero(slots == end)[:size]] = FREE
             self._whole[node] = (self._free[node] == EIGHTHS).sum()
+        return placement, spot, end
 
     def where(self, key: str) -> str | None:
         """The first node that `key` takes room of, if any."""
-        return self.names[self._held[key][0].nodes[0]] if key in self._held else None
+        return self.names[self._held[key][1].nodes[0]] if key in self._held else None
 
     def on(self, names: frozenset[str], placement: Placement) -> Spot | None:
         """The spot for `placement` on exactly these nodes, if there is room."""
@@ -182,7 +183,7 @@ class Room:
     def _cores_at(self, node: int, cores: float, now: float) -> float:
         """When so many cores of a node will be free."""
         free = self._cpus[node]
-        held = [(end, p.cpus / p.nodes) for s, p, end in self._held.values() if node in s.nodes]
+        held = [(end, p.cpus / p.nodes) for p, s, end in self._held.values() if node in s.nodes]
         for end, given in sorted(held):
             free += given
             if free >= cores:

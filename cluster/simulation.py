@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cluster.budget import Caps
-from cluster.capacity import ACTOR_SECONDS, GAP_SECONDS
+from cluster.capacity import ACTOR_SECONDS, GAP_SECONDS, LEAVE_SECONDS, RANKS_SECONDS
 from cluster.machines import Cluster
-from cluster.placement import Placement
 from cluster.queue import ORDERS, Job, Queue
 
 CLOSE = 1.01
@@ -23,8 +21,12 @@ class Overheads:
 
     actor: float = ACTOR_SECONDS
     """Before a trial that needs a new actor."""
+    ranks: float = RANKS_SECONDS
+    """Before a trial of several GPUs, once its actor is there."""
     gap: float = GAP_SECONDS
-    """Before a trial that follows another of its class."""
+    """Before a trial that takes over the actor of another of its class."""
+    leave: float = LEAVE_SECONDS
+    """From the end of a trial, whose actor nobody takes over, until its room is free."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,23 +86,29 @@ def _run(
     by_key = {job.key: job for job in jobs}
     starts: dict[str, float] = {}
     ends: dict[str, float] = {}
-    running: list[tuple[float, str]] = []
-    now, warm = 0.0, Counter[Placement]()
+    events: list[tuple[float, str]] = []
+    leaving: set[str] = set()
+    now = 0.0
+
+    def start(key: str, before: float) -> None:
+        job = by_key[key]
+        starts[key] = now
+        ends[key] = now + before + overheads.ranks * (job.placement.gpus > 1) + job.seconds
+        heapq.heappush(events, (ends[key], key))
+
     while True:
         while (key := queue.next(now)) is not None:
-            job = by_key[key]
-            reused = warm[job.placement] > 0 and job.placement.gpus <= 1  # ranks are new processes
-            warm[job.placement] -= reused
-            starts[key] = now
-            ends[key] = now + job.seconds + (overheads.gap if reused else overheads.actor)
-            heapq.heappush(running, (ends[key], key))
-        if not running:
+            start(key, overheads.actor)
+        if not events:
             break
-        now, warm = running[0][0], Counter()  # an actor that nobody used again is gone
-        while running and running[0][0] <= now:
-            _, key = heapq.heappop(running)
+        now, key = heapq.heappop(events)
+        if key in leaving:
             queue.ended(key, now)
-            warm[by_key[key].placement] += 1
+        elif (follower := queue.relay(key, now)) is not None:
+            start(follower, overheads.gap)
+        else:
+            leaving.add(key)
+            heapq.heappush(events, (now + overheads.leave, key))
     return _schedule(order, [by_key[key] for key in starts], cluster, starts, ends, queue)
 
 

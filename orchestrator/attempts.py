@@ -6,11 +6,11 @@ import json
 import uuid
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
 from typing import Literal
 
 from analysis.observations import ObservationId
-from orchestrator.storage import Storage, parse_record
+from orchestrator.records import parse_record, timestamp
+from orchestrator.storage import Storage
 from trainers.trial import Trial
 
 DIRECTORY = "attempts"
@@ -102,7 +102,7 @@ class Attempts:
             driver=driver,
             node=node,
             pid=pid,
-            started_at=_now(),
+            started_at=timestamp(),
         )
         return self._create(attempt)
 
@@ -134,7 +134,7 @@ class Attempts:
             return on_record
         ended = replace(
             attempt,
-            ended_at=_now(),
+            ended_at=timestamp(),
             kind=kind,
             error=error,
             traceback=traceback,
@@ -178,7 +178,7 @@ class Attempts:
                 return self.fail(other, kind=kind, error=error, traceback=detail)
         if own:
             return own[-1]
-        now = _now()
+        now = timestamp()
         return self._create(
             Attempt(
                 trial=trial.key,
@@ -252,7 +252,3 @@ def _parse(place: str, data: bytes) -> Attempt:
     needed = ("trial", "tokens", "number", "id", "driver", "node", "pid", "started_at")
     found = parse_record(place, data, needed)
     return Attempt(**{f.name: found[f.name] for f in fields(Attempt) if f.name in found})
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat()

@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator.spec_running import Checkpoints
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, patiently, reason_of
 
 REMOVERS = 16
+
+Result = TypeVar("Result")
 
 
 def directory_of(key: str) -> str:
@@ -27,7 +31,8 @@ class StoredWorkspace:
     """A `Workspace` whose checkpoints are `checkpoints/<key>/<step>` in the project's storage.
 
     One is due when the settings say so, and at once when the sweep is told to stop. What cannot be
-    stored is missed, not mourned: training goes on, and the next is tried when it is due.
+    stored is missed, not mourned: training goes on, and the next is tried when it is due. What
+    cannot be read now is waited for: it is cheaper than to train it again.
     """
 
     directory: Path
@@ -36,12 +41,14 @@ class StoredWorkspace:
     settings: Checkpoints
     stop: Callable[[], bool]
     """Whether the sweep wants this trial to stop."""
+    tell: Callable[[str], None] = warnings.warn
+    """Told what the storage does not do now."""
     paused: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, init=False)
     """Entered while the storage takes its time."""
     resumed_from: int | None = field(default=None, init=False)
     """Step of the checkpoint that was handed out last."""
-    _asked: int = field(default=0, init=False)
-    """The step at which it was asked last."""
+    _last: int = field(default=0, init=False)
+    """The step of the last checkpoint that was tried, or started from."""
     _saved_at: float = field(default_factory=lambda: time.monotonic(), init=False)
     _pause: float = field(default=0.0, init=False)
     """Seconds before the next one by what the last one cost."""
@@ -50,61 +57,70 @@ class StoredWorkspace:
         """See `Workspace`."""
         if self.stop():
             return True
-        asked, self._asked = self._asked, step
         rest = time.monotonic() - self._saved_at
         if rest < self._pause:
             return False
         every, seconds = self.settings.every_steps, self.settings.every_seconds
         # A trainer may not ask at each step.
-        by_steps = every is not None and step // every > asked // every
+        by_steps = every is not None and step // every > self._last // every
         return by_steps or (seconds is not None and rest >= seconds)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """See `Workspace`. Keeps the newest few; a failure of the storage is a warning."""
-        started = time.monotonic()
+        """See `Workspace`. Keeps the newest few; a failure of the storage is told, and no more."""
+        started, self._last = time.monotonic(), step
         path = self.directory / f"{step}.{uuid.uuid4().hex}"
-        try:
-            with self.paused():
+        with self.paused():
+            try:
                 write(path)
                 self.storage.upload(path, f"{directory_of(self.key)}/{step:012d}")
                 for old in self._names()[: -self.settings.keep]:
                     self.storage.remove(f"{directory_of(self.key)}/{old}")
-        except OSError as error:
-            warnings.warn(f"no checkpoint at step {step}: {error}", stacklevel=2)
-        finally:
-            path.unlink(missing_ok=True)
-            self._saved_at = time.monotonic()
-            self._pause = (self._saved_at - started) / self.settings.max_overhead
+            except OSError as error:
+                self.tell(f"cannot store checkpoints: {reason_of(error)}")
+            finally:
+                path.unlink(missing_ok=True)
+        self._saved_at = time.monotonic()
+        self._pause = (self._saved_at - started) / self.settings.max_overhead
 
     def checkpoints(self) -> Iterator[Path]:
-        """See `Workspace`."""
-        for name in reversed(self._names()):
+        """See `Workspace`. Waits for a storage that does not answer, unless it is to stop."""
+        for name in reversed(self._waited(self._names)):
             path = self.directory / name
-            try:
-                with self.paused():
-                    self.storage.download(f"{directory_of(self.key)}/{name}", path)
-            except FileNotFoundError:  # a newer one has replaced it since it was listed
-                continue
-            self.resumed_from = int(name)
-            yield path
+            if self._waited(partial(self._fetch, name, path)):
+                self.resumed_from = self._last = int(name)
+                yield path
 
     def set_aside(self, path: Path, reason: str) -> None:
         """See `Workspace`: into `unreadable/` below, where no attempt looks."""
         base = directory_of(self.key)
-        self.storage.upload(path, f"{base}/unreadable/{path.name}")
-        self.storage.remove(f"{base}/{path.name}")
-        warnings.warn(f"checkpoint {path.name} is set aside: {reason}", stacklevel=2)
+        try:
+            self.storage.upload(path, f"{base}/unreadable/{path.name}")
+            self.storage.remove(f"{base}/{path.name}")
+        except OSError as error:
+            reason += f"; it stays where it is: {reason_of(error)}"
+        self.tell(f"a checkpoint of {self.key} at step {int(path.name)} is set aside: {reason}")
+
+    def _waited(self, action: Callable[[], Result]) -> Result:
+        with self.paused():
+            return patiently(
+                action,
+                tell=lambda error: self.tell(f"cannot read checkpoints: {reason_of(error)}"),
+                unless=self.stop,
+            )
+
+    def _fetch(self, name: str, path: Path) -> bool:
+        """Have a checkpoint at a local path; False if a newer one has replaced it meanwhile."""
+        try:
+            self.storage.download(f"{directory_of(self.key)}/{name}", path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _names(self) -> list[str]:
         return self.storage.names(directory_of(self.key))
 
 
 def remove(storage: Storage, keys: Iterable[str]) -> None:
-    """Remove all checkpoints of trials; those set aside stay for who wants to look."""
-
-    def clear(key: str) -> None:
-        for name in storage.names(directory_of(key)):
-            storage.remove(f"{directory_of(key)}/{name}")
-
+    """Remove all checkpoints of trials, those set aside too."""
     with ThreadPoolExecutor(REMOVERS) as pool:
-        list(pool.map(clear, keys))
+        list(pool.map(storage.remove_all, map(directory_of, keys)))

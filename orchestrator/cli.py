@@ -127,7 +127,7 @@ cli_cluster.add_verbs(app)
 
 @app.command()
 def status(project: ProjectPath, as_json: Json = False) -> None:
-    """Show what is done, running, failed and waiting, and why; from any machine.
+    """Show what is done, running, failed and waiting; from any machine that sees the project.
 
     Example: `isoflop status s3://bucket/runs`
     """

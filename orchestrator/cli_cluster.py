@@ -145,7 +145,7 @@ def _refuse_with(option: str, *groups: Any) -> None:
 def _job(sweep: Path, running: Running, sending: Sending) -> Job:
     """The job that runs a sweep on the cluster that it finds itself on."""
     from cluster.submit import Job
-    from orchestrator.connection import rooms
+    from orchestrator.proof import rooms
     from orchestrator.shipping import pack
 
     project = _shared(running.project)

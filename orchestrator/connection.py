@@ -6,7 +6,6 @@ Ray reads its environment when it is imported: call `prepare` before anything im
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import secrets
@@ -15,13 +14,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from analysis.errors import InputError, first_line, last_line
+from analysis.errors import InputError, first_line
 from cluster.machines import Cluster, cluster_from_ray, cpu_slots
-from orchestrator.storage import Storage, open_storage
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -46,15 +42,6 @@ CONNECT_RETRIES = "5"
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS
 """The first words of an HTTP/2 client; a server's first is its settings (RFC 9113, section 3.4)."""
-PROOF_SECONDS = 60.0
-"""For all nodes to prove that they see the project: a new worker process takes a second or two."""
-REMEDY = "put the project on storage that all nodes share, or at an s3:// or gs:// URI"
-ROOMS = ("analysis", "trainers", "cluster", "orchestrator")
-"""The packages that isoflop is."""
-
-
-class UnfitNodeError(Exception):
-    """A node cannot work on the sweep: it sees another project, or has another isoflop."""
 
 
 def prepare(address: str | None) -> None:
@@ -181,134 +168,22 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
 
 def machines() -> Cluster:
     """The nodes of the cluster that is connected, now."""
-    return cluster_from_ray(_nodes())
+    return cluster_from_ray(nodes())
 
 
-def _nodes() -> list[dict[str, Any]]:
+def group_gone(group: str) -> bool:
+    """Whether a placement group, by its id, has given its room back."""
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table
+
+    found = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group)))
+    return bool(placement_group_table(found).get("state", "REMOVED") == "REMOVED")
+
+
+def nodes() -> list[dict[str, Any]]:
+    """What Ray says of every node that there is or was."""
     import ray
 
     # Ray leaves this call untyped.
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return found
-
-
-def prove(storage: Storage, token: str, generation: int) -> None:
-    """Have every node show that it sees the same project, through the same isoflop.
-
-    Each reads the token that lies in the project and writes an answer beside it.
-
-    Raises
-    ------
-    InputError
-        Naming a node that does not, or does not answer.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = ray.get_runtime_context().get_node_id()
-    others = [n for n in _nodes() if n["Alive"] and n["NodeID"] != here and _trains(n)]
-    if not others:
-        return
-    ask = ray.remote(num_cpus=0, max_retries=0)(answer)
-    asked = {
-        ask.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)
-        ).remote(storage.uri, token, generation, n["NodeID"]): n
-        for n in others
-    }
-    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=PROOF_SECONDS)
-    try:
-        for reference in late:
-            raise InputError(
-                f"{_called(asked[reference])} has not answered for {PROOF_SECONDS:.0f} s: is it "
-                "reachable?"
-            )
-        for reference in done:
-            _require_same(storage, reference, asked[reference], token, generation)
-    finally:
-        for other in others:
-            storage.remove(_answer_name(generation, other["NodeID"]))
-
-
-def _require_same(
-    storage: Storage, reference: Any, node: dict[str, Any], token: str, generation: int
-) -> None:
-    """Refuse a node whose answer, the `reference`, is not that of one like this."""
-    import ray
-
-    try:
-        sources = ray.get(reference)
-    except Exception as error:
-        cause = getattr(error, "cause", None) or error
-        raise InputError(
-            f"{_called(node)} cannot work on {storage.uri}: {last_line(cause)}"
-        ) from error
-    if sources != fingerprint():
-        raise InputError(
-            f"{_called(node)} has another isoflop than this machine: install the same on all "
-            "nodes, or use `isoflop submit`, which ships it"
-        )
-    name = _answer_name(generation, node["NodeID"])
-    if storage.read_many([name]).get(name) != token.encode():
-        raise InputError(
-            f"{_called(node)} does not see the same {storage.uri} as the driver: {REMEDY}"
-        )
-
-
-def _called(node: dict[str, Any]) -> str:
-    return f"node {node['NodeManagerAddress']}"
-
-
-def answer(project: str, token: str, generation: int, node: str) -> str:
-    """On a node: check the token, answer beside it, and say what isoflop this is."""
-    storage = open_storage(project)
-    witness(storage, token, generation)
-    storage.replace(_answer_name(generation, node), token.encode())
-    return fingerprint()
-
-
-def witness(storage: Storage, token: str, generation: int) -> None:
-    """Check that this process sees the project that holds `token`.
-
-    Raises
-    ------
-    InputError
-        If it does not.
-    """
-    try:
-        seen = storage.read(token_name(generation)).decode()
-    except FileNotFoundError:
-        seen = ""
-    if seen != token:
-        raise InputError(
-            f"{socket.gethostname()} does not see the same {storage.uri} as the driver: {REMEDY}"
-        )
-
-
-def token_name(generation: int) -> str:
-    """Where a driver leaves the token that its workers look for."""
-    return f"leases/{generation}.token"
-
-
-def _answer_name(generation: int, node: str) -> str:
-    return f"leases/{generation}.{node}.token"
-
-
-def _trains(node: dict[str, Any]) -> bool:
-    """Whether trials may run on a node: heads of clusters are often started without resources."""
-    return any(node["Resources"].get(kind, 0) > 0 for kind in ("CPU", "GPU"))
-
-
-def rooms() -> tuple[Path, ...]:
-    """Directories of isoflop's packages, as this process has them."""
-    return tuple(Path(__file__).parents[1] / room for room in ROOMS)
-
-
-@cache
-def fingerprint() -> str:
-    """Hash of the sources of isoflop as this process has them."""
-    digest = hashlib.sha256()
-    for room in rooms():
-        for path in sorted(room.rglob("*.py")):
-            digest.update(path.relative_to(room.parent).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]

@@ -11,7 +11,7 @@ import pyarrow as pa
 from analysis.errors import InputError, first_line
 from analysis.observations import SCHEMA
 from orchestrator.runs import METRICS, PARAMS, TOKENS_TAG, TRIAL_TAG
-from orchestrator.tracking import quieten
+from orchestrator.tracking import masked, quieten
 
 
 def read_experiment(name: str, uri: str | None, *, own: bool = True) -> pa.Table:
@@ -56,7 +56,7 @@ def _runs_of(name: str, uri: str) -> list[Any]:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             known = ", ".join(repr(e.name) for e in client.search_experiments())
-            raise InputError(f"{uri} has no experiment {name!r}; it has {known}")
+            raise InputError(f"{masked(uri)} has no experiment {name!r}; it has {known}")
         runs, token = [], None
         while True:
             page = client.search_runs(
@@ -67,9 +67,9 @@ def _runs_of(name: str, uri: str) -> list[Any]:
             if not token:
                 break
     except (MlflowException, OSError) as error:
-        raise InputError(f"--tracking-uri {uri}: {first_line(error)}") from error
+        raise InputError(masked(f"--tracking-uri {uri}: {first_line(error)}")) from error
     if not runs:
-        raise InputError(f"the experiment {name!r} in {uri} has no runs")
+        raise InputError(f"the experiment {name!r} in {masked(uri)} has no runs")
     return runs
 
 

@@ -25,7 +25,8 @@ from typing import Any
 import psutil
 
 from analysis.errors import InputError
-from orchestrator.storage import Storage, parse_record
+from orchestrator.records import parse_record, timestamp
+from orchestrator.storage import Storage
 
 DIRECTORY = "leases"
 BEAT = 5.0
@@ -105,7 +106,9 @@ class Lease:
         """Give it back at once; one that cannot be written becomes stale instead."""
         self._ended = True
         self._hurry.set()
-        self._thread.join()
+        self._thread.join(STALE)
+        if self._thread.is_alive():  # the storage does not answer: a beat is still on its way
+            return
         with suppress(OSError):
             self._write(released=True)
 
@@ -126,7 +129,7 @@ class Lease:
             return
         with self._changing:
             self._record = replace(
-                self._record, beat=self._record.beat + 1, beat_at=_now(), released=released
+                self._record, beat=self._record.beat + 1, beat_at=timestamp(), released=released
             )
             record = self._record
         self._storage.replace(_name(record.generation), _dump(record))
@@ -246,7 +249,7 @@ def _this_process(purpose: str) -> LeaseRecord:
         pid=os.getpid(),
         born=_born(os.getpid()) or "",
         purpose=purpose,
-        since=_now(),
+        since=timestamp(),
     )
 
 
@@ -302,7 +305,3 @@ def _name(generation: int) -> str:
 
 def _dump(record: LeaseRecord) -> bytes:
     return json.dumps(asdict(record), indent=1).encode()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat()

@@ -86,20 +86,23 @@ class Ledger:
         order = pa.array([at[name] for name in ids if name in at], pa.int64())
         return table.take(order).select(wanted)
 
-    def compact(self) -> str:
-        """Copy all rows into one file for fast reading; returns its name in `compacted/`."""
-        older = copies(self.storage)
-        return write_copy(self.storage, self.read(), older=older)
+    def compact(self, rows: pa.Table | None = None) -> str:
+        """Copy all rows into one file for fast reading; returns its name in `compacted/`.
 
-    def compact_if_worthwhile(self) -> bool:
-        """Compact if many rows are in no copy; whether that was done."""
+        `rows` are all, where the caller has just read them, and nobody else may have compacted.
+        """
+        older = copies(self.storage)
+        return write_copy(self.storage, self.read() if rows is None else rows, older=older)
+
+    def compact_if_worthwhile(self, rows: pa.Table | None = None) -> bool:
+        """Compact if many rows are in no copy; whether that was done. `rows` as for `compact`."""
         ids = self.ids()
         if len(ids) <= WORTHWHILE:
             return False
         fresh = ids.difference(observation_ids(read_copies(self.storage, KEYS)))
         if len(fresh) <= max(WORTHWHILE, len(ids) / 10):
             return False
-        self.compact()
+        self.compact(rows)
         return True
 
     def _ids(self) -> list[ObservationId]:

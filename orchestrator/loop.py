@@ -16,7 +16,6 @@ from analysis.observations import ObservationId, observation_ids
 from analysis.study import Study
 from analysis.study_json import to_json
 from analysis.wording import count
-from cluster.machines import cpu_slots
 from orchestrator import checkpoints
 from orchestrator.conclusion import metrics, propose_next, write_report
 from orchestrator.lease import hold
@@ -108,6 +107,7 @@ class Outcome:
             "training_share": self.training_share,
             **{key: analysed.get(key) for key in keys},
             "refusal": self.refusal,
+            "tracking_error": self.tracking_error,
             "proposal": self.project.proposal if self.proposed else None,
             "project": self.project.uri,
         }
@@ -151,12 +151,14 @@ def run(
     store_of(project, tracking_uri)  # refuses what is none, before anything is written
     with hold(project.storage, "isoflop run", waiting=console.print) as lease:
         # Reads all rows: a damaged file ends it here.
-        before = set(observation_ids(project.ledger.read()))
+        rows = project.ledger.read()
+        before = set(observation_ids(rows))
         with suppress(OSError):
-            project.ledger.compact_if_worthwhile()
+            project.ledger.compact_if_worthwhile(rows)
+        del rows  # curves are large
         project.save_plan(plan, extend=extend)
         with Mirror(project, plan, tracking_uri=tracking_uri) as tracking:
-            board = Board(plan, cpu_slots())
+            board = Board(plan)
             board.know(project.outcomes(plan), _losses(project, plan))
             if tracking.store is None:
                 console.print(NO_STORE)

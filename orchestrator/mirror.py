@@ -26,7 +26,7 @@ from analysis.errors import last_line
 from analysis.observations import ObservationId
 from orchestrator.planner import Plan
 from orchestrator.project import Project
-from orchestrator.tracking import Results, Store, store_of
+from orchestrator.tracking import Results, Store, masked, store_of
 
 RESTARTS = 5
 """Times in a row that a writer may die without having written anything."""
@@ -152,13 +152,17 @@ class Mirror:
         """Start the writer, hear it, and start another when it dies."""
         failures = 0
         while failures <= RESTARTS and not self._closing.is_set():
-            with tempfile.TemporaryFile("w+") as log:
-                wrote, code = self._hear(log)
-                if not self._closing.is_set():
-                    log.seek(0)
-                    said = last_line(log.read())
-                    why = f": {said}" if said else ""
-                    self._died = f"its writer ended with exit code {code}{why}"
+            wrote = 0
+            try:
+                with tempfile.TemporaryFile("w+") as log:
+                    wrote, code = self._hear(log)
+                    if not self._closing.is_set():
+                        log.seek(0)
+                        said = masked(last_line(log.read()))
+                        why = f": {said}" if said else ""
+                        self._died = f"its writer ended with exit code {code}{why}"
+            except OSError as error:  # no more processes, or no room for the log
+                self._died = f"its writer cannot start: {error}"
             failures = 0 if wrote else failures + 1
             self._closing.wait(min(2.0**failures, LONGEST_PAUSE_SECONDS))
         with self._news:

@@ -20,7 +20,7 @@ from analysis.errors import first_line
 from analysis.observations import ObservationId
 from orchestrator.mirror import CLOSE_SECONDS, LONGEST_PAUSE_SECONDS
 from orchestrator.project import Project, open_project
-from orchestrator.tracking import Results, Store, Tracker, store_of, trust_the_disk
+from orchestrator.tracking import Results, Store, Tracker, masked, store_of, trust_the_disk
 
 PAUSE_SECONDS = 0.5
 """Between looks at what is finished, so that rows are read many at a time."""
@@ -93,7 +93,7 @@ class Writer:
                 self._inbox.wait(PAUSE_SECONDS)
                 pause = None
             except Exception as error:  # whatever it is, training must not know of it
-                self._tracker, self._error = None, first_line(error, named=True)
+                self._tracker, self._error = None, masked(first_line(error, named=True))
                 self._say("waiting")
                 pause = min(max(1.0, 2 * (pause or 0.0)), LONGEST_PAUSE_SECONDS)
 

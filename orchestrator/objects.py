@@ -10,7 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ UNREACHABLE = ("Timeout", "Connect", "Connection", "HTTPClient", "Payload", "Dis
 """Parts of names of errors that may be gone at the next try."""
 CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google")
 """Packages whose errors are not `OSError`s, as those of fsspec's interface should be."""
+BOUNDS: dict[str, dict[str, Any]] = {
+    # s3fs itself tries 5 times, 5 s to connect and 15 s for an answer; botocore below it once.
+    "s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}}},
+    "gs": {"requests_timeout": 15},  # gcsfs tries 6 times
+}
+"""So that no call takes longer than about two minutes: whoever called tries again, and says so."""
 CONFLICTS = 10
 """Tries of a conditional write that meets another one in flight, which S3 answers with 409."""
 
@@ -108,6 +114,11 @@ class ObjectStorage(Storage):
             except FileNotFoundError:
                 return
 
+    def remove_all(self, directory: str) -> None:
+        """See `Storage`."""
+        with self._telling("remove from"), suppress(FileNotFoundError):
+            self._connect().rm(self._path(directory), recursive=True)
+
     def upload(self, path: Path, name: str) -> None:
         """See `Storage`."""
         with self._telling("write"):
@@ -133,7 +144,8 @@ class ObjectStorage(Storage):
 
             try:
                 # Its caching of instances is by thread; ours is shared by the driver's threads.
-                made = fsspec.filesystem(self._scheme, use_listings_cache=False)
+                bounds = BOUNDS[self._scheme]
+                made = fsspec.filesystem(self._scheme, use_listings_cache=False, **bounds)
             except ImportError as error:
                 extra = OBJECT_STORES[self._scheme]
                 raise InputError(

@@ -66,7 +66,8 @@ class Board:
     """States of all trials of a plan, by key. Plain data; `Progress` shows it."""
 
     plan: Plan
-    slots: int
+    slots: int = 1
+    """Trials that are trained at once, about."""
     cells: dict[str, Cell] = field(init=False)
     started: float = field(default_factory=time.monotonic)
 
@@ -136,7 +137,7 @@ class Progress:
             plan = self.board.plan
             self.console.print(
                 f"{plan.name}: {len(plan.planned)} trials, {plan.flops:.3g} FLOPs; "
-                + (f"{left} to train, {self.board.slots} at once" if left else "all measured")
+                + (f"{left} to train" if left else "all measured")
             )
         return self
 
@@ -158,16 +159,21 @@ class Progress:
         """What goes on before the first trial, shown until then."""
         self._doing = text
 
-    def say(self, text: str) -> None:
+    def joined(self, cluster: str, slots: int) -> None:
+        """What there is to train on, and how many trials fit on it at once, about."""
+        self.board.slots = slots
+        self.say(f"on {cluster}: about {slots} trial{'s' * (slots != 1)} at once", style="dim")
+
+    def say(self, text: str, *, style: str = "yellow") -> None:
         """A line of news, above the live view."""
-        self.console.print(Text(text, style="yellow"))
+        self.console.print(Text(text, style=style))
 
     def trouble(self, text: str) -> None:
         """Something that many trials may report again and again until it is over."""
         now = time.monotonic()
         if now - self._told.get(text, -REPEAT_SECONDS) >= REPEAT_SECONDS:
             self._told[text] = now
-            self.say(f"{text}; trying again")
+            self.say(text)
 
     def waiting(self, key: str) -> None:
         """A trial has to start again."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from orchestrator.attempts import BLAMELESS, Attempt, Attempts
 from orchestrator.changes import changes
 from orchestrator.ledger import Ledger
 from orchestrator.planner import Plan, Planned, Role
+from orchestrator.records import parse_record, timestamp
 from orchestrator.spec import to_toml
-from orchestrator.storage import Storage, is_uri, open_storage, parse_record, prove
+from orchestrator.storage import Storage, is_uri, open_storage, prove
 
 PROJECTS = Path("projects")
 """Where new projects go, below the working directory."""
@@ -50,6 +50,29 @@ class Drafts:
     def figures(self) -> Path:
         """A directory of pictures."""
         return self.directory / FIGURES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activity:
+    """Who works in a project, and on what, at one moment."""
+
+    driver: lease.LeaseRecord | None
+    """Who drives it, if anybody alive does."""
+    attempts: tuple[Attempt, ...]
+    """Those that run and those that gave no row, oldest first."""
+
+    @property
+    def running(self) -> list[Attempt]:
+        """Those of the driver that is at work."""
+        if self.driver is None:
+            return []
+        return [a for a in self.attempts if a.open and a.driver == self.driver.generation]
+
+    @property
+    def over(self) -> list[Attempt]:
+        """Those without a row that run no more; open ones were left by a driver that is gone."""
+        running = {a.id for a in self.running}
+        return [a for a in self.attempts if a.id not in running]
 
 
 @dataclass(frozen=True)
@@ -82,11 +105,6 @@ class Project:
     def attempts(self) -> Attempts:
         """Its attempts that run, or that gave no observation."""
         return Attempts(self.storage)
-
-    @property
-    def figures(self) -> str:
-        """Where its pictures are, for people."""
-        return self.storage.place(FIGURES)
 
     @property
     def report(self) -> str:
@@ -151,7 +169,7 @@ class Project:
                 raise InputError(_refusal(self, plan, found.sentence, only_new=not found.gone))
             if {**old, "saved_at": None} == {**_plain(plan), "saved_at": None}:
                 return
-        record = {**_plain(plan), "saved_at": datetime.now(UTC).isoformat()}
+        record = {**_plain(plan), "saved_at": timestamp()}
         name = f"{_PLANS}/{plan.name}"
         self.storage.replace(f"{name}.json", json.dumps(record, indent=1).encode())
         comment = f"The sweep {plan.name}, as it was run in this project."
@@ -181,12 +199,15 @@ class Project:
             found[p.id] = found.get(p.id, frozenset()) | {p.role}
         return found
 
-    def running(self) -> list[Attempt]:
-        """The attempts that are going on, as far as storage tells: open, and their driver alive."""
-        return self._running(self.attempts.all())
+    def activity(self) -> Activity:
+        """Who works in it now, as far as storage tells."""
+        attempts = tuple(self.attempts.all())
+        holder = lease.current(self.storage)
+        alive = holder is not None and lease.is_alive(holder)
+        return Activity(attempts=attempts, driver=holder if alive else None)
 
-    def outcomes(self, plan: Plan) -> dict[ObservationId, str]:
-        """State of every observation of a plan.
+    def outcomes(self, plan: Plan, activity: Activity | None = None) -> dict[ObservationId, str]:
+        """State of every observation of a plan, by the `activity` now.
 
         `complete` or `diverged` where it is in the ledger, else `running`; `failed` if its last
         attempt ended by itself or in the loss of its worker, and `waiting` if there was none, or
@@ -194,23 +215,17 @@ class Project:
         """
         table = self.ledger.read({p.id for p in plan.planned}, ("trial", "tokens", "status"))
         state = dict(zip(observation_ids(table), table["status"].to_pylist(), strict=True))
-        attempts = self.attempts.all()
-        running = {a.observation for a in self._running(attempts)}
-        for name, last in _last(attempts).items():
+        activity = activity or self.activity()
+        running = {a.observation for a in activity.running}
+        for name, last in _last(activity.attempts).items():
             if name in running:
                 state.setdefault(name, "running")
             elif not last.open and last.kind not in BLAMELESS:
                 state.setdefault(name, "failed")
         return {p.id: state.get(p.id, "waiting") for p in plan.planned}
 
-    def _running(self, attempts: list[Attempt]) -> list[Attempt]:
-        holder = lease.current(self.storage) if any(a.open for a in attempts) else None
-        if holder is None or not lease.is_alive(holder):
-            return []
-        return [a for a in attempts if a.open and a.driver == holder.generation]
 
-
-def _last(attempts: list[Attempt]) -> dict[ObservationId, Attempt]:
+def _last(attempts: Iterable[Attempt]) -> dict[ObservationId, Attempt]:
     """The last attempt at each observation, by their numbers: clocks of machines differ."""
     return {a.observation: a for a in sorted(attempts, key=lambda a: a.number)}
 
@@ -257,7 +272,7 @@ def create_project(location: str | Path) -> Project:
     """
     storage = open_storage(location)
     prove(storage)
-    storage.create(MARK, json.dumps({"created_at": datetime.now(UTC).isoformat()}).encode())
+    storage.create(MARK, json.dumps({"created_at": timestamp()}).encode())
     return Project(storage)
 
 

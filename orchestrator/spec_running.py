@@ -113,7 +113,7 @@ class Checkpoints(Strict):
     keep: Annotated[int, Field(ge=1)] = 2
     """Newest checkpoints of each trial that are kept: if one is damaged, there is another."""
     after: Literal["remove", "keep"] = "remove"
-    """What becomes of them when the plan is complete."""
+    """What becomes of a trial's when it is measured."""
 
 
 class ClusterSpec(Strict):

@@ -10,17 +10,17 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from orchestrator import lease
 from orchestrator.attempts import Attempt
 from orchestrator.external import external_counts
 from orchestrator.lease import LeaseRecord
 from orchestrator.planner import Planned
-from orchestrator.project import Project, counts
+from orchestrator.project import Activity, Project, counts
 from orchestrator.tables import clock, plain_table
 
 STATES = ("complete", "diverged", "failed", "running", "waiting")
 SHOWN = 20
-"""Running trials, and ended attempts, that a person is shown; JSON has all."""
+"""Running trials, and attempts that are over, that a person is shown; JSON has all."""
+LEFT = "its driver is gone: the next run goes on from its newest checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,28 +33,14 @@ class Status:
     """By plan, how many observations are in which state."""
     external: Mapping[str, int]
     """By set of external runs, how many."""
-    driver: LeaseRecord | None
-    """Who drives it, as far as can be told."""
-    attempts: tuple[Attempt, ...]
-    """Those that run and those that gave no row, oldest first."""
+    activity: Activity
     planned: Mapping[str, Planned]
     """By trial."""
 
-    @property
-    def running(self) -> list[Attempt]:
-        """The attempts of the driver that is at work."""
-        if self.driver is None:
-            return []
-        return [a for a in self.attempts if a.open and a.driver == self.driver.generation]
-
-    @property
-    def ended(self) -> list[Attempt]:
-        """The attempts that ended without a row."""
-        return [a for a in self.attempts if not a.open]
-
     def progress(self, attempt: Attempt) -> tuple[float | None, float | None]:
         """Share of a running trial's steps done, and its training loss, at the last beat."""
-        told = self.driver.note.get("running", {}) if self.driver else {}
+        driver = self.activity.driver
+        told = driver.note.get("running", {}) if driver else {}
         found = told.get(attempt.trial, {})
         return found.get("fraction"), found.get("loss")
 
@@ -62,13 +48,13 @@ class Status:
         """The contract of `isoflop status --json`."""
         return {
             "project": self.project,
-            "driver": _driver(self.driver),
+            "driver": _driver(self.activity.driver),
             "plans": [{"name": k, **{s: v[s] for s in STATES}} for k, v in self.plans.items()],
             "external": [{"name": k, "complete": n} for k, n in self.external.items()],
-            "running": [self._running(attempt) for attempt in self.running],
-            "failures": [
+            "running": [self._running(attempt) for attempt in self.activity.running],
+            "attempts_without_row": [
                 {k: v for k, v in asdict(a).items() if k not in ("traceback", "log", "id")}
-                for a in self.ended
+                for a in self.activity.over
             ],
         }
 
@@ -80,14 +66,12 @@ class Status:
 
 def status(project: Project) -> Status:
     """Read what a project's storage says."""
-    plans = project.plans()
-    driver = lease.current(project.storage)
+    plans, activity = project.plans(), project.activity()
     return Status(
         project=project.uri,
-        plans={plan.name: counts(project.outcomes(plan)) for plan in plans},
+        plans={plan.name: counts(project.outcomes(plan, activity)) for plan in plans},
         external=external_counts(project),
-        driver=driver if driver and lease.is_alive(driver) else None,
-        attempts=tuple(project.attempts.all()),
+        activity=activity,
         planned={p.trial.key: p for plan in plans for p in plan.planned},
     )
 
@@ -102,10 +86,10 @@ def show_status(console: Console, found: Status) -> None:
         table.add_row(f"{name} (external)", str(n), str(n), *("–" for _ in STATES[1:]))
     console.print(table)
     console.print()
-    console.print(_who(found.driver), markup=False)
-    if found.running:
+    console.print(_who(found.activity.driver), markup=False)
+    if found.activity.running:
         console.print(_runs(found))
-    if found.ended:
+    if found.activity.over:
         _show_attempts(console, found)
 
 
@@ -113,7 +97,7 @@ def _runs(found: Status) -> Any:
     table = plain_table(
         "running trial", "C, FLOPs", "width", "done", "train loss", "for", "on", "attempt"
     )
-    for attempt in found.running[:SHOWN]:
+    for attempt in found.activity.running[:SHOWN]:
         planned = found.planned.get(attempt.trial)
         fraction, loss = found.progress(attempt)
         table.add_row(
@@ -130,17 +114,18 @@ def _runs(found: Status) -> Any:
 
 
 def _show_attempts(console: Console, found: Status) -> None:
-    """The latest ends of attempts without a row, a line each."""
-    ended = sorted(found.ended, key=lambda a: a.ended_at or "")
+    """The latest attempts without a row that run no more, a line each."""
+    over = sorted(found.activity.over, key=lambda a: a.ended_at or a.started_at)
     console.print()
     table = plain_table("attempt without a row", "", "where", "why")
-    for a in ended[-SHOWN:]:
+    for a in over[-SHOWN:]:
         step = "" if a.step is None else f", at step {a.step:,}"
-        where = f"{(a.ended_at or '')[:16].replace('T', ' ')} UTC {a.node}"
-        table.add_row(f"{a.trial} {a.number}", str(a.kind), where, Text(f"{a.error}{step}"))
+        where = f"{(a.ended_at or a.started_at)[:16].replace('T', ' ')} UTC {a.node}"
+        why = Text(LEFT if a.open else f"{a.error}{step}")
+        table.add_row(f"{a.trial} {a.number}", a.kind or "left", where, why)
     console.print(table)
-    if len(ended) > SHOWN:
-        console.print(f"… the latest {SHOWN} of {len(ended)}; --json has all", style="dim")
+    if len(over) > SHOWN:
+        console.print(f"… the latest {SHOWN} of {len(over)}; --json has all", style="dim")
     console.print(f"tracebacks and logs: {found.project}/attempts/", style="dim", markup=False)
 
 

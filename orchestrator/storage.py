@@ -6,22 +6,29 @@ directories and the way from what a person wrote to a storage.
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import re
 import shutil
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypeVar
 
 from analysis.errors import InputError
 
 OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
 """Schemes of object stores, with the extra of isoflop that each needs."""
+LONGEST_WAIT = 10.0
+"""Seconds between tries of a storage that fails."""
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""How file systems say that they have no hard links; want of permission is EACCES."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")  # one slash too: Path drops the other
+
+Result = TypeVar("Result")
 
 
 class Refused(InputError, OSError):
@@ -96,6 +103,10 @@ class Storage(ABC):
         """Remove a file; nothing happens where there is none."""
 
     @abstractmethod
+    def remove_all(self, directory: str) -> None:
+        """Remove all below `directory`, temporary files too; nothing where there is none."""
+
+    @abstractmethod
     def upload(self, path: Path, name: str) -> None:
         """As `replace`, from a local file of any size."""
 
@@ -133,6 +144,13 @@ class LocalStorage(Storage):
             except FileExistsError:
                 if temporary.stat().st_nlink != 2:
                     return False
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                raise Refused(
+                    f"{self.uri} is on a file system without hard links ({error.strerror}), which "
+                    "a ledger needs: choose another with --project"
+                ) from error
         if durable:
             _sync(path.parent)
         return True
@@ -174,6 +192,11 @@ class LocalStorage(Storage):
         """See `Storage`."""
         with _refusing(self.uri):
             (self._directory / name).unlink(missing_ok=True)
+
+    def remove_all(self, directory: str) -> None:
+        """See `Storage`."""
+        with _refusing(self.uri), suppress(FileNotFoundError):
+            shutil.rmtree(self._directory / directory)
 
     def upload(self, path: Path, name: str) -> None:
         """See `Storage`."""
@@ -222,8 +245,12 @@ def _refusing(uri: str) -> Iterator[None]:
     """Say in one sentence that a file system does not permit something."""
     try:
         yield
+    except Refused:
+        raise
     except PermissionError as error:
-        raise Refused(f"no permission for {error.filename or uri} ({error.strerror})") from error
+        path = Path(error.filename or uri)
+        place = path.parent if path.name.startswith(".") else path  # of a temporary file, its place
+        raise Refused(f"no permission for {place} ({error.strerror})") from error
 
 
 def _sync(directory: Path) -> None:
@@ -304,9 +331,9 @@ def prove(storage: Storage) -> None:
     except Refused as error:
         raise InputError(f"cannot write to the project: {error}") from error
     except OSError as error:
-        reason = error.strerror or str(error)
         raise InputError(
-            f"cannot write to the project {storage.uri} ({reason}): choose another with --project"
+            f"cannot write to the project {storage.uri} ({reason_of(error)}): choose another with "
+            "--project"
         ) from error
     finally:
         _try_to_remove(storage, name)
@@ -318,27 +345,38 @@ def prove(storage: Storage) -> None:
         )
 
 
+def reason_of(error: OSError) -> str:
+    """Why, without the name of the file, which may be a temporary one."""
+    return error.strerror or str(error)
+
+
+def patiently(
+    action: Callable[[], Result],
+    *,
+    tell: Callable[[OSError], None],
+    unless: Callable[[], bool],
+) -> Result:
+    """Do something with a storage, however long it fails; `tell` each time why.
+
+    Raises
+    ------
+    OSError
+        The last one, once `unless` says that nobody wants it any more.
+    """
+    wait = 0.1
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if unless():
+                raise
+            tell(error)
+            time.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+
 def _try_to_remove(storage: Storage, name: str) -> None:
     try:
         storage.remove(name)
     except OSError:  # then it could not be written either, which is what is told
         return
-
-
-def parse_record(place: str, data: bytes, needed: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A JSON object of a project.
-
-    Raises
-    ------
-    InputError
-        If it is damaged, or lacks what is `needed`.
-    """
-    try:
-        found = dict(json.loads(data))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{place} is damaged ({error}): move it away and run again") from error
-    if missing := [name for name in needed if name not in found]:
-        raise InputError(
-            f"{place} is no record of this version, it lacks {', '.join(missing)}: move it away"
-        )
-    return found

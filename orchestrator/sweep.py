@@ -17,6 +17,7 @@ from typing import Any
 from ray import tune
 from ray.autoscaler.sdk import request_resources
 from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import FIFOScheduler
 from ray.util.placement_group import placement_group
 
 from analysis.errors import InputError
@@ -27,13 +28,14 @@ from cluster.machines import Cluster
 from cluster.placement import Unplaceable, place
 from cluster.queue import Job, Queue
 from cluster.simulation import simulate
-from orchestrator.connection import connected, machines, prove, token_name
+from orchestrator.connection import connected, group_gone, machines
 from orchestrator.estimate import jobs_of
 from orchestrator.grid import Grid
 from orchestrator.lease import Lease
 from orchestrator.planner import Plan
 from orchestrator.progress import Progress
 from orchestrator.project import Project, missing
+from orchestrator.proof import nonce_name, prove_nodes
 from orchestrator.stop import Stop, interruptible
 from orchestrator.watch import Over, Watch, quit_now
 from orchestrator.worker import Order, observe
@@ -92,16 +94,17 @@ def train(
         caps = _caps(project, plan, coming)
         found = simulate(jobs, coming, slots=limits.slots, caps=caps)
         queue = Queue(jobs, present, order=found.order, slots=limits.slots, caps=caps)
-        progress.board.slots = _slots(jobs, coming, limits.slots)
+        slots = _slots(jobs, coming, limits.slots)
+        progress.joined(str(coming), slots)
         progress.doing("starting workers …")
         stop = Stop(lease)
-        with _shared(project, lease) as token, _grown(coming, present):
+        with _shared(project, lease) as nonce, _grown(coming, present):
             order = partial(
                 Order,
                 project=project.uri,
                 generation=lease.generation,
-                token=token,
-                report_seconds=max(REPORT_SECONDS, progress.board.slots / REPORTS_PER_SECOND),
+                nonce=nonce,
+                report_seconds=max(REPORT_SECONDS, slots / REPORTS_PER_SECOND),
                 silent_seconds=limits.silent_seconds,
                 checkpoints=plan.spec.checkpoints,
             )
@@ -120,6 +123,7 @@ def train(
                 stop=stop,
                 cluster=machines,
                 clock=lambda: time.monotonic() - started,
+                gone=group_gone,
             )
             watch = Watch(
                 project=project,
@@ -142,12 +146,12 @@ def train(
 
 @contextmanager
 def _shared(project: Project, lease: Lease) -> Iterator[str]:
-    """A token in the project, by which every node proves that it sees it."""
-    token, name = secrets.token_hex(16), token_name(lease.generation)
-    project.storage.replace(name, token.encode())
+    """A nonce in the project, by which every node proves that it sees it."""
+    nonce, name = secrets.token_hex(16), nonce_name(lease.generation)
+    project.storage.replace(name, nonce.encode())
     try:
-        prove(project.storage, token, lease.generation)
-        yield token
+        prove_nodes(project.storage, nonce, lease.generation)
+        yield nonce
     finally:
         with suppress(OSError):
             project.storage.remove(name)
@@ -227,6 +231,7 @@ def _tune(grid: Grid, watch: Watch, scratch: Path) -> None:
         tune.with_resources(observe, _placement),
         tune_config=TuneConfig(
             search_alg=grid,
+            scheduler=_Frugal(),  # type: ignore[no-untyped-call] # Ray leaves it so
             num_samples=-1,
             reuse_actors=True,
             trial_name_creator=lambda trial: str(trial.trial_id),
@@ -243,16 +248,32 @@ def _tune(grid: Grid, watch: Watch, scratch: Path) -> None:
     tuner.fit()
 
 
+class _Frugal(FIFOScheduler):
+    """Has Tune end an actor that no trial takes over, rather than keep one on its GPUs in case."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A trial is handed out."""
+        tune_controller._actor_cache._may_keep_one = False  # Tune has no setting for it
+
+
 class _Aimed(PlacementGroupFactory):
     """Asks Ray for the node where the queue has room, so that it stays as the queue thinks.
 
     Left to itself Ray spreads small groups over the nodes, and a wide one waits for all of them.
-    The node is no part of equality: trials of one class use each other's actors, wherever they are.
+    Only those of one line are equal, which is to Tune: may use each other's actors.
     """
 
-    def __init__(self, bundles: list[dict[str, float]], strategy: str, node: str | None) -> None:
+    def __init__(
+        self, bundles: list[dict[str, float]], strategy: str, node: str | None, line: str
+    ) -> None:
         super().__init__(bundles, strategy=strategy)
-        self._node = node
+        self._node, self._line = node, line
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Aimed) and other._line == self._line
+
+    def __hash__(self) -> int:
+        return hash(self._line)
 
     def to_placement_group(self) -> Any:
         """Make the group. Ray takes the hint for groups on one node only."""

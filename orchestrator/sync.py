@@ -20,7 +20,7 @@ from orchestrator.runs import (
     points_of,
     status_of,
 )
-from orchestrator.tracking import Store, Tracker
+from orchestrator.tracking import Store, Tracker, masked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,8 @@ def sync(
         )
     except (MlflowException, OSError) as error:
         raise InputError(
-            f"MLflow at {store.shown} failed ({first_line(error, named=True)}): what it has is "
-            "kept, run isoflop sync again when it answers"
+            f"MLflow at {store.shown} failed ({masked(first_line(error, named=True))}): what it "
+            "has is kept, run isoflop sync again when it answers"
         ) from error
 
 

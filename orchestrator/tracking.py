@@ -58,7 +58,18 @@ class Store:
     @property
     def shown(self) -> str:
         """Its URI without a password."""
-        return re.sub(r"//[^/@]*@", "//***@", self.uri)
+        return masked(self.uri)
+
+
+def masked(text: str) -> str:
+    """What is said of a store, without the passwords of URIs in it.
+
+    Examples
+    --------
+    >>> masked("cannot connect to postgresql://me:secret@db/mlflow")
+    'cannot connect to postgresql://***@db/mlflow'
+    """
+    return re.sub(r"//[^/\s]*@", "//***@", text)
 
 
 def store_uri(project: Project) -> str:
@@ -194,7 +205,7 @@ class Tracker:
             try:
                 self.client.log_artifact(run, path, "figures" if path.endswith(".png") else None)
             except Exception as error:  # whatever their store raises: it is not MLflow's own
-                self.unattached[path] = first_line(error, named=True)
+                self.unattached[path] = masked(first_line(error, named=True))
 
     def search(self, tag: str) -> list[Any]:
         """All runs that have a tag: at once, since removing some of them moves MLflow's pages."""
@@ -268,7 +279,7 @@ class Tracker:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             # And that must not hold up the others.
-            self.refused[name] = first_line(error, named=True)
+            self.refused[name] = masked(first_line(error, named=True))
             return name, None
         self._latest = max(self._latest, end)
         return name, run

@@ -17,18 +17,19 @@ from ray import cloudpickle
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune import Callback, Stopper
 
-from analysis.errors import InputError
+from analysis.errors import InputError, first_line, last_line
 from analysis.observations import ObservationId
 from orchestrator.attempts import Attempts, Kind
 from orchestrator.checkpoints import directory_of
-from orchestrator.connection import UnfitNodeError
 from orchestrator.grid import Grid
 from orchestrator.lease import current
 from orchestrator.options import INTERRUPTED
 from orchestrator.progress import Progress
 from orchestrator.project import Project
+from orchestrator.proof import UnfitNodeError
 from orchestrator.spec_running import Limits
 from orchestrator.stop import Stop
+from orchestrator.storage import reason_of
 from trainers.trial import Trial
 
 LOOK_SECONDS = 1.0
@@ -41,6 +42,8 @@ LEAST_SLOW_SECONDS = 60.0
 """A trial that has run for less is never called slow."""
 STOP_SECONDS = 120.0
 """After an interrupt, for trials to write their checkpoints; what takes longer is ended."""
+IDLE_SECONDS = 30.0
+"""Without any trial that runs, from which on a person is told what is waited for."""
 STALL_SECONDS = 10.0
 """Between two of Tune's steps, from which on this process was stopped or held up itself."""
 TIMED = 3
@@ -60,6 +63,8 @@ class _Run:
     heard: float
     fraction: float = 0.0
     loss: float | None = None
+    measured: bool = False
+    """Whether its row is in the ledger."""
     doomed: tuple[Kind, str] | None = None
     """Why it was killed from here."""
 
@@ -133,7 +138,7 @@ class Watch(Callback):
         self._runs: dict[str, _Run] = {}
         self._paces: list[float] = []
         self._moved: set[str] = set()
-        self._stepped = self._looked = time.monotonic()
+        self._stepped = self._looked = self._busy = time.monotonic()
         self._told = False
         self._unwritten: list[_Loss] = []
         self._last: dict[str, int] = {}
@@ -159,7 +164,7 @@ class Watch(Callback):
         run = self._runs[key]
         run.heard = time.monotonic()
         if "node" in result:
-            self._grid.seen(key, _name(run.actor), result["node"])
+            self._grid.seen(key, _name(run.actor), result["node"], result["group"])
         if "trouble" in result:
             self._progress.trouble(result["trouble"])
         elif "fraction" in result:
@@ -170,6 +175,8 @@ class Watch(Callback):
             if not self._stop.wanted:
                 self._ask_for_the_lease()
         elif "status" in result:
+            run.measured = True
+            self._grid.measured(key)
             # Of what was found, resumed or cut short the time says nothing.
             if result["whole"] and result["status"] == "complete":
                 self._paces.append((run.heard - run.since) / max(self._expected(key), 1e-9))
@@ -184,6 +191,8 @@ class Watch(Callback):
         """A trial raised, or its actor is gone."""
         key = trial.config["key"]
         run = self._runs.pop(key, None)
+        if run is not None and run.measured:  # it died of nothing that matters any more
+            return
         error = _error_of(trial)
         kind, text = _diagnosis(error) if run is None or run.doomed is None else run.doomed
         loss = _Loss(key, kind, text, str(error), self._last.get(key, 0))
@@ -207,6 +216,12 @@ class Watch(Callback):
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
+        self._busy = now if self._runs else self._busy
+        if now - self._busy > IDLE_SECONDS and not self._stop.wanted:
+            self._progress.trouble(
+                "no trial has a worker: the cluster has no room for one, perhaps for other jobs' "
+                "sake; waiting"
+            )
         for key, run in self._runs.items():
             doom = self._doom(key, run, now)
             if doom is not None and run.doomed is None:
@@ -245,7 +260,8 @@ class Watch(Callback):
                 after=loss.after,
             )
         except (OSError, InputError) as trouble:
-            self._progress.trouble(f"cannot record a failed attempt: {trouble}")
+            said = reason_of(trouble) if isinstance(trouble, OSError) else str(trouble)
+            self._progress.trouble(f"cannot record how an attempt ended: {said}; trying again")
             self._unwritten.append(loss)
             return None
         self._last[loss.key] = max(known.number, self._last.get(loss.key, 0))
@@ -308,11 +324,11 @@ def _diagnosis(error: Any) -> tuple[Kind, str]:
     if isinstance(error, UnfitNodeError):
         return "node lost", str(error.cause if isinstance(error, RayTaskError) else error)
     if not isinstance(error, RayActorError):
-        return "raised", f"{type(error).__name__}: {error}".splitlines()[0]
+        return "raised", first_line(error, named=True)
     if NODE_DIED in str(error):
         return "node lost", "its node is gone"
     if CREATION in str(error):
-        return "worker lost", f"its worker could not start: {str(error).strip().splitlines()[-1]}"
+        return "worker lost", f"its worker could not start: {last_line(error)}"
     return "worker lost", WORKER_DIED
 
 

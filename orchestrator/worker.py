@@ -14,23 +14,22 @@ import socket
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from analysis.errors import InputError
 from cluster.gang import GangError, train_in_gang
 from orchestrator import lease
 from orchestrator.attempts import Attempts, Kind
-from orchestrator.checkpoints import StoredWorkspace
-from orchestrator.connection import UnfitNodeError, fingerprint, witness
+from orchestrator.checkpoints import StoredWorkspace, directory_of
 from orchestrator.ledger import Ledger
+from orchestrator.proof import UnfitNodeError, fingerprint, witness
 from orchestrator.spec_running import Checkpoints
-from orchestrator.storage import Storage, open_storage
+from orchestrator.storage import LONGEST_WAIT, Result, Storage, open_storage, patiently, reason_of
 from orchestrator.watchdog import Watchdog
 from trainers.registry import trainer
 from trainers.trial import Event, Measurement, Progress, Step, Trial
@@ -41,11 +40,8 @@ LOOK_SECONDS, FAR_LOOK_SECONDS = 1.0, 10.0
 """Between looks at the driver's lease, in a directory and in an object store."""
 UNFIT_SECONDS = 60.0
 """That a node may take to see the project."""
-LONGEST_WAIT = 10.0
-"""Seconds between tries of a storage that fails."""
 
 Report = Callable[[dict[str, Any]], None]
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +53,7 @@ class Order:
     """URI of its storage."""
     generation: int
     """Of the driver's lease."""
-    token: str
+    nonce: str
     """What lies in the project, if this node sees the same one as the driver."""
     scratch: str
     """Directory on this node for the trial's files."""
@@ -155,7 +151,7 @@ class Work:
                     raise Interrupted(str(error)) from error
                 if time.monotonic() > until:
                     raise UnfitNodeError(str(error)) from error
-                self.report({"trouble": str(error)})
+                self._tell(str(error))
                 time.sleep(min(LONGEST_WAIT, UNFIT_SECONDS / 4))
 
     def _attempt(self) -> None:
@@ -184,15 +180,18 @@ class Work:
                     step=self.step,
                 )
             except OSError as trouble:  # it stays open: the trial's next attempt explains it
-                warnings.warn(f"cannot record how {attempt} ended: {trouble}", stacklevel=2)
+                self._tell(f"cannot record how an attempt ended: {reason_of(trouble)}")
 
         watchdog = Watchdog(order.silent_seconds, lambda error, at: fail("silent", error, at))
         try:
             # What the storage takes is no silence of the trial's.
-            self.workspace.paused = watchdog.paused
+            self.workspace.paused, self.workspace.tell = watchdog.paused, self._tell
             with _printing_to(log), watchdog:
                 self._train(directory, watchdog)
             self._patiently("remove the attempt", lambda: self.attempts.succeed(attempt))
+            if order.checkpoints.after == "remove":
+                with suppress(OSError):  # the driver tries again at the sweep's end
+                    self.storage.remove_all(directory_of(self.trial.key))
         except Interrupted as error:
             fail("interrupted", str(error))
             raise
@@ -208,8 +207,13 @@ class Work:
         """Run the trainer to its measurement, and write that down."""
         # A trainer's `train` is a generator: closing it ends what it started.
         events = cast(Generator[Event, None, None], self._events(directory))
-        with closing(events):
-            self._follow(events, watchdog)
+        try:
+            with closing(events):
+                self._follow(events, watchdog)
+        except OSError as error:
+            if self.will.known:  # it waited for the storage and was not to wait any longer
+                raise Interrupted(str(error)) from error
+            raise
 
     def _follow(self, events: Iterable[Event], watchdog: Watchdog) -> None:
         loss, reported = None, time.monotonic()
@@ -244,16 +248,18 @@ class Work:
 
     def _patiently(self, what: str, action: Callable[[], Result]) -> Result:
         """Do something with the storage, however long that fails: what is measured is precious."""
-        wait = 0.1
-        while True:
-            try:
-                return action()
-            except OSError as error:
-                if self.will.stop():
-                    raise Interrupted(f"cannot {what}: {error}") from error
-                self.report({"trouble": f"cannot {what}: {error}"})
-                time.sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT)
+        try:
+            return patiently(
+                action,
+                tell=lambda error: self._tell(f"cannot {what}: {reason_of(error)}"),
+                unless=self.will.stop,
+            )
+        except OSError as error:
+            raise Interrupted(f"cannot {what}: {error}") from error
+
+    def _tell(self, trouble: str) -> None:
+        """Have a person know what does not work now and is tried again."""
+        self.report({"trouble": f"{trouble}; trying again"})
 
 
 class DriversWill:
@@ -311,22 +317,23 @@ def _storage(project: str) -> Storage:
 
 
 def _witnessed(order: Order) -> Storage:
-    """The project's storage, once this process has seen the driver's token in it."""
-    _witness(order.project, order.token, order.generation)
+    """The project's storage, once this process has seen the driver's nonce in it."""
+    _witness(order.project, order.nonce, order.generation)
     return _storage(order.project)
 
 
 @cache
-def _witness(project: str, token: str, generation: int) -> None:
-    witness(_storage(project), token, generation)
+def _witness(project: str, nonce: str, generation: int) -> None:
+    witness(_storage(project), nonce, generation)
 
 
 @cache
 def _at() -> dict[str, str]:
-    """Which node this is, in Ray's words."""
+    """On which node and in which placement group this is, in Ray's words."""
     import ray
 
-    return {"node": ray.get_runtime_context().get_node_id()}
+    context = ray.get_runtime_context()
+    return {"node": context.get_node_id(), "group": str(context.get_placement_group_id())}
 
 
 @contextmanager

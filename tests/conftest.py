@@ -51,6 +51,16 @@ def kuberay_rayjob_schema() -> Path:
 
 
 @pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new MLflow database: making and migrating one takes seconds, so tests copy it."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
 def make_trial() -> MakeTrial:
     """A pretraining trial of a width at a budget, by default of the mini recipe on the stdlib."""
 

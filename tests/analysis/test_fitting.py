@@ -1,4 +1,3 @@
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -328,11 +327,3 @@ def test_a_law_that_the_data_do_not_follow_stops_at_a_bound_and_says_where(sweep
         assert "end of its range" in found.reason
         assert np.all(np.isfinite(found.covariance))
         assert np.all(found.covariance[stuck, stuck] >= 0)
-
-
-def test_a_fit_of_28_points_takes_well_under_a_third_of_a_second(sweep):
-    obs = sweep(GENERALISED, TRUTH, noise=0.005)
-    fit(GENERALISED, obs)
-    started = time.process_time()
-    fit(GENERALISED, obs)
-    assert time.process_time() - started < 0.3

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from analysis.errors import InputError
 from cluster.gang import GangError, environments, seats, train_in_gang
 from cluster.rank import Home
+from tests.waiting import wait
 from trainers.simulated import Simulated, SimulatedSettings
 from trainers.trial import Event, Measurement, Progress, Step, Trial
 from trainers.workspace import Scratch, Workspace
@@ -115,19 +116,12 @@ def leader(two_nodes: None) -> Iterator[Callable[..., Any]]:
     yield make
     for group in groups:
         remove_placement_group(group)
-    _wait_until(lambda: _free() == HELD_BY_THE_SWEEP)
+    wait(lambda: _free() == HELD_BY_THE_SWEEP)
 
 
 def _free() -> dict[str, float]:
     available = ray.available_resources()
     return {name: available.get(name, 0.0) for name in HELD_BY_THE_SWEEP}
-
-
-def _wait_until(true: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -237,7 +231,7 @@ def test_killing_one_rank_ends_all_and_says_which(
         ray.get(actor.go_on.remote(), timeout=60)
     assert caught.value.cause.lost
     assert "\n" not in str(caught.value.cause)
-    _wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
 @pytest.mark.slow
@@ -255,7 +249,7 @@ def test_a_rank_that_raises_ends_all_and_gives_its_traceback(
     assert str(error).endswith("raised ValueError: rank 1 has had enough")
     assert "in train" in error.__notes__[0]
     pids = [place["pid"] for place in _places(tmp_path)]
-    _wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
 @pytest.mark.slow
@@ -264,7 +258,7 @@ def test_the_death_of_the_leader_ends_all_ranks(leader, trial: Trial, tmp_path: 
     ray.get(actor.begin.remote(trial, tmp_path, lambda name: Reducing(rounds=10_000)), timeout=120)
     pids = [place["pid"] for place in _places(tmp_path)]
     ray.kill(actor)
-    _wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
 @pytest.mark.slow

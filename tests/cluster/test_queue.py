@@ -112,7 +112,6 @@ def test_a_type_that_is_asked_for_is_given() -> None:
 def test_no_more_trials_than_slots() -> None:
     queue = Queue([_job(k, 1, 10) for k in "abc"], uniform(gpus=8), slots=2)
     assert _all(queue, 0.0) == ["a", "b"]
-    assert queue.ahead(0.0) is None
     queue.ended("b", 1.0)
     assert _all(queue, 1.0) == ["c"]
 
@@ -162,15 +161,39 @@ def test_where_a_trial_runs_corrects_the_guess() -> None:
     assert _all(queue, 1.0) == ["whole"]
 
 
-def test_one_handed_out_ahead_takes_the_room_that_becomes_free() -> None:
-    queue = Queue([_job(k, 1, 10) for k in "abc"], uniform(gpus=1))
+def test_the_next_of_a_class_follows_where_one_ends() -> None:
+    queue = Queue([_job(k, 1, 10) for k in "abc"], uniform(nodes=2, gpus=1))
+    assert _all(queue, 0.0) == ["a", "b"]
+    queue.started("b", ["node 1"], 0.0)
+    queue.started("a", ["node 2"], 0.0)
+    assert queue.relay("a", 10.0) == "c"
+    assert queue.where("c") == "node 2"
+    assert (queue.running, queue.waiting) == ({"b", "c"}, 0)
+    assert queue.relay("b", 10.0) is None
+    assert queue.running == {"b", "c"}  # until its process has gone
+    queue.ended("b", 10.1)
+    assert queue.running == {"c"}
+
+
+def test_one_of_another_class_waits_until_the_process_of_the_last_has_gone() -> None:
+    """The shorter one of the same class does not pass the longer one of another."""
+    jobs = [_job("a", 1, 10), _job("wide", 2, 8), _job("half", 1 / 2, 9), _job("b", 1, 5)]
+    queue = Queue(jobs, uniform(gpus=1))
     assert _all(queue, 0.0) == ["a"]
-    assert queue.ahead(0.0) == "b"
-    assert _all(queue, 0.0) == []
-    queue.ended("a", 10.0)
-    assert _all(queue, 10.0) == []  # b has it
-    queue.ended("b", 20.0)
-    assert _all(queue, 20.0) == ["c"]
+    assert queue.relay("a", 10.0) is None
+    assert _all(queue, 10.0) == []
+    queue.ended("a", 10.1)
+    assert _all(queue, 10.1) == ["half"]
+
+
+def test_what_a_trial_took_is_charged_once_and_lets_in_others_at_its_end() -> None:
+    caps = Caps(gpu_hours=20 / 3600)
+    queue = Queue([_job(k, 1, s) for k, s in (("a", 12), ("b", 9))], uniform(gpus=1), caps=caps)
+    assert (_all(queue, 0.0), queue.held) == (["b"], {"a": "gpu_hours"})
+    queue.started("b", [], 0.0)
+    assert queue.relay("b", 8.0) == "a"  # a second less than expected
+    queue.ended("a", 20.0)
+    assert (queue.running, queue.held) == (frozenset(), {})
 
 
 @pytest.mark.parametrize(

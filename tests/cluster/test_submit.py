@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,9 @@ import requests
 from analysis.errors import InputError
 from cluster.dashboard import Token, connect, hosts
 from cluster.submit import Job, _Log, staged, submit
-from orchestrator.connection import ROOMS, rooms
+from orchestrator.proof import ROOMS, rooms
 from orchestrator.shipping import pack
+from tests.waiting import free_ports, wait
 
 BIN = Path(sys.executable).parent
 
@@ -79,7 +79,7 @@ def head() -> Iterator[Head]:
     token = secrets.token_hex(16)
     # Sockets' paths are short: not below pytest's own directory.
     directory = tempfile.mkdtemp(prefix="ray")
-    port, dashboard, client, agent, metrics = _free_ports(5)
+    port, dashboard, client, agent, metrics = free_ports(5)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "RAY_AUTH_MODE": "token",
@@ -99,21 +99,11 @@ def head() -> Iterator[Head]:
         )
     made = Head(url=f"http://127.0.0.1:{dashboard}", token=token)
     try:
-        _await(lambda: _answers(made), f"{directory}/log", 60)
+        wait(lambda: _answers(made), 60, f"for Ray, which says why not in {directory}/log")
         yield made
     finally:
         _stop(process)
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _answers(head: Head) -> bool:
@@ -122,13 +112,6 @@ def _answers(head: Head) -> bool:
         return requests.get(f"{head.url}/api/version", headers=headers, timeout=5).ok
     except requests.ConnectionError:
         return False
-
-
-def _await(condition: Callable[[], bool], what: str, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -39,22 +39,12 @@ def cluster(shared_cluster: Cluster) -> Cluster:
     return shared_cluster
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new MLflow database: making and migrating one takes seconds, so projects copy it."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 MakeSweep = Callable[..., Sweep]
 
 
 @pytest.fixture
 def make_sweep(
-    tmp_path: Path, steps: Steps, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, steps: Steps, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MakeSweep]:
     """Makes a sweep of new trials on a cluster, or where each driver starts a Ray of its own."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -77,7 +67,7 @@ def make_sweep(
         path.write_text(f"seeds = [{next(_seeds)}]\n{spec}{tables}")
         if database:
             project = create_project(directory / "project")
-            shutil.copy(empty_database, project.local / "mlflow.db")
+            shutil.copy(empty_store, project.local / "mlflow.db")
         made.append(Sweep(directory, steps, path, cluster))
         return made[-1]
 

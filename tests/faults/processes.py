@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +22,6 @@ import psutil
 HERE = Path(__file__).parent
 MARKER = "ISOFLOP_FAULTS"
 """In the environment of whatever a test starts, and of whatever that starts."""
-
-
-def wait(condition: Callable[[], Any], seconds: float = 120, what: str = "") -> Any:
-    """What `condition` gives as soon as it is true."""
-    limit = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < limit, f"waited {seconds} s {what or condition}"
-        time.sleep(0.05)
-    return found
 
 
 def environment(steps: Path, **more: str) -> dict[str, str]:

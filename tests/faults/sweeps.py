@@ -34,8 +34,8 @@ from tests.faults.processes import (
     kill_marked,
     marked,
     name_of,
-    wait,
 )
+from tests.waiting import wait
 from trainers.flops import trial_flops
 from trainers.registry import trainer
 from trainers.trial import Measurement, Step, Trial

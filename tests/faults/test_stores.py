@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import MakeSweep, Record
-from tests.faults.processes import MARKER, Cluster, wait
+from tests.faults.processes import MARKER, Cluster
 from tests.faults.sweeps import Sweep
+from tests.waiting import free_ports, wait
 
 pytestmark = pytest.mark.slow
 
@@ -53,15 +53,13 @@ def test_an_mlflow_server_that_is_killed_holds_nothing_up_and_is_caught_up_with(
     cluster: Cluster,
     make_sweep: MakeSweep,
     record: Record,
-    empty_database: Path,
+    empty_store: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sweep = make_sweep(cluster, database=False, seconds=2)
     database = sweep.directory / "mlflow.db"
-    database.write_bytes(empty_database.read_bytes())
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    database.write_bytes(empty_store.read_bytes())
+    (port,) = free_ports(1)
     uri = f"http://127.0.0.1:{port}"
     with _server(sweep, database, port) as server:
         wait(lambda: _answers(port), 120, "for MLflow")

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 import pytest
 
 from tests.faults.conftest import MakeSweep, Record
-from tests.faults.processes import Cluster, wait
+from tests.faults.processes import Cluster
 from tests.faults.sweeps import undisturbed
+from tests.waiting import wait
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,9 @@ import psutil
 import pytest
 
 from tests.faults.conftest import MakeSweep, Record
-from tests.faults.processes import Cluster, wait
+from tests.faults.processes import Cluster
 from tests.faults.sweeps import PRETRAINED, SIMULATED, Sweep
+from tests.waiting import wait
 
 pytestmark = pytest.mark.slow
 

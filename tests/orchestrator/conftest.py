@@ -113,16 +113,6 @@ def storage(location: str) -> Storage:
     return open_storage(location)
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new MLflow database: making and migrating one takes seconds, so tests copy it."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def simulated_project(tmp_path: Path, empty_store: Path) -> Callable[..., Project]:
     """Makes a project of simulated trials, so many of them measured, with an empty MLflow store."""

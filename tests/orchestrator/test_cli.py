@@ -351,4 +351,4 @@ def test_a_report_is_one_self_contained_page(isoflop: Run, project: Project) -> 
     _, fitted, _ = isoflop("fit", project.local, "--json")
     text = " ".join(page.text)
     assert f"{json.loads(fitted)['exponents']['hoffmann']['a']:.3f}" in text
-    assert (Path(project.figures) / "isoflop.png").read_bytes().startswith(b"\x89PNG")
+    assert project.storage.read("figures/isoflop.png").startswith(b"\x89PNG")

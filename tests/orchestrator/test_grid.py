@@ -1,4 +1,4 @@
-"""What Tune is handed, with the real queue: in which order, how far ahead, and how often again."""
+"""What Tune is handed, with the real queue: in which order, when, and how often again."""
 
 import json
 import pickle
@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 from cluster.machines import Cluster, Node, uniform
 from cluster.placement import Placement
 from cluster.queue import Job, Queue
-from orchestrator.grid import LEAST_AHEAD, LOOK_SECONDS, Grid
+from orchestrator.grid import LEAVE_SECONDS, LOOK_SECONDS, Grid
 from orchestrator.lease import Lease
 from orchestrator.spec_running import Checkpoints, Limits
 from orchestrator.stop import Stop
@@ -26,7 +26,7 @@ ORDER = Order(
     trial=simulated(),
     project="/p",
     generation=1,
-    token="t",
+    nonce="n",
     scratch="",
     ranks=1,
     report_seconds=1.0,
@@ -49,7 +49,10 @@ class Tune:
             stop=self.stop,
             cluster=lambda: self.cluster,
             clock=lambda: self.now,
+            gone=lambda group: group not in self.there,
         )
+        self.there: set[str] = set()
+        """Placement groups that still hold their room."""
         self.handed: dict[str, str] = {}
         """Tune's own name of the trial in progress of each key."""
         self._number = 0
@@ -71,6 +74,8 @@ class Tune:
         return list(iter(self.ask, None))
 
     def end(self, key: str) -> None:
+        """Its row is told, and Tune is done with it before it asks for another."""
+        self.grid.measured(key)
         self.grid.on_trial_complete(self.handed.pop(key), {})
 
     def fail(self, key: str, kind: Any, **more: Any) -> bool:
@@ -92,20 +97,59 @@ def test_the_longest_come_first_each_with_its_class() -> None:
         "bundles": [{"CPU": 1.0, "GPU": 1.0}],
         "strategy": "STRICT_PACK",
         "node": "node 1",
+        "line": "2",
     }
 
 
-def test_a_few_are_handed_out_ahead_and_more_as_they_start() -> None:
-    """Tune keeps an actor only for a trial that it knows when another ends."""
-    tune = Tune(_cores(12), uniform(cpus=2))
-    assert tune.ask_all() == list("abcd")
-    assert LEAST_AHEAD == 4
-    for key in "ab":
-        tune.grid.started(key, f"actor of {key}")
-    assert tune.ask_all() == list("ef")
-    tune.end("a")
-    tune.grid.started("c", "actor of a")
-    assert tune.ask_all() == list("g")
+def test_the_next_of_a_class_is_handed_out_before_tune_ends_the_actor_of_the_last() -> None:
+    """Tune keeps an actor only for a trial that it knows by then."""
+    tune = Tune(_cores(3), uniform(cpus=1))
+    assert tune.ask_all() == ["a"]
+    for key, follower in ("ab", "bc"):
+        tune.grid.seen(key, "actor", "node 1", "group")
+        tune.there = {"group"}
+        tune.grid.measured(key)
+        assert tune.ask_all() == [follower]
+        tune.grid.on_trial_complete(tune.handed.pop(key), {})
+        assert tune.ask_all() == []
+    tune.grid.measured("c")
+    assert tune.ask() == ""
+
+
+def test_another_class_waits_until_the_room_is_free() -> None:
+    """Ray would put it wherever there is room just now."""
+    jobs = [Job(key="one", placement=GPU, seconds=9), Job(key="core", placement=CORE, seconds=5)]
+    tune = Tune(jobs, uniform(gpus=1, cpus=1))
+    assert tune.ask_all() == ["one"]
+    tune.grid.seen("one", "actor", "node 1", "group")
+    tune.there = {"group"}
+    tune.grid.measured("one")
+    assert tune.ask() is None
+    tune.grid.on_trial_complete(tune.handed.pop("one"), {})
+    assert tune.ask() is None
+    tune.there = set()
+    assert tune.ask() == "core"
+
+
+def test_an_actor_that_does_not_go_is_not_waited_for_forever() -> None:
+    jobs = [Job(key="one", placement=GPU, seconds=9), Job(key="core", placement=CORE, seconds=5)]
+    tune = Tune(jobs, uniform(gpus=1, cpus=1))
+    assert tune.ask_all() == ["one"]
+    tune.grid.seen("one", "actor", "node 1", "group")
+    tune.there = {"group"}
+    tune.end("one")
+    tune.now += LEAVE_SECONDS
+    assert tune.ask() is None
+    tune.now += 0.1
+    assert tune.ask() == "core"
+
+
+def test_a_trial_whose_actor_dies_after_its_row_is_over() -> None:
+    tune = Tune(_cores(1), uniform(cpus=1))
+    assert tune.ask() == "a"
+    tune.grid.measured("a")
+    tune.grid.on_trial_complete(tune.handed.pop("a"), error=True)
+    assert tune.ask() == ""
 
 
 def test_nothing_is_handed_out_beyond_the_slots() -> None:
@@ -127,12 +171,12 @@ def test_it_waits_for_the_last_to_end_and_then_is_done() -> None:
 @pytest.mark.parametrize("kind", ["raised", "silent", "slow"])
 def test_a_trial_to_blame_is_tried_again_as_often_as_retries_say(kind: str) -> None:
     tune = Tune(_cores(6), uniform(cpus=1), retries=2)
-    assert tune.ask_all() == list("abcd")
+    assert tune.ask_all() == ["a"]
     for _ in range(2):
         assert tune.fail("a", kind)
         assert tune.ask_all() == ["a"]  # in its own place again, before the shorter ones
     assert not tune.fail("a", kind)
-    assert tune.ask_all() == ["e"]
+    assert tune.ask_all() == ["b"]
 
 
 def test_losses_count_against_restarts_and_not_against_retries() -> None:
@@ -166,7 +210,7 @@ def test_what_can_never_work_is_not_tried_again() -> None:
 
 def test_a_sweep_that_stops_hands_out_nothing_and_tries_nothing_again() -> None:
     tune = Tune(_cores(9), uniform(cpus=2))
-    assert tune.ask_all() == list("abcd")
+    assert tune.ask_all() == list("ab")
     tune.stop.interrupted = True
     assert tune.ask() == ""
     assert not tune.fail("a", "worker lost")
@@ -199,7 +243,7 @@ def test_a_node_that_left_holds_no_room() -> None:
     assert tune.ask_all() == ["a", "b"]
     for key, node in (("a", "x"), ("b", "y")):
         tune.grid.started(key, f"actor {key}")
-        tune.grid.seen(key, f"actor {key}", node)
+        tune.grid.seen(key, f"actor {key}", node, "")
     tune.cluster = _nodes("x")
     tune.now = LOOK_SECONDS
     assert tune.fail("a", "slow")
@@ -232,7 +276,7 @@ def test_where_actors_are_decides_what_fits(nodes: tuple[str, str], expected: li
     assert [tune.ask(), tune.ask()] == ["a", "b"]
     for key, node in zip("ab", nodes, strict=True):
         tune.grid.started(key, f"actor {key}")
-        tune.grid.seen(key, f"actor {key}", node)
+        tune.grid.seen(key, f"actor {key}", node, "")
     assert tune.ask_all() == expected
 
 
@@ -243,10 +287,10 @@ def test_an_actor_that_is_used_again_is_where_it_was(actor: str, expected: list[
     jobs.append(Job(key="wide", placement=TWO_GPUS, seconds=50))
     tune = Tune(jobs, _nodes("x", "y"), slots=3)
     assert tune.ask_all() == ["a", "b", "c"]
-    tune.grid.seen("b", "actor z", "y")
+    tune.grid.seen("b", "actor z", "y", "")
     for key, node in (("a", "x"), ("b", "y"), ("c", "x")):
         tune.grid.started(key, f"actor {key}")
-        tune.grid.seen(key, f"actor {key}", node)
+        tune.grid.seen(key, f"actor {key}", node, "")
     tune.end("a")
     assert tune.ask_all() == ["d"]
     tune.grid.started("d", actor)

@@ -1,15 +1,10 @@
 """The process that writes MLflow beside the training: real processes, servers and SIGKILL."""
 
-import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -19,8 +14,9 @@ from orchestrator.mirror import Mirror
 from orchestrator.project import Project
 from orchestrator.runs import SWEEP_TAG, TRIAL_TAG
 from orchestrator.storage import open_storage
-from orchestrator.sync import differences, sync
+from orchestrator.sync import sync
 from orchestrator.tracking import Tracker, store_of
+from tests.waiting import wait
 from trainers.registry import trainer
 from trainers.workspace import Scratch
 
@@ -57,15 +53,8 @@ def _equal(project: Project, uri: str | None = None) -> bool:
     return done.differences == [] and done.unknown == []
 
 
-def _wait(condition: Callable[[], bool], seconds: float = 60) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-
-
 def _writer(mirror: Mirror) -> psutil.Process:
-    _wait(lambda: "process" in mirror._said)
+    wait(lambda: "process" in mirror._said)
     return psutil.Process(mirror._said["process"])
 
 
@@ -118,7 +107,7 @@ def test_a_store_that_is_no_database_is_told_and_does_not_stop_anything(
     project = simulated_project(measured=2)
     (project.local / "mlflow.db").write_text("no database")
     with _mirror(project) as mirror:
-        _wait(lambda: mirror.error is not None)
+        wait(lambda: mirror.error is not None)
         assert not mirror.catch_up(0.5)
         assert "is no SQLite database" in str(mirror.error)
         assert f"isoflop sync {project.uri}" in str(mirror.shortfall)
@@ -129,11 +118,11 @@ def test_a_writer_killed_in_the_middle_is_replaced(simulated_project: MakeProjec
     with _mirror(project) as mirror:
         killed = []
         for wanted in (5, 15):
-            _wait(lambda n=wanted: mirror._said.get("written", 0) >= n)
+            wait(lambda n=wanted: mirror._said.get("written", 0) >= n)
             writer = _writer(mirror)
             writer.kill()
             killed.append(writer.pid)
-            _wait(lambda: mirror._said.get("process") not in killed)
+            wait(lambda: mirror._said.get("process") not in killed)
         for name in _measure(project, 10):
             mirror.finished(name)
         assert mirror.catch_up(60)
@@ -200,76 +189,10 @@ def test_a_server_that_never_answers_holds_nobody_up(simulated_project: MakeProj
             started = time.monotonic()
             for name in names * 10_000:  # far more than a pipe holds
                 mirror.finished(name)
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < 10  # it does not wait for the pipe
             assert not mirror.catch_up(1)
-            _wait(lambda: mirror.error is not None)
+            wait(lambda: mirror.error is not None)
             assert "isoflop sync" in str(mirror.shortfall)
             closing = time.monotonic()
         assert time.monotonic() - closing < 25
     assert sync(project, store_of(project)).written == 5
-
-
-@contextmanager
-def _server(database: Path, port: int) -> Iterator[subprocess.Popen]:
-    """A real MLflow server, in a process group of its own, killed at the end."""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
-    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{database}"]
-    command += ["--artifacts-destination", str(database.parent / "served")]
-    off = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with subprocess.Popen(
-        command,
-        env={**os.environ, **off},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
-        try:
-            _wait(lambda: process.poll() is not None or _answers(port), 120)
-            yield process
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-            return True
-    except OSError:
-        return False
-
-
-def test_a_server_that_is_killed_and_comes_back_ends_equal_to_the_ledger(
-    simulated_project: MakeProject,
-    tmp_path: Path,
-    empty_store: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    project = simulated_project(measured=80, sizes=7, seeds=list(range(20)))
-    shutil.copy(empty_store, tmp_path / "served.db")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    page = tmp_path / "report.html"
-    page.write_text("found")
-    with _mirror(project, uri) as mirror:
-        with _server(tmp_path / "served.db", port):
-            _wait(lambda: mirror._said.get("written", 0) >= 3, 120)
-        for name in _measure(project, 20):  # killed in the middle of a run
-            mirror.finished(name)
-        _wait(lambda: mirror.error is not None)
-        assert mirror.behind > 20
-        assert not mirror.catch_up(1)
-        with _server(tmp_path / "served.db", port):
-            for name in _measure(project, 20):
-                mirror.finished(name)
-            assert mirror.conclude({"exponent": 0.5}, [page], ended=True)
-            assert (mirror.behind, mirror.error, mirror.shortfall) == (0, None, None)
-            assert _equal(project, uri)
-            tracker = Tracker(project, store_of(project, uri))
-            assert len(tracker.search(TRIAL_TAG)) == 120
-            (parent,) = tracker.search(SWEEP_TAG)
-            attached = tracker.client.list_artifacts(parent.info.run_id)
-            assert [file.path for file in attached] == ["report.html"]
-            assert differences(project, tracker) == []

@@ -67,7 +67,7 @@ def test_outside_a_terminal_it_prints_a_line_a_trial(board: Board) -> None:
         progress.ended(key, "complete", 2.5, 3.0)
         progress.ended(list(board.cells)[1], "diverged", None, 1.0)
     lines = file.getvalue().splitlines()
-    assert lines[0] == "board: 6 trials, 3.3e+11 FLOPs; 6 to train, 2 at once"
+    assert lines[0] == "board: 6 trials, 3.3e+11 FLOPs; 6 to train"
     assert "1/6  1e+10 FLOPs  width 8" in lines[1]
     assert "loss 2.5000, 3.0 s" in lines[1]
     assert "diverged, 1.0 s" in lines[2]

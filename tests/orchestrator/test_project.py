@@ -144,10 +144,10 @@ def test_outcomes_are_what_ledger_and_attempts_say(project: Project) -> None:
         *_, row = trainer("simulated").train(plan.trials[4], Scratch(Path()))
         states = list(project.outcomes(plan).values())
         assert states == ["waiting"] * 4 + ["running"] + ["waiting"] * 3
-        assert [a.observation for a in project.running()] == [plan.planned[4].id]
+        assert [a.observation for a in project.activity().running] == [plan.planned[4].id]
         project.ledger.write(plan.trials[4], replace(row, status="diverged"))
         assert project.outcomes(plan)[plan.planned[4].id] == "diverged"
-    assert project.running() == []
+    assert project.activity().running == []
     _fail(project, plan, 5, "raised")
     _fail(project, plan, 6, None)
     states = list(project.outcomes(plan).values())

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,15 +17,16 @@ from orchestrator import status as status_module
 from orchestrator.attempts import Attempt
 from orchestrator.lease import Lease, current, hold
 from orchestrator.planner import Plan, make_plan
-from orchestrator.project import Project, create_project, open_project
+from orchestrator.project import Activity, Project, create_project, open_project
 from orchestrator.spec import parse_spec
 from orchestrator.status import show_status, status
 from tests.orchestrator.workers import measurement
+from tests.waiting import wait
 from trainers.trial import Trial
 
 Run = Callable[..., tuple[int, str, str]]
 SPEC = {"name": "s", "trainer": "simulated", "budgets": [1e10], "sizes": 8}
-KEYS = {"project", "driver", "plans", "external", "running", "failures"}
+KEYS = {"project", "driver", "plans", "external", "running", "attempts_without_row"}
 
 
 @pytest.fixture
@@ -64,15 +64,8 @@ def _at_work(project: Project) -> Iterator[tuple[Lease, list[Trial]]]:
             _begin(project, trial, lease.generation)
         running = {trials[4].key: {"fraction": 0.25, "loss": 3.125}}
         lease.note({"stopping": False, "running": running}, at_once=True)
-        _until(lambda: current(project.storage).note)
+        wait(lambda: current(project.storage).note)
         yield lease, trials
-
-
-def _until(condition: Callable[[], object]) -> None:
-    limit = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
 
 
 def test_every_observation_is_in_one_state(project: Project) -> None:
@@ -99,7 +92,7 @@ def test_the_driver_and_what_runs_are_told(project: Project) -> None:
 
 def test_what_ended_without_a_row_is_told_with_its_reason(project: Project) -> None:
     with _at_work(project) as (_, trials):
-        raised, silent = status(project).to_json()["failures"]
+        raised, silent = status(project).to_json()["attempts_without_row"]
     assert (raised["trial"], raised["kind"], raised["step"]) == (trials[2].key, "raised", 1234)
     assert raised["error"] == "ValueError: [no] such rate"
     assert silent["kind"] == "silent"
@@ -110,7 +103,7 @@ def test_what_ended_without_a_row_is_told_with_its_reason(project: Project) -> N
 def test_a_driver_that_stops_says_so_and_one_that_ended_is_nobody(project: Project) -> None:
     with _at_work(project) as (lease, _):
         lease.note({"stopping": True}, at_once=True)
-        _until(lambda: current(project.storage).note["stopping"])
+        wait(lambda: current(project.storage).note["stopping"])
         assert status(project).to_json()["driver"]["stopping"] is True
     found = status(project).to_json()
     assert (found["driver"], found["running"]) == (None, [])
@@ -134,7 +127,9 @@ def test_a_driver_that_was_killed_runs_nothing(project: Project) -> None:
     assert subprocess.run(command, timeout=60, check=False).returncode == -9
     assert current(project.storage) is not None
     found = status(project).to_json()
-    assert (found["driver"], found["running"], found["failures"]) == (None, [], [])
+    assert (found["driver"], found["running"]) == (None, [])
+    (left,) = found["attempts_without_row"]
+    assert (left["node"], left["kind"], left["ended_at"]) == ("here", None, None)
     assert found["plans"][0]["waiting"] == 8
     with hold(project.storage, "another"):
         found = status(project).to_json()
@@ -157,10 +152,11 @@ def test_a_person_sees_it_in_120_columns(tmp_path: Path, monkeypatch: pytest.Mon
     with _at_work(project):
         found = status(project)
     monkeypatch.setattr(status_module, "_seconds_since", lambda time: 3725.0 if time else 0.0)
-    driver = replace(found.driver, pid=4242, host="head", since="2026-11-22T08:00:00+00:00")
-    ended = "2026-11-22T09:30:00+00:00"
-    attempts = tuple(a if a.open else replace(a, ended_at=ended) for a in found.attempts)
-    shown = replace(found, project="s3://ours/p", driver=driver, attempts=attempts)
+    since, ended = "2026-11-22T08:00:00+00:00", "2026-11-22T09:30:00+00:00"
+    driver = replace(found.activity.driver, pid=4242, host="head", since=since)
+    attempts = tuple(a if a.open else replace(a, ended_at=ended) for a in found.activity.attempts)
+    activity = Activity(driver=driver, attempts=attempts)
+    shown = replace(found, project="s3://ours/p", activity=activity)
     with io.StringIO() as out:
         show_status(Console(file=out, width=120), shown)
         text = out.getvalue()

@@ -56,6 +56,15 @@ def test_a_name_is_created_once_and_replaced_at_will(storage: Storage) -> None:
     assert (storage.exists("a/b"), storage.exists("a"), storage.exists("a/none")) == (1, 0, 0)
 
 
+def test_all_below_a_directory_is_removed_and_nothing_beside_it(storage: Storage) -> None:
+    for name in ("d/a", "d/.temporary", "d/below/b", "dd/c", "d.e"):
+        storage.replace(name, b"")
+    storage.remove_all("d")
+    storage.remove_all("none")
+    there = [storage.exists(n) for n in ("d/a", "d/.temporary", "d/below/b", "dd/c", "d.e")]
+    assert there == [False, False, False, True, True]
+
+
 def test_names_are_the_plain_files_of_one_directory(storage: Storage) -> None:
     for name in ("d/b-2.x", "d/b-1.x", "d/a-1.x", "d/.hidden", "d/below/c", "dd/e"):
         storage.create(name, b"")

@@ -3,14 +3,11 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 from rich.console import Console
@@ -18,7 +15,7 @@ from rich.console import Console
 from analysis.errors import InputError
 from orchestrator.loop import Outcome, run
 from orchestrator.planner import make_plan
-from orchestrator.project import Project, counts, create_project, directory_for
+from orchestrator.project import Project, create_project, directory_for
 from orchestrator.spec import parse_spec, read_spec
 from orchestrator.storage import open_storage
 from orchestrator.tracking import store_uri
@@ -134,21 +131,6 @@ def test_the_proposal_runs_into_the_same_project_and_its_fit_uses_everything(
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_failures_are_recorded_and_the_rest_goes_on(project: Project) -> None:
-    outcome = _run(project, simulated={"fail": 0.3})
-    failed = outcome.states["failed"]
-    assert 0 < failed < 15
-    assert outcome.states == {"complete": 15 - failed, "failed": failed}
-    assert not outcome.finished
-    assert not outcome.proposed
-    records = project.attempts.all()
-    assert len(records) == 3 * failed  # limits.retries is 2
-    assert {a.kind for a in records} == {"raised"}
-    assert "RuntimeError: simulated failure" in records[0].error
-    assert "Traceback" in records[0].traceback
-
-
-@pytest.mark.usefixtures("ray_session")
 def test_diverged_trials_are_rows_and_not_fitted(project: Project) -> None:
     outcome = _run(project, simulated={"diverge": 0.2})
     diverged = outcome.states["diverged"]
@@ -200,61 +182,6 @@ def test_the_executed_sweep_is_kept_as_a_file_that_runs(project: Project) -> Non
 def _command(spec: Path, project: Path) -> list[str]:
     code = "from orchestrator.cli import main; main()"
     return [sys.executable, "-c", code, "run", str(spec), "--project", str(project), "--json"]
-
-
-def _wait(condition: Callable[[], bool], process: subprocess.Popen) -> None:
-    limit = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None
-        assert time.monotonic() < limit
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
-def test_an_interrupted_driver_goes_on_where_it_was(
-    tmp_path: Path, sweep_file: Callable[..., Path], blow: signal.Signals
-) -> None:
-    """Real processes, real signals: killed in the middle, run again, each row once."""
-    spec = sweep_file(simulated="seconds = 0.4")
-    project = Project(open_storage(tmp_path / "project"))
-    command = _command(spec, project.local)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as first:
-        _wait(lambda: len(_files(project)) >= 3, first)
-        first.send_signal(blow)
-        _, errors = first.communicate(timeout=60)
-    if blow == signal.SIGINT:
-        assert first.returncode == 130
-        assert "interrupted: run the same command again to go on" in errors.decode()
-    time.sleep(1.5)  # workers that outlived a killed driver may still write their row
-    done = {p: p.stat().st_mtime_ns for p in _files(project)}
-    assert 3 <= len(done) < 15
-    second = subprocess.run(command, capture_output=True, timeout=120, check=True)
-    found = json.loads(second.stdout)
-    assert found["trials"] == found["complete"] == 15
-    assert found["trained"] == 15 - len(done)
-    assert {p: p.stat().st_mtime_ns for p in done} == done
-    assert counts(project.outcomes(project.plans()[0])) == {"complete": 15}
-    assert len(_runs(project)) == 16
-
-
-def test_a_killed_worker_is_recorded_and_its_trial_tried_again(
-    tmp_path: Path, sweep_file: Callable[..., Path]
-) -> None:
-    spec = sweep_file(simulated="seconds = 1.5", budgets="[1e16, 3e16]")
-    project = Project(open_storage(tmp_path / "project"))
-    command = _command(spec, project.local)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
-        _wait(lambda: len(_files(project)) >= 2, driver)
-        children = psutil.Process(driver.pid).children(recursive=True)
-        busy = [c for c in children if c.cmdline()[:1] and "ImplicitFunc" in c.cmdline()[0]]
-        busy[0].kill()
-        out, errors = driver.communicate(timeout=120)
-    found = json.loads(out)
-    assert (found["complete"], found["failed"]) == (10, 0)
-    (attempt,) = project.attempts.all()
-    assert (attempt.kind, attempt.error) == ("worker lost", "the worker process died")
-    assert "died" in attempt.traceback
-    assert "raylet" not in errors.decode()
 
 
 def test_real_training_on_text_goes_through_the_same_path(tmp_path: Path) -> None:

@@ -14,14 +14,9 @@ import pytest
 from orchestrator.project import Project
 from orchestrator.sync import sync
 from orchestrator.tracking import store_of, store_uri
+from tests.waiting import free_ports
 
 pytestmark = pytest.mark.slow
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_the_ui_serves_the_projects_runs_and_ends_on_interrupt(
@@ -29,7 +24,7 @@ def test_the_ui_serves_the_projects_runs_and_ends_on_interrupt(
 ) -> None:
     project = simulated_project(measured=3, at="shown")
     sync(project, store_of(project, store_uri(project)))
-    port = _free_port()
+    port = free_ports(1)[0]
     code = "from orchestrator.cli import main; main()"
     command = [sys.executable, "-c", code, "ui", str(project.local), "--port", str(port)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}

@@ -16,9 +16,9 @@ import pytest
 
 from cluster.gang import GangError
 from orchestrator import worker
-from orchestrator.connection import UnfitNodeError
 from orchestrator.lease import current, hold
 from orchestrator.ledger import Ledger
+from orchestrator.proof import UnfitNodeError
 from orchestrator.spec_running import Checkpoints
 from orchestrator.storage import LocalStorage, Storage
 from orchestrator.watchdog import EXIT_STATUS
@@ -191,7 +191,7 @@ def test_a_worker_that_sees_another_project_trains_nothing(
     monkeypatch.setattr(worker, "UNFIT_SECONDS", 0.2)
     tiny = Tiny()
     with pytest.raises(UnfitNodeError, match=r"does not see the same .*project as the driver"):
-        bench.run(tiny, token="another token")
+        bench.run(tiny, nonce="another nonce")
     assert tiny.trained == []
     assert bench.storage.names("attempts") == []
 
@@ -208,7 +208,7 @@ def test_a_worker_of_another_isoflop_says_so_until_it_is_mended_or_given_up(
 
 def test_a_worker_that_is_not_fit_hears_an_interrupt(bench: Bench) -> None:
     bench.interrupt()
-    bench.run(Tiny(), token="another token")
+    bench.run(Tiny(), nonce="another nonce")
     assert bench.told == [{"status": "interrupted"}]
 
 

@@ -62,7 +62,7 @@ def test_a_storage_that_fails_at_the_start_is_waited_for(
     bench.run(tiny)
     *troubles, end = bench.told
     assert {t["trouble"] for t in troubles} == {
-        f"cannot {what}: [Errno 28] No space left on device"
+        f"cannot {what}: No space left on device; trying again"
     }
     assert end["status"] == "complete"
     assert tiny.trained == [*range(1, STEPS + 1)]

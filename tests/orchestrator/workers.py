@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,20 +12,21 @@ import pytest
 
 from orchestrator import worker
 from orchestrator.attempts import Attempts
-from orchestrator.connection import token_name
 from orchestrator.lease import Lease, current, hold
 from orchestrator.ledger import Ledger
 from orchestrator.planner import make_plan
+from orchestrator.proof import nonce_name
 from orchestrator.spec import parse_spec
 from orchestrator.spec_running import Checkpoints
 from orchestrator.storage import Storage
 from orchestrator.worker import Order, Work
+from tests.waiting import wait
 from trainers.registry import trainer
 from trainers.trial import Event, Measurement, Progress, Step, Trial
 from trainers.workspace import Scratch, Workspace, resume
 
 STEPS = 6
-TOKEN = "a token"
+NONCE = "a nonce"
 
 
 def simulated(**settings: float) -> Trial:
@@ -79,12 +79,12 @@ class Bench:
     tiny: Tiny = field(default_factory=Tiny)
 
     def order(self, **changes: Any) -> Order:
-        self.storage.replace(token_name(self.lease.generation), TOKEN.encode())
+        self.storage.replace(nonce_name(self.lease.generation), NONCE.encode())
         made = Order(
             trial=self.trial,
             project=self.storage.uri,
             generation=self.lease.generation,
-            token=TOKEN,
+            nonce=NONCE,
             scratch=str(self.scratch / "scratch"),
             ranks=1,
             report_seconds=1e9,
@@ -108,10 +108,7 @@ class Bench:
     def interrupt(self) -> None:
         """As the driver does it, and wait until it is on record."""
         self.lease.note({"stopping": True}, at_once=True)
-        limit = time.monotonic() + 20
-        while not current(self.storage).note.get("stopping"):
-            assert time.monotonic() < limit
-            time.sleep(0.01)
+        wait(lambda: current(self.storage).note.get("stopping"))
 
 
 @contextmanager

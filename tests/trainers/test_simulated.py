@@ -6,7 +6,6 @@ import math
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trainers import simulated
 from trainers.flops import params
 from trainers.simulated import CONDUCT, Simulated, SimulatedSettings
 from trainers.trial import Measurement, Progress, Step, Trial
@@ -113,24 +113,42 @@ def test_the_curve_has_the_points_that_are_asked_for_on_the_law(make_trial) -> N
         assert point.train_loss == pytest.approx(law)
 
 
-def test_a_slow_trial_can_be_stopped_within_50_ms(make_trial) -> None:
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(simulated, "time", made)
+    return made
+
+
+def test_a_slow_trial_can_be_stopped_within_50_ms(make_trial, clock: Clock) -> None:
     trial = _simulated(make_trial(24, 4e10), seconds=2.0, points=5)
-    last, pauses = time.monotonic(), []
-    for event in itertools.islice(Simulated().train(trial, NOWHERE), 30):
+    times = [0.0]
+    for event in Simulated().train(trial, NOWHERE):
         if isinstance(event, Step):
-            pauses.append(time.monotonic() - last)
-            last = time.monotonic()
-    assert np.median(pauses) < 0.03
-    assert sum(pauses) == pytest.approx(2.0 * event.step / trial.hyperparameters.steps, abs=0.05)
+            times.append(clock.now)
+            assert clock.now == pytest.approx(2.0 * event.step / trial.hyperparameters.steps)
+    assert max(np.diff(times)) < 0.05
+    assert clock.now == pytest.approx(2.0)
 
 
-def test_it_takes_its_time_whatever_its_caller_does_meanwhile(make_trial) -> None:
+def test_it_takes_its_time_whatever_its_caller_does_meanwhile(make_trial, clock: Clock) -> None:
     trial = _simulated(make_trial(24, 4e10), seconds=0.4)
-    started = time.monotonic()
     for event in Simulated().train(trial, NOWHERE):
         if isinstance(event, Progress):
-            time.sleep(0.01)
-    assert time.monotonic() - started == pytest.approx(0.4, abs=0.1)
+            clock.sleep(0.001)
+    assert clock.now == pytest.approx(0.4, abs=0.002)
 
 
 def test_a_trial_hangs_once_and_then_goes_on_from_its_checkpoint(

@@ -1,0 +1,156 @@
+"""Every node proves that it works on the same project, through the same isoflop."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+import orchestrator
+from analysis.errors import InputError
+from orchestrator.connection import LOOPBACK_ONLY
+from orchestrator.proof import ROOMS, answer, fingerprint, nonce_name, witness
+from orchestrator.storage import Storage
+
+
+def test_a_witness_sees_the_drivers_nonce_or_says_so(storage: Storage) -> None:
+    with pytest.raises(InputError, match=f"{socket.gethostname()} does not see the same"):
+        witness(storage, "ours", 3)
+    storage.replace(nonce_name(3), b"theirs")
+    with pytest.raises(InputError, match="an s3:// or gs:// URI"):
+        witness(storage, "ours", 3)
+    storage.replace(nonce_name(3), b"ours")
+    witness(storage, "ours", 3)
+    with pytest.raises(InputError):
+        witness(storage, "ours", 4)  # of another driver
+
+
+def test_a_node_answers_beside_the_nonce(storage: Storage) -> None:
+    storage.replace(nonce_name(3), b"ours")
+    assert answer(storage.uri, "ours", 3, "node-7") == fingerprint()
+    assert storage.read("leases/3.node-7.nonce") == b"ours"
+
+
+def _copy_sources(to: Path) -> None:
+    root = Path(orchestrator.__file__).parents[1]
+    for room in ROOMS:
+        shutil.copytree(root / room, to / room)
+
+
+def test_the_fingerprint_is_of_the_sources(tmp_path: Path) -> None:
+    """A copy has the same, whatever else lies beside it; one more comment makes another."""
+    code = "from orchestrator.proof import fingerprint; print(fingerprint())"
+
+    def found(where: Path) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(where)}
+        command = [sys.executable, "-P", "-c", code]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
+        )
+        return done.stdout.strip()
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    _copy_sources(one)
+    shutil.copytree(one, other)
+    (other / "cluster" / "notes.txt").write_text("not of it")
+    assert found(one) == found(other)
+    with (other / "trainers" / "flops.py").open("a") as file:
+        file.write("# another\n")
+    assert found(one) != found(other)
+
+
+RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, LOOPBACK_ONLY: "0"}
+RAYLETS = Path(__file__).parents[1] / "faults" / "raylets.py"
+
+
+def _environment(**more: str) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | RAY | more
+
+
+@contextmanager
+def _cluster(*around: str, **more: str) -> Iterator[str]:
+    """Address of a cluster of one node beside the driver's, started `around` by something."""
+    # Below /tmp itself: a socket's path has at most 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as directory:
+        environment = _environment(RAY_TMPDIR=directory, **more)
+        command = [*around, sys.executable, "-P", str(RAYLETS)]
+        with (
+            (Path(directory) / "log").open("w") as log,
+            subprocess.Popen(
+                command, env=environment, stdin=-1, stdout=-1, stderr=log, text=True
+            ) as process,
+        ):
+            try:
+                address = json.loads(process.stdout.readline())["address"]
+                print(1, file=process.stdin, flush=True)
+                assert json.loads(process.stdout.readline())["node"]
+                yield address
+            finally:
+                family = psutil.Process(process.pid).children(recursive=True)
+                process.stdin.close()
+                psutil.wait_procs(family, 15)
+                for one in [psutil.Process(process.pid), *family]:
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
+
+
+def _run(sweep: Path, project: Path, head: str, **more: str) -> tuple[int, str]:
+    """Exit code and errors of `isoflop run` on the cluster."""
+    command = [sys.executable, "-P", "-m", "orchestrator", "run", str(sweep)]
+    command += ["--project", str(project), "--address", head]
+    done = subprocess.run(
+        command, env=_environment(**more), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert list(project.glob("ledger/*")) == []
+    assert list(project.glob("leases/*.nonce")) == []
+    return done.returncode, done.stderr
+
+
+def _may_mount() -> bool:
+    command = ["unshare", "--mount", "true"]
+    return bool(shutil.which("unshare")) and subprocess.run(command, check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _may_mount(), reason="mount namespaces are not permitted here")
+def test_a_node_that_sees_another_directory_is_named(
+    tmp_path: Path, sweep_file: Callable[..., Path]
+) -> None:
+    """Where the driver sees the project, the node sees an empty disk."""
+    project = tmp_path / "shared" / "project"
+    project.parent.mkdir()
+    hide = f'mount -t tmpfs none "{project.parent}" && exec "$@"'
+    with _cluster("unshare", "--mount", "sh", "-c", hide, "sh") as address:
+        code, said = _run(sweep_file(), project, address)
+    assert code == 2
+    assert said.splitlines()[-1].startswith("isoflop: node 127.0.0.1 ")
+    assert f"does not see the same {project} as the driver: put the project on storage" in said
+
+
+@pytest.mark.slow
+def test_a_node_with_another_isoflop_is_named_and_tokens_are_compared(
+    tmp_path: Path, sweep_file: Callable[..., Path]
+) -> None:
+    _copy_sources(tmp_path)
+    with (tmp_path / "trainers" / "flops.py").open("a") as file:
+        file.write("# another\n")
+    project = tmp_path / "project"
+    with _cluster(PYTHONPATH=str(tmp_path)) as address:
+        code, said = _run(sweep_file(), project, address)
+        assert code == 2
+        assert "isoflop: node 127.0.0.1 has another isoflop than this machine: install" in said
+        code, said = _run(sweep_file(), project, address, RAY_AUTH_TOKEN="1" * 64)
+        assert code == 2
+        assert f"isoflop: the Ray cluster at {address} refuses the token: set RAY" in said
+        nothing = {"RAY_AUTH_TOKEN": "", "HOME": str(tmp_path)}
+        code, said = _run(sweep_file(), project, address, **nothing)
+        assert code == 2
+        assert f"isoflop: the Ray cluster at {address} is to be shown a token" in said

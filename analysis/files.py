@@ -94,10 +94,11 @@ def _read_rows(name: str, data: bytes, schema: pa.Schema) -> pa.Table:
     try:
         with pq.ParquetFile(pa.BufferReader(data)) as file:
             found = file.schema_arrow
-            missing = [n for n in SCHEMA.names if n not in found.names and n not in LATER]
+            there = set(found.names)
+            missing = [n for n in SCHEMA.names if n not in there and n not in LATER]
             if not missing:
                 # Choosing columns takes as long as reading them, so not where all are chosen.
-                chosen = [n for n in schema.names if n in found.names] if schema != found else None
+                chosen = [n for n in schema.names if n in there] if schema != found else None
                 table = file.read(chosen, use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from cluster.budget import Caps, Purse
 from cluster.machines import Cluster
 from cluster.placement import Placement
-from cluster.room import Reservation, Room, Spot
+from cluster.room import Held, Reservation, Room, Spot
 
 LEAST_SECONDS = 1.0
 """What any trial is taken to last: with zeros, those of no length would always pass a wide one."""
@@ -127,22 +127,25 @@ class Queue:
         run = self._running[key]
         self._settle_account(run, now)
         self._expire(now)
-        room = self._room.release(key)
-        if room is None:
+        held = self._room.release(key)
+        if held is None:
             return None
-        found = self._pick(now)
-        if found is None or found[0].placement != run.job.placement:
-            self._room.take(key, *room)
+        found = self._pick(now, held)
+        if found is None or found[0].placement != run.job.placement or found[1] != held.spot:
+            self._room.take(key, *held)
             return None
         del self._running[key]
-        return self._start(found[0], room[1], now)
+        follower = self._start(*found, now)
+        self._running[follower].nodes = run.nodes
+        return follower
 
-    def _pick(self, now: float) -> tuple[Job, Spot] | None:
-        """The next trial, and the room for it."""
+    def _pick(self, now: float, held: Held | None = None) -> tuple[Job, Spot] | None:
+        """The next trial, and the room for it; of the class of `held` there, if that may be."""
         blocked: Job | None = None
         kept: Reservation | None = None
         for job in self._heads():
-            spot = self._room.find(job.placement)
+            here = held.spot if held is not None and held.placement == job.placement else None
+            spot = here or self._room.find(job.placement)
             if spot is None:
                 blocked = blocked or (job if self._room.could_hold(job.placement) else None)
                 continue
@@ -199,6 +202,8 @@ class Queue:
     ) -> tuple[Job, Spot] | None:
         """Of the class of `job`, the longest that does not delay what room is kept for."""
         if kept is None or _length(job) <= kept.time - now:
+            return job, spot
+        if self._room.is_beside(spot, job.placement, kept):
             return job, spot
         beside = self._room.find(job.placement, kept)
         if beside is not None:

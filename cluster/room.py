@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,15 @@ class Spot:
     nodes: tuple[int, ...]
     gpus: tuple[tuple[int, ...], ...]
     """Of each node."""
+
+
+class Held(NamedTuple):
+    """Room that is taken."""
+
+    placement: Placement
+    spot: Spot
+    end: float
+    """When it is expected to be free."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Room:
         self._gpus = counts
         self._whole = counts.copy()  # GPUs of each node that are wholly free
         self._suited: dict[Placement, Mask] = {}
-        self._held: dict[str, tuple[Placement, Spot, float]] = {}
+        self._held: dict[str, Held] = {}
 
     def find(self, placement: Placement, kept: Reservation | None = None) -> Spot | None:
         """Where `placement` fits now, without what is `kept`.
@@ -112,13 +122,14 @@ class Room:
                 slots = self._ends[node, gpu]
                 slots[np.flatnonzero(slots == FREE)[:size]] = end
             self._whole[node] = (self._free[node] == EIGHTHS).sum()
-        self._held[key] = (placement, spot, end)
+        self._held[key] = Held(placement, spot, end)
 
-    def release(self, key: str) -> tuple[Placement, Spot, float] | None:
-        """Give back what `key` holds, and return what `take` was told of it; None if nothing."""
+    def release(self, key: str) -> Held | None:
+        """Give back what `key` holds, and return it; None if nothing."""
         if key not in self._held:
             return None
-        placement, spot, end = self._held.pop(key)
+        held = self._held.pop(key)
+        placement, spot, end = held
         size = _eighths(placement)
         for node, gpus in zip(spot.nodes, spot.gpus, strict=True):
             self._cpus[node] += placement.cpus / placement.nodes
@@ -127,17 +138,25 @@ class Room:
                 slots = self._ends[node, gpu]
                 slots[np.flatnonzero(slots == end)[:size]] = FREE
             self._whole[node] = (self._free[node] == EIGHTHS).sum()
-        return placement, spot, end
+        return held
 
     def where(self, key: str) -> str | None:
         """The first node that `key` takes room of, if any."""
-        return self.names[self._held[key][1].nodes[0]] if key in self._held else None
+        return self.names[self._held[key].spot.nodes[0]] if key in self._held else None
 
     def on(self, names: frozenset[str], placement: Placement) -> Spot | None:
         """The spot for `placement` on exactly these nodes, if there is room."""
         others = np.array([name not in names for name in self.names])
         kept = Reservation(0.0, others[:, None] & (self._free >= 0), np.where(others, np.inf, 0.0))
         return self.find(placement, kept)
+
+    def is_beside(self, spot: Spot, placement: Placement, kept: Reservation) -> bool:
+        """Whether `placement` on a free `spot` leaves what is `kept`."""
+        cores = placement.cpus / placement.nodes
+        return all(
+            self._cpus[node] - kept.cpus[node] >= cores and not kept.gpus[node, list(gpus)].any()
+            for node, gpus in zip(spot.nodes, spot.gpus, strict=True)
+        )
 
     def reserve(self, placement: Placement, now: float) -> Reservation | None:
         """The earliest room for `placement`, by when what runs should end; None if never."""

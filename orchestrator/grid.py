@@ -15,11 +15,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from cluster.machines import Cluster
+from cluster.placement import Placement
 from cluster.queue import Queue
 from orchestrator.attempts import Kind
 from orchestrator.spec_running import Limits
@@ -28,10 +30,31 @@ from orchestrator.worker import Order
 
 LOOK_SECONDS = 5.0
 """Between looks at which nodes there are."""
-LEAVE_SECONDS = 30.0
+ASK_SECONDS = 0.1
+"""Between questions whether an actor has gone."""
+GIVE_UP_SECONDS = 30.0
 """For an actor to go, after which its room is taken to be free."""
 BLAMED: frozenset[Kind] = frozenset({"raised", "silent", "slow"})
 """Ends that count against `limits.retries`; the others are not the trial's fault."""
+
+
+@dataclass
+class _Actor:
+    """What a trial that was handed out runs in."""
+
+    line: str
+    node: str | None = None
+    group: str | None = None
+    """Its placement group's id; both are known once it has told."""
+
+
+@dataclass(frozen=True)
+class _Leaving:
+    """A trial that Tune is done with, until its actor has gone."""
+
+    since: float
+    again: bool
+    """Whether it is to start again then."""
 
 
 class Grid(Searcher):
@@ -44,61 +67,71 @@ class Grid(Searcher):
         *,
         limits: Limits,
         stop: Stop,
-        cluster: Callable[[], Cluster],
         clock: Callable[[], float],
+        cluster: Callable[[], Cluster],
         gone: Callable[[str], bool],
+        grow: Callable[[bool], None],
+        idle: Callable[[], None],
     ) -> None:
         """Hand out `orders` as the `queue` says.
 
-        `cluster` gives the nodes that there are, `clock` seconds, and `gone` says of a placement
-        group, by its id, whether its room is free again.
+        Parameters
+        ----------
+        queue, orders, limits, stop
+            What to do, by key, and when not to.
+        clock
+            Seconds.
+        cluster
+            The nodes that there are.
+        gone
+            Whether the room of a placement group, by its id, is free again.
+        grow
+            Told whether trials wait for which the cluster may have to grow.
+        idle
+            Called now and then while Tune has no trial, and therefore calls nobody else.
         """
         super().__init__()
         self.queue = queue
         self.clock = clock
         """The queue's: seconds since the sweep started."""
-        self._orders = orders
-        self._limits = limits
-        self._stop = stop
-        self._cluster = cluster
-        self._gone = gone
+        self._orders, self._limits, self._stop = orders, limits, stop
+        self._cluster, self._gone, self._grow, self._idle = cluster, gone, grow, idle
         self._known = cluster()
-        self._looked = clock()
-        self._keys: dict[str, str] = {}
+        self._unfit: set[str] = set()
+        self._looked = self._asked = clock()
+        self._keys: dict[str, str] = {}  # by Tune's name of a trial, while Tune has it
+        self._rows: set[str] = set()
+        self._ending: list[str] = []  # those with a row whose actor may be taken over
+        self._leaving: dict[str, _Leaving] = {}
+        self._actors: dict[str, _Actor] = {}
+        self._nodes: dict[str, str] = {}  # by actor
+        self._free_lines: dict[Placement, list[str]] = {}
         self._failures: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
         self._reached: Counter[str] = Counter()
-        self._nodes: dict[str, str] = {}
-        self._groups: dict[str, str] = {}
-        self._lines: dict[str, str] = {}  # the trial that the actor was started for
-        self._rows: set[str] = set()  # of this sweep's trials
-        self._ending: list[str] = []  # those that may still be relayed
-        self._leaving: dict[str, float] = {}  # since when: those whose actor is to go
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searcher, though nothing is ever restored from it
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config; None while there is none; FINISHED after the last."""
-        over = not self.queue.waiting and self.queue.running <= self._rows
-        if self._stop.wanted or over:
+        if self._stop.wanted:
             return Searcher.FINISHED
         now = self.clock()
         self._look(now)
-        key = self._relayed(now)
+        key = self._relayed(now) or self._started_anew(trial_id, now)
         if key is None:
-            self._let_go(now)
-            key = self.queue.next(now)
-            if key is None:
-                return None
-            self._lines[key] = trial_id
+            if not self._keys:
+                self._idle()
+            unfinished = self.queue.waiting or self.queue.running - self._rows
+            return None if unfinished else Searcher.FINISHED
         self._keys[trial_id] = key
         placement = self.queue.job(key).placement
         asked = {
             "bundles": placement.bundles,
             "strategy": placement.strategy,
             "node": self.queue.where(key),
-            "line": self._lines[key],
+            "line": self._actors[key].line,
         }
         return {"key": key, "order": self._orders[key].dump(), "placement": json.dumps(asked)}
 
@@ -107,13 +140,13 @@ class Grid(Searcher):
     ) -> None:
         """Tune is done with a trial; of one that failed `failed` tells more."""
         key = self._keys.pop(trial_id)
-        if key in self.queue.running and (key in self._rows or not error):
-            self._leaving[key] = self.clock()
-
-    def measured(self, key: str) -> None:
-        """A trial's row is in the ledger: its actor is about to be free."""
-        self._rows.add(key)
-        self._ending.append(key)
+        if key in self._rows:
+            if key in self.queue.running:
+                self._leave(key, again=False)
+        elif not error and not self._stop.wanted:  # it stopped, and nobody had wanted it to
+            self.failed(key, "node lost")
+        elif not error:
+            self._leave(key, again=False)
 
     def started(self, key: str, actor: str) -> None:
         """A trial has its actor; where that one is may be known from earlier trials."""
@@ -121,10 +154,19 @@ class Grid(Searcher):
 
     def seen(self, key: str, actor: str, node: str, group: str) -> None:
         """A trial's actor says on which node and in which placement group it is."""
-        self._groups[key] = group
+        self._actors[key].node, self._actors[key].group = node, group
         if self._nodes.get(actor) != node:
             self._nodes[actor] = node
             self._place(key, node)
+
+    def measured(self, key: str) -> None:
+        """A trial's row is in the ledger: its actor is about to be free."""
+        self._rows.add(key)
+        self._ending.append(key)
+
+    def may_fail(self, key: str) -> bool:
+        """Whether one more end that is to blame on a trial would leave it another try."""
+        return self._failures[key] < self._limits.retries
 
     def failed(self, key: str, kind: Kind, *, step: int = 0, hopeless: bool = False) -> bool:
         """A trial came back without a row. Whether it will be tried again.
@@ -143,11 +185,16 @@ class Grid(Searcher):
             or self._failures[key] > self._limits.retries
             or self._losses[key] > self._limits.restarts
         )
-        if again:
-            self.queue.lost(key, self.clock())
-        else:
-            self.queue.ended(key, self.clock())
+        self._leave(key, again=again)
         return again
+
+    def unfit(self, key: str) -> None:
+        """A trial's node cannot work on the sweep: the trial starts again, and nothing there."""
+        node = self._actors[key].node
+        if node is not None:
+            self._unfit.add(node)
+        self._looked -= LOOK_SECONDS
+        self._leave(key, again=not self._stop.wanted)
 
     def _relayed(self, now: float) -> str | None:
         """The trial that takes over the actor of one that was just measured."""
@@ -156,16 +203,41 @@ class Grid(Searcher):
             follower = self.queue.relay(key, now)
             if follower is not None:
                 self._leaving.pop(key, None)
-                self._lines[follower] = self._lines[key]
+                self._actors[follower] = self._actors.pop(key)
                 return follower
         return None
 
+    def _started_anew(self, trial_id: str, now: float) -> str | None:
+        """The next trial, in an actor of its own."""
+        self._let_go(now)
+        key = self.queue.next(now)
+        if key is not None:
+            free = self._free_lines.setdefault(self.queue.job(key).placement, [])
+            self._actors[key] = _Actor(free.pop() if free else trial_id)
+        return key
+
+    def _leave(self, key: str, *, again: bool) -> None:
+        self._leaving[key] = _Leaving(self.clock(), again)
+
     def _let_go(self, now: float) -> None:
-        """Have the room back of those whose actors are gone."""
-        for key, since in list(self._leaving.items()):
-            group = self._groups.get(key)
-            if group is None or now - since > LEAVE_SECONDS or self._gone(group):
-                del self._leaving[key]
+        """Have the room back of those whose actors have gone.
+
+        Of all if Tune has no trial: it ends their actors only when it has another one.
+        """
+        if self._keys and now - self._asked < ASK_SECONDS:
+            return
+        self._asked = now
+        for key, leaving in list(self._leaving.items()):
+            group = self._actors[key].group
+            late = now - leaving.since > GIVE_UP_SECONDS
+            if self._keys and group is not None and not late and not self._gone(group):
+                continue
+            del self._leaving[key]
+            line = self._actors.pop(key).line
+            self._free_lines.setdefault(self.queue.job(key).placement, []).append(line)
+            if leaving.again:
+                self.queue.lost(key, now)
+            else:
                 self.queue.ended(key, now)
 
     def _place(self, key: str, node: str | None) -> None:
@@ -173,10 +245,12 @@ class Grid(Searcher):
         self.queue.started(key, [node] if node and alone else [], self.clock())
 
     def _look(self, now: float) -> None:
-        """Let the queue know of nodes that joined or left."""
+        """Let the queue know of nodes that joined or left, and the cluster of what waits."""
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
-            found = self._cluster()
+            self._grow(bool(self.queue.waiting))
+            nodes = self._cluster().nodes
+            found = Cluster(nodes=tuple(node for node in nodes if node.name not in self._unfit))
             if found != self._known:
                 self._known = found
                 self.queue.move(found)

@@ -124,7 +124,7 @@ class Lease:
 
     def _write(self, *, released: bool) -> None:
         """Write the next beat, or notice that a later generation exists."""
-        if _latest(self._storage) > self.generation:
+        if _newest(self._storage) > self.generation:
             self.lost.set()
             return
         with self._changing:
@@ -169,8 +169,13 @@ def hold(
 
 def current(storage: Storage) -> LeaseRecord | None:
     """The latest lease of a project, unless it was released; its holder may be dead."""
-    found = _read(storage, _latest(storage))
+    found = latest(storage)
     return None if found is None or found.released else found
+
+
+def latest(storage: Storage) -> LeaseRecord | None:
+    """The latest lease of a project, released or not; None where there never was one."""
+    return _read(storage, _newest(storage))
 
 
 def is_alive(record: LeaseRecord) -> bool:
@@ -187,11 +192,11 @@ def _take(
 ) -> LeaseRecord:
     """Make the next generation `mine`, as soon as nobody else's is alive."""
     while True:
-        latest = _latest(storage)
-        before = _read(storage, latest)
+        newest = _newest(storage)
+        before = _read(storage, newest)
         if before is not None and not before.released:
             _require_dead(storage, before, waiting)
-        mine = replace(mine, generation=latest + 1)
+        mine = replace(mine, generation=newest + 1)
         if not storage.create(_name(mine.generation), _dump(mine)):
             found = _read(storage, mine.generation)
             if found is None or found.id != mine.id:
@@ -286,7 +291,7 @@ def _generations(storage: Storage) -> list[int]:
     return [int(stem) for stem, _, suffix in names if suffix == "json" and stem.isdecimal()]
 
 
-def _latest(storage: Storage) -> int:
+def _newest(storage: Storage) -> int:
     return max(_generations(storage), default=0)
 
 

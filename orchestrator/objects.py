@@ -44,6 +44,9 @@ class ObjectStorage(Storage):
         self._connected: tuple[int, Any] | None = None
         self._connect()
 
+    def make(self) -> None:
+        """See `Storage`: a bucket is not made."""
+
     def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
         """See `Storage`."""
         with self._telling("write"):

@@ -69,6 +69,10 @@ class Storage(ABC):
         return self.uri.rstrip("/").rsplit("/", 1)[-1]
 
     @abstractmethod
+    def make(self) -> None:
+        """Make its directory, where it is one that is not there yet; nothing else does."""
+
+    @abstractmethod
     def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
         """Write a file unless there is one of that name. False if there is.
 
@@ -188,6 +192,11 @@ class LocalStorage(Storage):
             return []
         return sorted(n for n in found if n.startswith(prefix) and not n.startswith("."))
 
+    def make(self) -> None:
+        """See `Storage`."""
+        with _refusing(self.uri):
+            self._directory.mkdir(parents=True, exist_ok=True)
+
     def remove(self, name: str) -> None:
         """See `Storage`."""
         with _refusing(self.uri):
@@ -223,6 +232,9 @@ class LocalStorage(Storage):
             try:
                 file = temporary.open("wb")
             except FileNotFoundError:
+                # Not the directory itself: on a node whose share is gone, that is another disk.
+                if not self._directory.is_dir():
+                    raise
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _sync(path.parent.parent)
                 file = temporary.open("wb")
@@ -316,7 +328,7 @@ def split(location: str | Path) -> tuple[Storage, str]:
 
 
 def prove(storage: Storage) -> None:
-    """Write for proof, and see that what is there is not written again. Once a run is enough.
+    """Make it, write for proof, and see that what is there is not written again. Once a run.
 
     Raises
     ------
@@ -325,6 +337,7 @@ def prove(storage: Storage) -> None:
     """
     name = f".proof-{uuid.uuid4().hex}"
     try:
+        storage.make()
         created = storage.create(name, b"first")
         again = storage.create(name, b"second")
         kept = storage.read(name)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.autoscaler.sdk import request_resources
 from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler
 from ray.util.placement_group import placement_group
@@ -31,6 +30,7 @@ from cluster.simulation import simulate
 from orchestrator.connection import connected, group_gone, machines
 from orchestrator.estimate import jobs_of
 from orchestrator.grid import Grid
+from orchestrator.growth import announced, wish
 from orchestrator.lease import Lease
 from orchestrator.planner import Plan
 from orchestrator.progress import Progress
@@ -87,43 +87,22 @@ def train(
         return End()
     progress.doing("starting Ray …" if address is None else f"joining Ray at {address} …")
     with _scratch() as scratch, _quiet(scratch / "ray.log"), connected(address):
-        present = machines()
-        coming = _announced(plan, present)
-        jobs = _jobs(project, trials, coming)
-        limits = plan.spec.limits
-        caps = _caps(project, plan, coming)
-        found = simulate(jobs, coming, slots=limits.slots, caps=caps)
-        queue = Queue(jobs, present, order=found.order, slots=limits.slots, caps=caps)
-        slots = _slots(jobs, coming, limits.slots)
-        progress.joined(str(coming), slots)
+        work = _lay_out(project, plan, trials)
+        progress.joined(str(work.coming), work.slots)
         progress.doing("starting workers …")
         stop = Stop(lease)
-        with _shared(project, lease) as nonce, _grown(coming, present):
-            order = partial(
-                Order,
-                project=project.uri,
-                generation=lease.generation,
-                nonce=nonce,
-                report_seconds=max(REPORT_SECONDS, slots / REPORTS_PER_SECOND),
-                silent_seconds=limits.silent_seconds,
-                checkpoints=plan.spec.checkpoints,
-            )
-            started = time.monotonic()
+        with _shared(project, lease) as nonce, wish(work.named) as wished:
+            orders = _orders(project, plan, lease, nonce, work, scratch)
             grid = Grid(
-                queue,
-                {
-                    job.key: order(
-                        trial=trials[job.key],
-                        scratch=str(scratch / job.key),
-                        ranks=max(1, int(job.placement.gpus)),
-                    )
-                    for job in jobs
-                },
-                limits=limits,
+                work.queue,
+                orders,
+                limits=plan.spec.limits,
                 stop=stop,
+                clock=_seconds_since(time.monotonic()),
                 cluster=machines,
-                clock=lambda: time.monotonic() - started,
                 gone=group_gone,
+                grow=wished.want,
+                idle=lambda: watch.look(),
             )
             watch = Watch(
                 project=project,
@@ -132,16 +111,82 @@ def train(
                 grid=grid,
                 progress=progress,
                 finished=finished,
-                limits=limits,
+                limits=plan.spec.limits,
             )
-            with interruptible(stop, quit_now):
+            with interruptible(stop, lambda: quit_now(wished.forget)):
                 _tune(grid, watch, scratch)
             watch.record()
     return End(
         interrupted=stop.interrupted,
         overtaken=lease.lost.is_set(),
-        held=tuple(sorted(queue.held.items())),
+        held=tuple(sorted(work.queue.held.items())),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What there is to train, and on what."""
+
+    jobs: list[Job]
+    trials: Mapping[str, Trial]
+    queue: Queue
+    coming: Cluster
+    """The machines that there are, and those that an autoscaler will add."""
+    named: Cluster | None
+    """What to ask it for, if there is one."""
+    slots: int
+    """Trials that run at once, about."""
+
+
+def _lay_out(project: Project, plan: Plan, trials: Mapping[str, Trial]) -> _Work:
+    """Place all trials, and choose their order, on the cluster that is connected.
+
+    Raises
+    ------
+    InputError
+        If one of them fits nowhere.
+    """
+    limits, spec = plan.spec.limits, plan.spec.cluster
+    named, present = spec.cluster() if spec.autoscaling else None, machines()
+    coming = present if named is None else announced(present, named)
+    jobs = _jobs(project, trials, coming)
+    caps = _caps(project, plan, coming)
+    found = simulate(jobs, coming, slots=limits.slots, caps=caps)
+    return _Work(
+        jobs=jobs,
+        trials=trials,
+        queue=Queue(jobs, present, order=found.order, slots=limits.slots, caps=caps),
+        coming=coming,
+        named=named,
+        slots=_slots(jobs, coming, limits.slots),
+    )
+
+
+def _orders(
+    project: Project, plan: Plan, lease: Lease, nonce: str, work: _Work, scratch: Path
+) -> dict[str, Order]:
+    """What is wanted of the workers, by trial."""
+    order = partial(
+        Order,
+        project=project.uri,
+        generation=lease.generation,
+        nonce=nonce,
+        report_seconds=max(REPORT_SECONDS, work.slots / REPORTS_PER_SECOND),
+        silent_seconds=plan.spec.limits.silent_seconds,
+        checkpoints=plan.spec.checkpoints,
+    )
+    return {
+        job.key: order(
+            trial=work.trials[job.key],
+            scratch=str(scratch / job.key),
+            ranks=max(1, int(job.placement.gpus)),
+        )
+        for job in work.jobs
+    }
+
+
+def _seconds_since(started: float) -> Callable[[], float]:
+    return lambda: time.monotonic() - started
 
 
 @contextmanager
@@ -176,29 +221,6 @@ def _caps(project: Project, plan: Plan, cluster: Cluster) -> Caps:
         gpu_hours=None if caps.gpu_hours is None else max(0.0, caps.gpu_hours - hours),
         money=None if caps.money is None else max(0.0, caps.money - hours * price),
     )
-
-
-def _announced(plan: Plan, found: Cluster) -> Cluster:
-    """The machines `found`, and those that the spec says an autoscaler will add."""
-    named = plan.spec.cluster.cluster()
-    if not plan.spec.cluster.autoscaling or named is None:
-        return found
-    return Cluster(nodes=(*found.nodes, *named.nodes[len(found.nodes) :]))
-
-
-@contextmanager
-def _grown(coming: Cluster, present: Cluster) -> Iterator[None]:
-    """Ask the autoscaler for the machines that are to come, for as long as the sweep runs."""
-    if coming == present:
-        yield
-        return
-    request_resources(
-        bundles=[{"CPU": n.cpus} | ({"GPU": n.gpus} if n.gpus else {}) for n in coming.nodes]
-    )
-    try:
-        yield
-    finally:
-        request_resources(bundles=[])
 
 
 def _jobs(project: Project, trials: Mapping[str, Trial], cluster: Cluster) -> list[Job]:

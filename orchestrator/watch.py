@@ -99,9 +99,10 @@ class Over(Stopper):
         return self._watch is not None and self._watch.over()
 
 
-def quit_now() -> None:
-    """End this process, and the Ray that it may have started."""
+def quit_now(before: Callable[[], None]) -> None:
+    """End this process, and the Ray that it may have started, `before` which one thing is done."""
     os.write(2, b"\x1b[?25h\n")  # the cursor, which the live view hides
+    before()
     # Left alone, Ray's agents look for their head for another minute. What has a session of its own
     # is the writer of MLflow, which ends by itself.
     with suppress(psutil.Error, OSError):
@@ -161,8 +162,10 @@ class Watch(Callback):
     ) -> None:
         """A trial reported that it lives, how far it is, what is wrong or how it ended."""
         key = trial.config["key"]
-        run = self._runs[key]
-        run.heard = time.monotonic()
+        run, now = self._runs[key], time.monotonic()
+        if "trouble" in result:  # what the storage takes does not make a trial slow
+            run.since += now - run.heard
+        run.heard = now
         if "node" in result:
             self._grid.seen(key, _name(run.actor), result["node"], result["group"])
         if "trouble" in result:
@@ -197,6 +200,11 @@ class Watch(Callback):
         kind, text = _diagnosis(error) if run is None or run.doomed is None else run.doomed
         loss = _Loss(key, kind, text, str(error), self._last.get(key, 0))
         kind = self._write(loss) or kind
+        if isinstance(error, UnfitNodeError):
+            self._progress.trouble(f"{text}: nothing more is started there")
+            self._grid.unfit(key)
+            self._progress.waiting(key)
+            return
         hopeless = isinstance(error, InputError) and not isinstance(error, OSError)
         if self._grid.failed(key, kind, step=self._checkpoint(key), hopeless=hopeless):
             self._progress.waiting(key)
@@ -205,6 +213,10 @@ class Watch(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tune has done something, or waited a tenth of a second."""
+        self.look()
+
+    def look(self) -> None:
+        """See that what runs gets on, and that a person and the lease know of it. Often cheap."""
         now = time.monotonic()
         if now - self._stepped > STALL_SECONDS:  # this process stood still, not its workers
             for run in self._runs.values():
@@ -296,14 +308,16 @@ class Watch(Callback):
         if permitted is not None and silent > GRACE * permitted + GRACE_SECONDS:
             return "silent", f"no sign of life for {silent:.0f} s, not even from its watchdog"
         factor, took = self._limits.slow_factor, now - run.since
-        if factor is None or key in self._moved or len(self._paces) < TIMED:
+        if run.measured or factor is None or len(self._paces) < TIMED:
+            return None
+        if key in self._moved or not self._grid.may_fail(key):
             return None
         expected = statistics.median(self._paces) * self._expected(key)
         if took > max(factor * expected, LEAST_SLOW_SECONDS):
             self._moved.add(key)
             return "slow", (
                 f"took {took:.0f} s where {expected:.0f} s were expected (limits.slow_factor = "
-                f"{factor:g}): it goes on from its newest checkpoint, elsewhere"
+                f"{factor:g}): it goes on from its newest checkpoint, in another process"
             )
         return None
 

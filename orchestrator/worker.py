@@ -144,14 +144,16 @@ class Work:
             try:
                 if fingerprint() != self.order.sources:
                     raise InputError(f"{socket.gethostname()} has another isoflop than the driver")
-                self._patiently("see the project", lambda: _witnessed(self.order))
+                _witnessed(self.order)
                 return
-            except InputError as error:
+            except (InputError, OSError) as error:
+                why = error if isinstance(error, InputError) else reason_of(error)
+                said = f"{socket.gethostname()} cannot work on the sweep: {why}"
                 if self.will.stop():
-                    raise Interrupted(str(error)) from error
+                    raise Interrupted(said) from error
                 if time.monotonic() > until:
-                    raise UnfitNodeError(str(error)) from error
-                self._tell(str(error))
+                    raise UnfitNodeError(said) from error
+                self._tell(said)
                 time.sleep(min(LONGEST_WAIT, UNFIT_SECONDS / 4))
 
     def _attempt(self) -> None:
@@ -281,13 +283,15 @@ class DriversWill:
         if not self.known and time.monotonic() - self._looked >= self._every:
             self._looked = time.monotonic()
             try:
-                current = lease.current(self._storage)
+                latest = lease.latest(self._storage)
             except OSError:
                 return False
+            if latest is None:  # nor is the driver's: the project is away, and says nothing
+                return False
             self.known = (
-                current is None
-                or current.generation != self._generation
-                or bool(current.note.get("stopping"))
+                latest.released
+                or latest.generation != self._generation
+                or bool(latest.note.get("stopping"))
             )
         return self.known
 

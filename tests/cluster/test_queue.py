@@ -175,6 +175,40 @@ def test_the_next_of_a_class_follows_where_one_ends() -> None:
     assert queue.running == {"c"}
 
 
+def test_a_follower_is_where_its_process_is() -> None:
+    """Also when what is known of another trial has everything laid out anew."""
+    queue = Queue([_job(k, 1, 10) for k in "abcd"], uniform(nodes=2, gpus=2))
+    assert _all(queue, 0.0) == ["a", "b", "c", "d"]
+    for key, node in zip("abcd", (2, 1, 2, 1), strict=True):
+        queue.started(key, [f"node {node}"], 0.0)
+    queue.lost("b", 5.0)
+    assert queue.relay("a", 10.0) == "b"
+    queue.started("d", ["node 1"], 10.0)
+    assert queue.where("b") == "node 2"
+
+
+def test_a_follower_does_not_take_the_room_that_is_kept_for_a_wide_one() -> None:
+    """There is room beside it, but that is elsewhere."""
+    narrow = [_job(f"n{i}", 1, 1000 - i) for i in range(20)]
+    queue = Queue(
+        [_job("wide", 4, 5000), *narrow], uniform(nodes=2, gpus=4), order="widest first", slots=3
+    )
+    queue.move(uniform(nodes=1, gpus=3))
+    assert _all(queue, 0.0) == ["n0", "n1", "n2"]
+    for key in ("n0", "n1", "n2"):
+        queue.started(key, ["node 1"], 0.0)
+    queue.move(uniform(nodes=2, gpus=4))
+    now, started = 0.0, None
+    while started is None and now < 9000:
+        now += 1000.0
+        for key in sorted(queue.running):
+            if queue.relay(key, now) is None:
+                queue.ended(key, now)
+        started = now if "wide" in _all(queue, now) else None
+    assert started is not None
+    assert started <= 3000
+
+
 def test_one_of_another_class_waits_until_the_process_of_the_last_has_gone() -> None:
     """The shorter one of the same class does not pass the longer one of another."""
     jobs = [_job("a", 1, 10), _job("wide", 2, 8), _job("half", 1 / 2, 9), _job("b", 1, 5)]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 
 from analysis.observations import observation_ids
 from orchestrator import lease
@@ -286,11 +287,12 @@ def undisturbed(trials: Iterable[Trial], directory: Path) -> dict[str, Measureme
 
 def describe(sweep: Sweep) -> dict[str, Any]:
     """What a sweep's faults cost, for the table."""
-    planned = {p.id for p in sweep.plan.planned}
-    failed = {a.observation for a in sweep.project.attempts.all()} - sweep.project.ledger.ids()
-    names = observation_ids(sweep.project.ledger.read())
+    outcomes = sweep.project.outcomes(sweep.plan)
+    files = (sweep.project.local or Path()) / "ledger"
+    rows = [pq.read_table(path).to_pylist() for path in files.glob("[!.]*.parquet")]
+    names = Counter((row["trial"], row["tokens"]) for file in rows for row in file)
     return {
-        "lost": len(planned - set(names) - failed),
-        "doubled": len(names) - len(set(names)),
+        "lost": sum(name not in names and state != "failed" for name, state in outcomes.items()),
+        "doubled": sum(n - 1 for n in names.values()),
         "repeated": sweep.repeated(),
     }

@@ -110,7 +110,9 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def storage(location: str) -> Storage:
-    return open_storage(location)
+    made = open_storage(location)
+    made.make()
+    return made
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def _maker(storage: Storage, tmp_path: Path) -> Make:
     """Makes workspaces, each of an attempt with a scratch directory of its own."""
+    storage.make()
     number = iter(range(100))
 
     def make(*, key: str = "k", stop: Callable[[], bool] = lambda: False, **settings: object):
@@ -124,7 +125,9 @@ def test_none_is_due_before_its_time(make_local: Make, clock: Clock) -> None:
     assert workspace.due(4)
 
 
-def test_one_is_due_when_a_multiple_of_the_steps_is_reached_or_passed(make_local: Make) -> None:
+def test_one_is_due_when_a_multiple_of_the_steps_is_reached_or_passed(
+    make_local: Make, clock: Clock
+) -> None:
     """Trainers of quick steps ask after a few of them."""
     workspace = make_local(every_steps=10, every_seconds="never", max_overhead=1.0)
     due = []

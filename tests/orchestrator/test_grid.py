@@ -11,10 +11,11 @@ from typing import Any, cast
 import pytest
 from ray.tune.search import Searcher
 
+from cluster.budget import Caps
 from cluster.machines import Cluster, Node, uniform
 from cluster.placement import Placement
 from cluster.queue import Job, Queue
-from orchestrator.grid import LEAVE_SECONDS, LOOK_SECONDS, Grid
+from orchestrator.grid import ASK_SECONDS, LOOK_SECONDS, Grid
 from orchestrator.lease import Lease
 from orchestrator.spec_running import Checkpoints, Limits
 from orchestrator.stop import Stop
@@ -38,18 +39,24 @@ ORDER = Order(
 class Tune:
     """What Tune does with a grid: asks, starts, and tells of ends."""
 
-    def __init__(self, jobs: list[Job], cluster: Cluster, **limits: Any) -> None:
+    def __init__(
+        self, jobs: list[Job], cluster: Cluster, *, caps: Caps | None = None, **limits: Any
+    ) -> None:
         self.now = 0.0
         self.cluster = cluster
+        self.wished: list[bool] = []
+        self.idle: list[float] = []
         self.stop = Stop(cast(Lease, SimpleNamespace(lost=threading.Event())))
         self.grid = Grid(
-            Queue(jobs, cluster, slots=limits.get("slots")),
+            Queue(jobs, cluster, slots=limits.get("slots"), caps=caps),
             {job.key: replace(ORDER, scratch=job.key) for job in jobs},
             limits=Limits(**limits),
             stop=self.stop,
             cluster=lambda: self.cluster,
             clock=lambda: self.now,
             gone=lambda group: group not in self.there,
+            grow=self.wished.append,
+            idle=lambda: self.idle.append(self.now),
         )
         self.there: set[str] = set()
         """Placement groups that still hold their room."""
@@ -75,10 +82,12 @@ class Tune:
 
     def end(self, key: str) -> None:
         """Its row is told, and Tune is done with it before it asks for another."""
+        self.now += 2 * ASK_SECONDS
         self.grid.measured(key)
         self.grid.on_trial_complete(self.handed.pop(key), {})
 
     def fail(self, key: str, kind: Any, **more: Any) -> bool:
+        self.now += 2 * ASK_SECONDS
         self.grid.on_trial_complete(self.handed.pop(key), error=True)
         return self.grid.failed(key, kind, **more)
 
@@ -118,30 +127,85 @@ def test_the_next_of_a_class_is_handed_out_before_tune_ends_the_actor_of_the_las
 
 def test_another_class_waits_until_the_room_is_free() -> None:
     """Ray would put it wherever there is room just now."""
-    jobs = [Job(key="one", placement=GPU, seconds=9), Job(key="core", placement=CORE, seconds=5)]
-    tune = Tune(jobs, uniform(gpus=1, cpus=1))
-    assert tune.ask_all() == ["one"]
+    jobs = [Job(key=k, placement=GPU, seconds=9) for k in ("one", "two")]
+    jobs.append(Job(key="core", placement=CORE, seconds=5))
+    tune = Tune(jobs, uniform(nodes=2, gpus=1, cpus=1))
+    assert tune.ask_all() == ["one", "two"]
     tune.grid.seen("one", "actor", "node 1", "group")
     tune.there = {"group"}
     tune.grid.measured("one")
     assert tune.ask() is None
     tune.grid.on_trial_complete(tune.handed.pop("one"), {})
     assert tune.ask() is None
+    tune.now += ASK_SECONDS
+    assert tune.ask() is None
     tune.there = set()
+    tune.now += ASK_SECONDS
     assert tune.ask() == "core"
 
 
-def test_an_actor_that_does_not_go_is_not_waited_for_forever() -> None:
+def test_tune_ends_an_actor_only_when_it_has_another_trial() -> None:
+    """While it has none, it asks for one and does nothing else."""
     jobs = [Job(key="one", placement=GPU, seconds=9), Job(key="core", placement=CORE, seconds=5)]
     tune = Tune(jobs, uniform(gpus=1, cpus=1))
     assert tune.ask_all() == ["one"]
     tune.grid.seen("one", "actor", "node 1", "group")
     tune.there = {"group"}
     tune.end("one")
-    tune.now += LEAVE_SECONDS
-    assert tune.ask() is None
-    tune.now += 0.1
     assert tune.ask() == "core"
+
+
+def test_while_nothing_fits_somebody_may_say_so() -> None:
+    tune = Tune(_cores(1), uniform(cpus=0))
+    assert tune.ask() is None
+    tune.now = 1.0
+    assert tune.ask() is None
+    assert tune.idle == [0.0, 1.0]
+
+
+def test_a_trial_that_stops_although_nobody_wants_it_to_starts_again() -> None:
+    """Its node sees no lease any more: the share is unmounted there."""
+    tune = Tune(_cores(1), uniform(cpus=1), restarts=1)
+    for _ in range(2):
+        assert tune.ask() == "a"
+        tune.grid.on_trial_complete(tune.handed.pop("a"), {})
+    assert tune.ask() == ""
+
+
+def test_a_node_that_cannot_work_on_the_sweep_gets_no_more_trials() -> None:
+    jobs = [Job(key=k, placement=GPU, seconds=s) for k, s in (("a", 9), ("b", 8), ("c", 7))]
+    tune = Tune(jobs, _nodes("x", "y", gpus=1), restarts=0)
+    assert tune.ask_all() == ["a", "b"]
+    tune.grid.started("b", "actor b")
+    tune.grid.seen("b", "actor b", "y", "")
+    tune.grid.on_trial_complete(tune.handed.pop("b"), error=True)
+    tune.grid.unfit("b")
+    tune.now += ASK_SECONDS
+    assert tune.ask_all() == []
+    tune.end("a")
+    asked = tune.grid.suggest("again")
+    assert (asked["key"], json.loads(asked["placement"])["node"]) == ("b", "x")
+
+
+def test_what_a_trial_leaves_of_a_cap_lets_in_another_at_its_end() -> None:
+    jobs = [Job(key=k, placement=GPU, seconds=s) for k, s in (("a", 3600), ("b", 3000))]
+    tune = Tune(jobs, uniform(gpus=1), caps=Caps(gpu_hours=1.5))
+    assert tune.ask_all() == ["b"]
+    tune.grid.started("b", "actor")
+    tune.now = 1000.0
+    tune.end("b")
+    assert tune.ask_all() == ["a"]
+
+
+def test_the_cluster_is_asked_to_grow_while_trials_wait() -> None:
+    tune = Tune(_cores(2), uniform(cpus=1))
+    for key in "ab":
+        tune.now += LOOK_SECONDS
+        assert tune.ask_all() == [key]
+        tune.now += LOOK_SECONDS
+        assert tune.ask_all() == []
+        tune.end(key)
+    assert tune.wished == [True, True, True, False]
 
 
 def test_a_trial_whose_actor_dies_after_its_row_is_over() -> None:
@@ -252,7 +316,7 @@ def test_a_node_that_left_holds_no_room() -> None:
     assert tune.grid.queue.next(tune.now) is None  # b has no room
     tune.end("a")
     tune.cluster = _nodes("x", "y")
-    tune.now = 2 * LOOK_SECONDS
+    tune.now += LOOK_SECONDS
     assert tune.ask_all() == ["b"]
     tune.end("b")
     assert tune.ask_all() == ["c"]
@@ -321,13 +385,32 @@ def test_whatever_fails_every_trial_ends_and_none_runs_twice_at_once(seed: int) 
             continue
         key = rng.choice(sorted(tune.handed))
         if rng.random() < 0.5:
-            tune.grid.started(key, f"actor {rng.randrange(5)}")
+            actor = f"actor {rng.randrange(5)}"
+            tune.grid.started(key, actor)
+            tune.grid.seen(key, actor, rng.choice("xyz"), rng.choice(["", "group"]))
+            tune.there = {"group"} if rng.random() < 0.5 else set()
             continue
-        kind = rng.choice(["end", "end", "end", "raised", "worker lost"])
-        over = tune.end(key) is None if kind == "end" else not tune.fail(key, kind)
-        ended[key] = ended.get(key, 0) + over
+        kind = rng.choice(["end", "row", "row", "died", "raised", "worker lost", "left"])
+        if kind == "end":
+            tune.end(key)
+        elif kind == "row":  # and then perhaps another takes over its actor before the end
+            tune.grid.measured(key)
+            follower = tune.ask()
+            if follower:
+                tries[follower] = tries.get(follower, 0) + 1
+            tune.grid.on_trial_complete(tune.handed.pop(key), {})
+        elif kind == "died":
+            tune.grid.measured(key)
+            tune.grid.on_trial_complete(tune.handed.pop(key), error=True)
+        elif kind == "left":
+            tune.grid.on_trial_complete(tune.handed.pop(key), {})
+            ended[key] = ended.get(key, 0) + (not tune.grid._leaving[key].again)
+            continue
+        elif tune.fail(key, kind):
+            continue
+        ended[key] = ended.get(key, 0) + 1
     assert key == ""
-    assert ended == dict.fromkeys((job.key for job in jobs), 1)
+    assert {k: n for k, n in ended.items() if n} == dict.fromkeys((job.key for job in jobs), 1)
     assert max(tries.values()) <= 1 + 1 + 2
 
 

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
+from ray.tune.utils.object_cache import _ObjectCache
 from rich.console import Console
 
 from analysis.errors import InputError
@@ -18,6 +20,7 @@ from orchestrator.planner import make_plan
 from orchestrator.project import Project, create_project, directory_for
 from orchestrator.spec import parse_spec, read_spec
 from orchestrator.storage import open_storage
+from orchestrator.sweep import _Aimed, _Frugal
 from orchestrator.tracking import store_uri
 
 pytestmark = pytest.mark.slow
@@ -177,6 +180,24 @@ def test_the_executed_sweep_is_kept_as_a_file_that_runs(project: Project) -> Non
     assert directory_for(kept, "s") == project.local
     with Path(os.devnull).open("w") as file:
         assert run(project, again, Console(file=file), started=time.time()).trained == 0
+
+
+def test_tune_keeps_no_actor_that_nobody_takes_over() -> None:
+    """By a private field, for want of a setting: with another Ray it may be another."""
+    cache = _ObjectCache(may_keep_one=True)
+    _Frugal().on_trial_add(SimpleNamespace(_actor_cache=cache), None)
+    assert not cache.cache_object("a line", "an actor")
+    cache.increase_max("a line")
+    assert cache.cache_object("a line", "an actor")
+
+
+def test_only_trials_of_one_line_use_each_others_actors() -> None:
+    bundles = [{"CPU": 1.0}]
+    one, same, other = (
+        _Aimed(bundles, "STRICT_PACK", node, line)
+        for node, line in (("x", "1"), ("y", "1"), ("x", "2"))
+    )
+    assert (one == same, hash(one) == hash(same), one == other) == (True, True, False)
 
 
 def _command(spec: Path, project: Path) -> list[str]:

@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
-from orchestrator.watchdog import EXIT_STATUS, Watchdog
+from orchestrator.watchdog import EXIT_STATUS
 
 TRIAL = """
 import sys, time
@@ -26,7 +25,7 @@ print("ended by itself", flush=True)
 """
 
 
-def _run(body: str, *, seconds: float | None = 0.4, telling: str = "pass") -> tuple[int, str]:
+def _run(body: str, *, seconds: float | None = 1.0, telling: str = "pass") -> tuple[int, str]:
     """Exit status and output of a process whose trial does `body`."""
     code = TRIAL.format(body=body, seconds=seconds, telling=telling)
     done = subprocess.run(
@@ -38,7 +37,7 @@ def _run(body: str, *, seconds: float | None = 0.4, telling: str = "pass") -> tu
 def test_a_silent_trial_ends_its_process_and_says_where_it_hung() -> None:
     code, told = _run("watchdog.heard(); a_step_that_hangs(20)")
     assert code == EXIT_STATUS
-    assert told.startswith("no sign of life for 0 s (limits.silent_seconds)\n")
+    assert told.startswith("no sign of life for 1 s (limits.silent_seconds)\n")
     assert "in a_step_that_hangs" in told
     assert "ended by itself" not in told
 
@@ -53,8 +52,9 @@ def test_it_ends_its_process_even_if_nobody_can_be_told() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        "[(time.sleep(0.1), watchdog.heard()) for _ in range(10)]",
-        "with watchdog.paused(): time.sleep(1)",
+        "[(time.sleep(0.1), watchdog.heard()) for _ in range(20)]",
+        "with watchdog.paused(): time.sleep(2)",
+        "with watchdog.paused(): time.sleep(0.9)\n    time.sleep(0.5)",
     ],
 )
 def test_who_gives_signs_of_life_or_waits_for_others_is_left_alone(body: str) -> None:
@@ -62,18 +62,9 @@ def test_who_gives_signs_of_life_or_waits_for_others_is_left_alone(body: str) ->
 
 
 def test_a_trial_that_may_be_silent_for_ever_has_no_watch() -> None:
-    assert _run("time.sleep(1)", seconds=None) == (0, "ended by itself\n")
+    assert _run("time.sleep(2)", seconds=None) == (0, "ended by itself\n")
 
 
 def test_it_watches_no_longer_than_the_trial_lasts() -> None:
     """The process goes on to the next trial; here it would be ended while it waits."""
-    assert _run("pass\ntime.sleep(1)") == (0, "ended by itself\n")
-
-
-def test_the_time_of_a_pause_does_not_count_afterwards() -> None:
-    told: list[str] = []
-    with Watchdog(1.0, lambda error, stack: told.append(error)) as watchdog:
-        with watchdog.paused():
-            time.sleep(0.9)
-        time.sleep(0.5)
-    assert told == []
+    assert _run("pass\ntime.sleep(2)") == (0, "ended by itself\n")

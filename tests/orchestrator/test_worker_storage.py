@@ -1,5 +1,6 @@
 """A worker whose storage fails: it waits, says so, and loses nothing that was measured."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,9 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[B
 @pytest.mark.parametrize(
     ("prefix", "what"),
     [
-        ("leases/", "see the project"),
-        ("ledger/", "read the ledger"),
-        ("attempts/", "record an attempt"),
+        ("leases/", f"{socket.gethostname()} cannot work on the sweep"),
+        ("ledger/", "cannot read the ledger"),
+        ("attempts/", "cannot record an attempt"),
     ],
 )
 def test_a_storage_that_fails_at_the_start_is_waited_for(
@@ -61,9 +62,7 @@ def test_a_storage_that_fails_at_the_start_is_waited_for(
     tiny = Tiny()
     bench.run(tiny)
     *troubles, end = bench.told
-    assert {t["trouble"] for t in troubles} == {
-        f"cannot {what}: No space left on device; trying again"
-    }
+    assert {t["trouble"] for t in troubles} == {f"{what}: No space left on device; trying again"}
     assert end["status"] == "complete"
     assert tiny.trained == [*range(1, STEPS + 1)]
 

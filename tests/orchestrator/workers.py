@@ -114,6 +114,7 @@ class Bench:
 @contextmanager
 def bench_at(storage: Storage, scratch: Path, patch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A bench on a storage, whose workers look and try again all the time."""
+    storage.make()
     for name in ("LOOK_SECONDS", "FAR_LOOK_SECONDS"):
         patch.setattr(worker, name, 0.0)
     patch.setattr(worker, "LONGEST_WAIT", 0.1)

@@ -8,7 +8,7 @@ BIN := .venv/bin
 # The pins are for Linux and Python 3.11; elsewhere pip resolves the bounds of pyproject.toml.
 PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.platform == "linux" and sys.version_info[:2] == (3, 11)))')
 
-# Processes that test side by side: those with Ray in them take much memory each.
+# Processes that test side by side; each may start a Ray of its own.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 
 .PHONY: mini test check lint bench clean
@@ -16,10 +16,8 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 mini: .venv/installed
 	$(BIN)/isoflop mini --project projects/mini
 
-# Those of faults alone: they kill processes and measure how long it takes to go on.
 test: lint
-	$(BIN)/pytest -n $(WORKERS) --ignore tests/faults
-	$(BIN)/pytest tests/faults
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 check: lint
 	$(BIN)/pytest -n $(WORKERS) -m "not slow"

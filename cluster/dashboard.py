@@ -172,7 +172,7 @@ def _knock(url: str, headers: dict[str, str]) -> tuple[int, str | None]:
 def _ray_version(answer: object) -> str | None:
     """The version in an answer of the dashboard; None where it is another server's."""
     try:
-        version = answer.json()["ray_version"]  # type: ignore[attr-defined]
+        version = answer.json()["ray_version"]  # type: ignore[attr-defined] # Ray types it as an object
     except (ValueError, KeyError, TypeError):
         return None
     return str(version)

@@ -163,7 +163,15 @@ def run(
             if tracking.store is None:
                 console.print(NO_STORE)
             with Progress(board, console) as progress:
-                end = train(project, plan, lease, progress, tracking.finished, address=address)
+                end = train(
+                    project,
+                    plan,
+                    lease,
+                    progress,
+                    tracking.finished,
+                    address=address,
+                    ready=tracking.start,
+                )
             if end.overtaken:  # the project is another driver's now, and so is MLflow
                 return _outcome(project, plan, tracking, before, started, end)
             _tidy(project, plan, lease.generation)

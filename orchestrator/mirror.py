@@ -63,19 +63,27 @@ class Mirror:
         self._sent = self._marks = 0
         self._mark: str | None = None
         self._over = self.store is None
+        self._started = False
         self._closing = threading.Event()
         self._died: str | None = None
         self._keeper = threading.Thread(target=self._keep, name="mlflow", daemon=True)
         self._feeder = threading.Thread(target=self._feed, name="mlflow lines", daemon=True)
 
     def __enter__(self) -> Mirror:
-        if self.store is not None:
-            self._keeper.start()
-            self._feeder.start()
         return self
 
+    def start(self) -> None:
+        """Have the writer started, at the latest when there is something to write.
+
+        Not at once: it imports MLflow for seconds, in which a sweep's Ray is starting too.
+        """
+        if self.store is not None and not self._started:
+            self._started = True
+            self._keeper.start()
+            self._feeder.start()
+
     def __exit__(self, *exception: object) -> None:
-        if self.store is None:
+        if not self._started:
             return
         self._closing.set()
         self._lines.put(None)
@@ -87,6 +95,7 @@ class Mirror:
     def finished(self, name: ObservationId) -> None:
         """An observation's row is in the ledger."""
         if not self._over:
+            self.start()
             self._lines.put(f"{name[0]} {name[1]}\n")
 
     @property
@@ -128,6 +137,7 @@ class Mirror:
     def _wait_for(self, results: Results | None, timeout: float) -> bool:
         if self.store is None:
             return True
+        self.start()
         self._marks += 1
         mark = {"mark": self._marks, "results": asdict(results) if results else None}
         self._mark = json.dumps(mark) + "\n"

@@ -161,15 +161,15 @@ class Project:
             If there is one of its name that was begun and asks for something else. It says what
             differs.
         """
-        old = self._plan_record(plan.name)
+        old, plain = self._plan_record(plan.name), _plain(plan)
         if old is not None:
             before = Plan.from_dict(old)
             found = changes(before, plan)
             if (found.gone or (found.new and not extend)) and self._begun(before):
                 raise InputError(_refusal(self, plan, found.sentence, only_new=not found.gone))
-            if {**old, "saved_at": None} == {**_plain(plan), "saved_at": None}:
+            if {**old, "saved_at": None} == {**plain, "saved_at": None}:
                 return
-        record = {**_plain(plan), "saved_at": timestamp()}
+        record = {**plain, "saved_at": timestamp()}
         name = f"{_PLANS}/{plan.name}"
         self.storage.replace(f"{name}.json", json.dumps(record, indent=1).encode())
         comment = f"The sweep {plan.name}, as it was run in this project."

@@ -71,8 +71,9 @@ def train(
     finished: Finished,
     *,
     address: str | None = None,
+    ready: Callable[[], None] = lambda: None,
 ) -> End:
-    """Train whatever `plan` asks for and the ledger lacks.
+    """Train whatever `plan` asks for and the ledger lacks; `ready` is called before the first.
 
     Returns when every trial has ended or the user interrupted; the ledger knows which.
 
@@ -113,6 +114,7 @@ def train(
                 finished=finished,
                 limits=plan.spec.limits,
             )
+            ready()
             with interruptible(stop, lambda: quit_now(wished.forget)):
                 _tune(grid, watch, scratch)
             watch.record()

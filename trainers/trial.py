@@ -39,7 +39,7 @@ class Shape:
     """Context length, tokens."""
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
+        for name, value in vars(self).items():
             if value < 1:
                 raise InputError(f"a shape's {name} is {value}; it must be at least 1")
         if self.width % (2 * self.heads):

@@ -21,6 +21,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from orchestrator.cli import app
+from orchestrator.growth import Wish
 from orchestrator.spec_running import Checkpoints, ClusterSpec, Limits, Strict
 
 # Importing Ray's command line imports Ray Serve, which warns of its own code.
@@ -313,13 +314,22 @@ def test_the_docs_have_every_key_of_a_table_with_its_default(
     assert {**dict.fromkeys(told), **tomllib.loads(written)} == defaults
 
 
-def test_the_docs_cluster_that_grows_is_one() -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", DOCS, re.DOTALL)
-    spec = ClusterSpec.model_validate(tomllib.loads(example)["cluster"])
+@pytest.mark.parametrize("text", ["docs", "example"])
+def test_the_machines_that_a_sweep_names_are_those_of_the_manifest(text: str) -> None:
+    (docs,) = re.findall(r"```toml\n(.*?)```", DOCS, re.DOTALL)
+    example = (ROOT / "examples/cluster.toml").read_text()
+    told = tomllib.loads({"docs": docs, "example": example}[text])["cluster"]
+    spec = ClusterSpec.model_validate(told)
     machines = spec.cluster()
     assert spec.autoscaling
     assert machines is not None
-    assert len(machines.nodes) == 8
+    groups = CLUSTER["workerGroupSpecs"]
+    assert len(machines.nodes) <= sum(group["maxReplicas"] for group in groups)
+    for group in groups:
+        has = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        for bundle in Wish(machines)._bundles:
+            assert bundle["GPU"] == float(has["nvidia.com/gpu"])
+            assert bundle["CPU"] <= float(has["cpu"])
 
 
 def test_the_manifests_are_in_the_package() -> None:

@@ -18,6 +18,13 @@ _seeds = itertools.count(1000)
 _table: list[dict[str, object]] = []
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One after the other where tests run side by side: they share a cluster."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("faults"))
+
+
 @pytest.fixture(scope="session")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> Steps:
     """What all processes count of the steps of their trainers."""

@@ -146,18 +146,13 @@ def test_diverged_trials_are_rows_and_not_fitted(project: Project) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_run_of_any_sweep_rebuilds_mlflow_for_all(project: Project) -> None:
-    _run(project, budgets=[1e10])
-    _run(project, name="other", budgets=[1e11])
-    (project.local / "mlflow.db").unlink()
-    _run(project, budgets=[1e10])
-    assert len(_runs(project)) == 2 + 10
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_second_run_adds_nothing_to_mlflow(project: Project) -> None:
+def test_the_executed_sweep_is_kept_as_a_file_whose_run_adds_nothing(project: Project) -> None:
     _run(project)
-    _run(project)
+    kept = project.local / "plans" / "s.toml"
+    assert directory_for(kept, "s") == project.local
+    with Path(os.devnull).open("w") as file:
+        again = run(project, make_plan(read_spec(kept)), Console(file=file), started=time.time())
+    assert again.trained == 0
     client = MlflowClient(tracking_uri=store_uri(project))
     (parent,) = [r for r in _runs(project) if "mlflow.parentRunId" not in r.data.tags]
     assert len(client.get_metric_history(parent.info.run_id, "exponent_hoffmann")) == 1
@@ -170,16 +165,6 @@ def test_mlflow_that_fails_at_the_end_is_told_and_not_fatal(project: Project) ->
     assert outcome.finished
     assert outcome.tracking_error
     assert outcome.to_json()["complete"] == 15
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_the_executed_sweep_is_kept_as_a_file_that_runs(project: Project) -> None:
-    _run(project)
-    kept = project.local / "plans" / "s.toml"
-    again = make_plan(read_spec(kept))
-    assert directory_for(kept, "s") == project.local
-    with Path(os.devnull).open("w") as file:
-        assert run(project, again, Console(file=file), started=time.time()).trained == 0
 
 
 def test_tune_keeps_no_actor_that_nobody_takes_over() -> None:

@@ -1,0 +1,261 @@
+"""The driver's eye on a sweep: what it ends, what it forgives, and what it tells."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator import watch as watch_module
+from orchestrator.attempts import Attempts
+from orchestrator.planner import Plan, make_plan
+from orchestrator.project import Project, create_project
+from orchestrator.proof import UnfitNodeError
+from orchestrator.spec import parse_spec
+from orchestrator.spec_running import Limits
+from orchestrator.stop import Stop
+from orchestrator.watch import (
+    GRACE,
+    GRACE_SECONDS,
+    IDLE_SECONDS,
+    LOOK_SECONDS,
+    STALL_SECONDS,
+    Watch,
+)
+
+EXPECTED = 100.0
+"""Seconds of every trial."""
+
+
+class Grid:
+    """What a watch tells of trials, and asks."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+        self.retries = 1
+        self.queue = SimpleNamespace(job=lambda key: SimpleNamespace(seconds=EXPECTED))
+
+    def started(self, *said: Any) -> None:
+        self.told.append(("started", *said))
+
+    def seen(self, *said: Any) -> None:
+        self.told.append(("seen", *said))
+
+    def measured(self, key: str) -> None:
+        self.told.append(("measured", key))
+
+    def unfit(self, key: str) -> None:
+        self.told.append(("unfit", key))
+
+    def may_fail(self, key: str) -> bool:
+        return self.retries > 0
+
+    def failed(self, key: str, kind: str, **more: Any) -> bool:
+        self.told.append(("failed", key, kind))
+        return True
+
+
+class Progress:
+    """What a person is told."""
+
+    def __init__(self) -> None:
+        self.troubles: list[str] = []
+        self.over: list[tuple[str, str]] = []
+
+    def trouble(self, text: str) -> None:
+        self.troubles.append(text)
+
+    def ended(self, key: str, state: str, loss: float | None, seconds: float | None) -> None:
+        self.over.append((key, state))
+
+    def running(self, *said: Any) -> None: ...
+
+    def waiting(self, key: str) -> None: ...
+
+
+class Eye:
+    """A watch, and Tune as it calls it."""
+
+    def __init__(self, project: Project, plan: Plan, limits: Limits) -> None:
+        self.now = 1000.0
+        self.killed: list[str] = []
+        self.finished: list[str] = []
+        self.grid, self.progress = Grid(), Progress()
+        self.notes: list[dict[str, Any]] = []
+        lease = SimpleNamespace(
+            lost=threading.Event(), generation=1, note=lambda note, **_: self.notes.append(note)
+        )
+        self.keys = [trial.key for trial in plan.trials]
+        self.errors: dict[str, BaseException] = {}
+        self.watch = Watch(
+            project=project,
+            trials={trial.key: trial for trial in plan.trials},
+            stop=Stop(lease),
+            grid=self.grid,
+            progress=self.progress,
+            finished=lambda name: self.finished.append(name[0]),
+            limits=limits,
+        )
+
+    def _trial(self, key: str) -> Any:
+        actor = SimpleNamespace(_actor_id=SimpleNamespace(hex=lambda: f"actor of {key}"), key=key)
+        state = SimpleNamespace(ray_actor=actor)
+        return SimpleNamespace(config={"key": key}, temporary_state=state)
+
+    def start(self, *keys: str) -> None:
+        for key in keys:
+            self.watch.on_trial_start(0, [], self._trial(key))
+
+    def report(self, key: str, **result: Any) -> None:
+        self.watch.on_trial_result(0, [], self._trial(key), result)
+
+    def row(self, key: str) -> None:
+        self.report(key, status="complete", loss=2.0, seconds=1.0, whole=True)
+
+    def end(self, key: str) -> None:
+        self.row(key)
+        self.watch.on_trial_complete(0, [], self._trial(key))
+
+    def fail(self, key: str, error: BaseException) -> None:
+        self.errors[key] = error
+        self.watch.on_trial_error(0, [], self._trial(key))
+
+    def wait(self, seconds: float, *, reporting: tuple[str, ...] = ()) -> None:
+        """Time goes by, in looks."""
+        until = self.now + seconds
+        while self.now < until:
+            self.now += LOOK_SECONDS
+            for key in reporting:
+                self.report(key, fraction=0.5, train_loss=3.0)
+            self.watch.on_step_end(0, [])
+
+
+@pytest.fixture
+def plan() -> Plan:
+    spec = {"name": "s", "trainer": "simulated", "budgets": [1e10], "sizes": 5}
+    return make_plan(parse_spec(spec, source=Path("s.toml")))
+
+
+@pytest.fixture
+def eye(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eye]:
+    made = Eye(create_project(tmp_path / "project"), plan, Limits(silent_seconds=50.0))
+    monkeypatch.setattr(watch_module, "time", SimpleNamespace(monotonic=lambda: made.now))
+    monkeypatch.setattr(watch_module.ray, "kill", lambda actor: made.killed.append(actor.key))
+    monkeypatch.setattr(watch_module, "_error_of", lambda trial: made.errors[trial.config["key"]])
+    made.watch._stepped = made.watch._looked = made.watch._busy = made.now
+    return made
+
+
+def _paced(eye: Eye) -> str:
+    """Three trials have taken what was expected; the key of another."""
+    *timed, other = eye.keys[:4]
+    eye.start(*timed)
+    eye.wait(EXPECTED, reporting=tuple(timed))
+    for key in timed:
+        eye.end(key)
+    return other
+
+
+def test_a_straggler_is_ended_while_it_has_another_try(eye: Eye) -> None:
+    slow = _paced(eye)
+    eye.start(slow)
+    eye.wait(4.9 * EXPECTED, reporting=(slow,))
+    assert eye.killed == []
+    eye.wait(0.2 * EXPECTED, reporting=(slow,))
+    assert eye.killed == [slow]
+    eye.fail(slow, RuntimeError("killed"))
+    assert ("failed", slow, "slow") in eye.grid.told
+    (attempt,) = eye.watch._attempts.all()
+    assert (attempt.kind, attempt.trial) == ("slow", slow)
+    assert "100 s were expected" in attempt.error
+    eye.start(slow)  # once is enough: it may be the trial that is slow
+    eye.wait(9 * EXPECTED, reporting=(slow,))
+    assert eye.killed == [slow]
+
+
+def test_a_straggler_on_its_last_try_is_let_be(eye: Eye) -> None:
+    slow = _paced(eye)
+    eye.grid.retries = 0
+    eye.start(slow)
+    eye.wait(9 * EXPECTED, reporting=(slow,))
+    assert eye.killed == []
+
+
+def test_who_waits_for_the_storage_is_not_slow(eye: Eye) -> None:
+    waiting = _paced(eye)
+    eye.start(waiting)
+    for _ in range(90):
+        eye.wait(10.0)
+        eye.report(waiting, trouble="cannot write the row: No space left on device")
+    assert eye.killed == []
+    eye.row(waiting)
+    assert eye.finished[-1] == waiting
+
+
+def test_a_process_that_says_nothing_any_more_is_ended_from_here(eye: Eye) -> None:
+    key = eye.keys[0]
+    eye.start(key)
+    eye.wait(GRACE * 50 + GRACE_SECONDS)
+    assert eye.killed == []
+    eye.wait(2.0)
+    assert eye.killed == [key]
+
+
+def test_a_driver_that_stood_still_blames_nobody(eye: Eye) -> None:
+    key = eye.keys[0]
+    eye.start(key)
+    eye.now += 1000 * STALL_SECONDS
+    eye.watch.on_step_end(0, [])
+    eye.wait(10.0)
+    assert eye.killed == []
+
+
+def test_a_worker_that_dies_after_its_row_failed_at_nothing(eye: Eye) -> None:
+    key = eye.keys[0]
+    eye.start(key)
+    eye.row(key)
+    eye.fail(key, RuntimeError("died"))
+    assert eye.grid.told[-1] == ("measured", key)
+    assert (eye.progress.over, eye.finished) == ([(key, "complete")], [key])
+    assert eye.watch._attempts.all() == []
+
+
+def test_a_node_that_cannot_work_is_named_and_left_out(eye: Eye) -> None:
+    key = eye.keys[0]
+    eye.start(key)
+    eye.fail(key, UnfitNodeError("node-7 cannot work on the sweep: no project"))
+    assert eye.grid.told[-1] == ("unfit", key)
+    assert eye.progress.troubles == [
+        "node-7 cannot work on the sweep: no project: nothing more is started there"
+    ]
+    assert [a.kind for a in eye.watch._attempts.all()] == ["node lost"]
+
+
+def test_it_is_told_that_no_trial_has_a_worker(eye: Eye) -> None:
+    eye.wait(IDLE_SECONDS)
+    assert eye.progress.troubles == []
+    eye.wait(2.0)
+    assert "no trial has a worker" in eye.progress.troubles[0]
+    assert eye.notes[-1] == {"stopping": False, "running": {}}
+
+
+def test_an_end_that_cannot_be_recorded_now_is_recorded_later(
+    eye: Eye, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = eye.keys[0]
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    eye.start(key)
+    with monkeypatch.context() as patch:
+        patch.setattr(Attempts, "lost", full)
+        eye.fail(key, RuntimeError("boom"))
+    assert "No space left" in eye.progress.troubles[0]
+    assert eye.watch._attempts.all() == []
+    eye.wait(2.0)
+    assert [a.kind for a in eye.watch._attempts.all()] == ["raised"]

@@ -170,7 +170,7 @@ def run(
                     progress,
                     tracking.finished,
                     address=address,
-                    ready=tracking.start,
+                    begun=tracking.start,
                 )
             if end.overtaken:  # the project is another driver's now, and so is MLflow
                 return _outcome(project, plan, tracking, before, started, end)

@@ -75,7 +75,7 @@ class Mirror:
     def start(self) -> None:
         """Have the writer started, at the latest when there is something to write.
 
-        Not at once: it imports MLflow for seconds, in which a sweep's Ray is starting too.
+        Not at once: it imports MLflow for seconds, in which Ray and the first worker start too.
         """
         if self.store is not None and not self._started:
             self._started = True

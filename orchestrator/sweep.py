@@ -71,9 +71,9 @@ def train(
     finished: Finished,
     *,
     address: str | None = None,
-    ready: Callable[[], None] = lambda: None,
+    begun: Callable[[], None] = lambda: None,
 ) -> End:
-    """Train whatever `plan` asks for and the ledger lacks; `ready` is called before the first.
+    """Train whatever `plan` asks for and the ledger lacks; `begun` is called when a trial starts.
 
     Returns when every trial has ended or the user interrupted; the ledger knows which.
 
@@ -111,10 +111,10 @@ def train(
                 stop=stop,
                 grid=grid,
                 progress=progress,
+                begun=begun,
                 finished=finished,
                 limits=plan.spec.limits,
             )
-            ready()
             with interruptible(stop, lambda: quit_now(wished.forget)):
                 _tune(grid, watch, scratch)
             watch.record()

@@ -124,6 +124,7 @@ class Watch(Callback):
         stop: Stop,
         grid: Grid,
         progress: Progress,
+        begun: Callable[[], None],
         finished: Callable[[ObservationId], None],
         limits: Limits,
     ) -> None:
@@ -134,7 +135,7 @@ class Watch(Callback):
         self._lease = stop.lease
         self._grid = grid
         self._progress = progress
-        self._finished = finished
+        self._begun, self._finished = begun, finished
         self._limits = limits
         self._runs: dict[str, _Run] = {}
         self._paces: list[float] = []
@@ -156,6 +157,7 @@ class Watch(Callback):
         self._runs[key] = _Run(actor, now, now)
         self._grid.started(key, _name(actor))
         self._progress.running(key)
+        self._begun()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

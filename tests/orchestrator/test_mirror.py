@@ -4,7 +4,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -32,8 +33,11 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
-def _mirror(project: Project, uri: str | None = None) -> Mirror:
-    return Mirror(project, project.plans()[0], tracking_uri=uri)
+@contextmanager
+def _mirror(project: Project, uri: str | None = None) -> Iterator[Mirror]:
+    with Mirror(project, project.plans()[0], tracking_uri=uri) as made:
+        made.start()
+        yield made
 
 
 def _measure(project: Project, count: int) -> list:
@@ -151,6 +155,7 @@ from orchestrator.project import open_project
 
 project = open_project(sys.argv[1])
 with Mirror(project, project.plans()[0]) as mirror:
+    mirror.start()
     while not mirror._said.get("written"):
         time.sleep(0.01)
     print(mirror._said["process"], flush=True)

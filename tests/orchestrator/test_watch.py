@@ -97,6 +97,7 @@ class Eye:
             stop=Stop(lease),
             grid=self.grid,
             progress=self.progress,
+            begun=lambda: None,
             finished=lambda name: self.finished.append(name[0]),
             limits=limits,
         )

@@ -43,7 +43,7 @@ class GangError(Exception):
     """
 
     lost: bool = False
-    """Whether a process died, which is no fault of the trial; otherwise it raised."""
+    """Whether a process died or never started, no fault of the trial's; otherwise it raised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,10 +174,12 @@ class _Gang:
         _, late = ray.wait(asked, num_returns=len(asked), timeout=START_SECONDS)
         if late:
             ranks = ", ".join(str(asked.index(ref)) for ref in late)
-            raise GangError(
+            error = GangError(
                 f"of {len(asked)} ranks these found no room in the trial's placement group within "
                 f"{START_SECONDS:.0f} s: {ranks}"
             )
+            error.lost = True
+            raise error
         for rank, ref in enumerate(asked):
             self._homes.append(self._get(ref, rank))
         work = [(env, trial, workspace, make) for env in environments(self._homes)]

@@ -32,7 +32,7 @@ class StoredWorkspace:
 
     One is due when the settings say so, and at once when the sweep is told to stop. What cannot be
     stored is missed, not mourned: training goes on, and the next is tried when it is due. What
-    cannot be read now is waited for: it is cheaper than to train it again.
+    cannot be listed or fetched now is waited for: that is cheaper than to train it again.
     """
 
     directory: Path
@@ -88,14 +88,18 @@ class StoredWorkspace:
             path = self.directory / name
             if self._waited(partial(self._fetch, name, path)):
                 self.resumed_from = self._last = int(name)
-                yield path
+                try:
+                    yield path
+                finally:  # it may be large, and nobody clears up after ranks on other nodes
+                    path.unlink(missing_ok=True)
 
     def set_aside(self, path: Path, reason: str) -> None:
         """See `Workspace`: into `unreadable/` below, where no attempt looks."""
         base = directory_of(self.key)
         try:
-            self.storage.upload(path, f"{base}/unreadable/{path.name}")
-            self.storage.remove(f"{base}/{path.name}")
+            with self.paused():
+                self.storage.upload(path, f"{base}/unreadable/{path.name}")
+                self.storage.remove(f"{base}/{path.name}")
         except OSError as error:
             reason += f"; it stays where it is: {reason_of(error)}"
         self.tell(f"a checkpoint of {self.key} at step {int(path.name)} is set aside: {reason}")

@@ -182,8 +182,10 @@ def test_what_is_installed_is_this_version_with_extras_that_exist() -> None:
     texts = [json.dumps(RAYJOB), json.dumps(LAUNCHERS), DOCS]
     wheels = [w for text in texts for w in re.findall(r"isoflop-([0-9.]+)-py3-none-any.whl", text)]
     assert set(wheels) == {made["version"]}
-    extras = [e for text in texts for e in re.findall(r"(?:whl|\'\.)\[(\w+)\]", text)]
-    assert {"s3", "gcs"} == set(extras) <= set(made["optional-dependencies"])
+    found = [e for text in texts for e in re.findall(r"(?:whl|\'\.)\[([\w,]+)\]", text)]
+    extras = {extra for names in found for extra in names.split(",")}
+    assert {"s3", "gcs", "text"} == extras <= set(made["optional-dependencies"])
+    assert all("text" in names.split(",") for names in found)  # the docs' sweep reads Hugging Face
 
 
 def test_the_entrypoint_of_the_rayjob_is_a_command_that_exists() -> None:

@@ -64,8 +64,9 @@ def _show_costs(console: Console, found: Estimate) -> None:
         )
         lines.append(("Idle", f"{schedule.idle:.1%} of the {_machines(found)}"))
     if found.checkpoint_bytes:
-        until = "until" if found.plan.spec.checkpoints.after == "remove" else "also when"
-        kept = f"{size(found.checkpoint_bytes)} of checkpoints, {until} the sweep is complete"
+        kept = f"{size(found.checkpoint_bytes)} of checkpoints"
+        if found.plan.spec.checkpoints.after == "remove":
+            kept = f"at most {kept}, each trial's until it is measured"
         lines.append(("Storage", kept))
     for name, text in lines:
         console.print(Text.assemble((f"{name:<10}", "bold"), text))

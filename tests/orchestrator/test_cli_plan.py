@@ -46,7 +46,12 @@ def test_options_go_before_the_file_and_the_json_is_the_same_plan(isoflop: Run, 
 def test_the_cluster_example_is_planned_on_h100s(isoflop: Run) -> None:
     code, out, _ = isoflop("plan", EXAMPLES / "cluster.toml", *H100S)
     assert code == 0
-    for said in ("0.0917 PF-days", "GPU-hours", "of checkpoints", "expected in fp32, from published"):
+    for said in (
+        "0.0917 PF-days",
+        "GPU-hours",
+        "of checkpoints",
+        "expected in fp32, from published",
+    ):
         assert said in out
 
 

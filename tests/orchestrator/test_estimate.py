@@ -55,9 +55,23 @@ def test_what_the_caps_would_hold_back(limits: dict, held: dict[str, int]) -> No
     assert {key: cap for key, cap in caps.items() if cap} == found["held_back"]
 
 
-def test_the_cluster_example_fits_on_its_cluster() -> None:
+HUNDREDS = {
+    "name": "large",
+    "recipe": "ladder-adamw",
+    "budgets": [1e17, 1.7e17, 2.8e17, 4.6e17, 7.7e17, 1.3e18, 2.2e18, 3.6e18, 6e18, 1e19],
+    "sizes": 11,
+    "span": 12,
+    "seeds": [0, 1, 2],
+    "corpus": {"kind": "hugging_face", "dataset": "some/text", "tokens": 40_000_000_000},
+    "shapes": {"aspect": 64, "head_width": 32, "context": 1024, "width_multiple": 32},
+    "cluster": {"gpu": "H100", "gpus_per_node": 8, "nodes": 8},
+}
+"""330 trials, of which the largest fills most of a GPU."""
+
+
+def test_a_large_sweep_fits_on_its_cluster() -> None:
     """A pass of 16 sequences is trained at once, in fp32, on one GPU."""
-    found = estimate(make_plan(read_spec(ROOT / "examples/cluster.toml")))
+    found = estimate(make_plan(parse_spec(HUNDREDS, source=Path("large.toml"))))
     assert found.asked
     assert not found.unplaceable
     assert {item.placement.label for item in found.placed.values()} == {"1 GPU"}

@@ -9,7 +9,7 @@ BIN := .venv/bin
 PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.platform == "linux" and sys.version_info[:2] == (3, 11)))')
 
 # Processes that test side by side; each may start a Ray of its own.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 
 .PHONY: mini test check lint bench clean
 

@@ -153,7 +153,7 @@ def ours(shape: Shape, recipe: str) -> Step:
 
     def step() -> None:
         # Torch leaves backward() untyped.
-        model.loss(batch()).backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        model.loss(batch()).backward()  # type: ignore[no-untyped-call]
         optimizer.step(0.01)
 
     return step

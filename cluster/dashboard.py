@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from analysis.errors import InputError
 
 if TYPE_CHECKING:
+    import requests
     from ray.job_submission import JobSubmissionClient
 
 DASHBOARD_PORT = 8265
@@ -169,10 +170,10 @@ def _knock(url: str, headers: dict[str, str]) -> tuple[int, str | None]:
     return found[0]
 
 
-def _ray_version(answer: object) -> str | None:
+def _ray_version(answer: requests.Response) -> str | None:
     """The version in an answer of the dashboard; None where it is another server's."""
     try:
-        version = answer.json()["ray_version"]  # type: ignore[attr-defined] # Ray types it as an object
+        version = answer.json()["ray_version"]
     except (ValueError, KeyError, TypeError):
         return None
     return str(version)

@@ -144,7 +144,7 @@ def _own_group() -> PlacementGroup:
     if group is None:
         raise RuntimeError("a gang needs a placement group, and this process runs in none")
     # Ray leaves this call untyped.
-    held: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call] # Ray leaves it so
+    held: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
     if held.get("GPU"):
         raise InputError(
             f"the leader of a gang holds {held['GPU']:g} GPU of its group, which a rank needs: "

@@ -42,7 +42,8 @@ class Rank:
         """Where it runs; that it answers at all says that it lives."""
         import ray
 
-        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call] # Ray leaves it so
+        # Ray leaves this call untyped.
+        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         with socket.socket() as probe:
             probe.bind((address, 0))
             port = probe.getsockname()[1]

@@ -11,14 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from orchestrator.spec_running import Checkpoints
-from orchestrator.storage import Storage, patiently, reason_of
+from orchestrator.storage import Result, Storage, patiently, reason_of
 
 REMOVERS = 16
-
-Result = TypeVar("Result")
 
 
 def directory_of(key: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,9 +54,21 @@ app = typer.Typer(
 Spec = Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="The sweep file.")]
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"isoflop {version('isoflop')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Show the version, and exit."
+        ),
+    ] = False,
 ) -> None:
     """Options before the verb."""
 

@@ -185,5 +185,5 @@ def nodes() -> list[dict[str, Any]]:
     import ray
 
     # Ray leaves this call untyped.
-    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it so
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,21 @@ class Placed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What trials take."""
+
+    flops: float
+    """Exact."""
+    gpu_hours: float
+    core_hours: float
+    """Of the trials on cores."""
+    money: float | None
+    """What the GPU-hours cost; None where no price is told."""
+    checkpoint_bytes: float
+    """When every trial that writes any has all that are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A plan on a cluster."""
 
@@ -63,34 +79,34 @@ class Estimate:
     schedule: Schedule
     """With the spec's caps kept."""
 
-    @property
-    def gpu_hours(self) -> float:
-        """Of all trials that fit, caps or not."""
-        return sum(item.job.gpu_seconds for item in self.placed.values()) / HOUR
+    @cached_property
+    def cost(self) -> Cost:
+        """Of the trials that are started within the limits."""
+        held = self.schedule.held
+        return self._of(item for key, item in self.placed.items() if key not in held)
 
-    @property
-    def core_hours(self) -> float:
-        """Of the trials on cores."""
-        on_cores = (item for item in self.placed.values() if not item.placement.gpus)
-        return sum(item.seconds for item in on_cores) / HOUR
+    @cached_property
+    def unlimited(self) -> Cost:
+        """Of every trial that fits."""
+        return self._of(self.placed.values())
 
-    @property
-    def money(self) -> float | None:
-        """What these GPU-hours cost; None where no price is told."""
-        price = self.plan.spec.cluster.price_per_gpu_hour
-        return None if price is None else self.gpu_hours * price
-
-    @property
-    def checkpoint_bytes(self) -> float:
-        """Of checkpoints, when every trial that writes any has all that are kept."""
-        found = self.plan.spec.checkpoints
-        writing = (item for item in self.placed.values() if _writes(item, found))
-        per_param = CHECKPOINT_BYTES_PER_PARAM * found.keep
-        return sum(per_param * params(item.trial.shape).total for item in writing)
+    def _of(self, items: Iterable[Placed]) -> Cost:
+        items, spec = list(items), self.plan.spec
+        hours = sum(item.job.gpu_seconds for item in items) / HOUR
+        price = spec.cluster.price_per_gpu_hour
+        per_param = CHECKPOINT_BYTES_PER_PARAM * spec.checkpoints.keep
+        writing = [item.trial for item in items if _writes(item, spec.checkpoints)]
+        return Cost(
+            flops=sum(item.job.flops for item in items),
+            gpu_hours=hours,
+            core_hours=sum(item.seconds for item in items if not item.placement.gpus) / HOUR,
+            money=None if price is None else hours * price,
+            checkpoint_bytes=sum(per_param * params(trial.shape).total for trial in writing),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The contract of `isoflop plan --json`."""
-        schedule, summary = self.schedule, self.plan.summary()
+        schedule, summary, cost = self.schedule, self.plan.summary(), self.cost
         refused = {item.trial.key: item for item in self.unplaceable}
         for row in summary["trials"]:
             row["placement"] = self._placement_json(row["key"])
@@ -105,14 +121,15 @@ class Estimate:
             "measured": self.measured,
             "precision": PRECISION,
             "classes": class_counts(self.placed.values()),
-            "gpu_hours": self.gpu_hours,
-            "core_hours": self.core_hours,
-            "money": self.money,
+            "gpu_hours": cost.gpu_hours,
+            "core_hours": cost.core_hours,
+            "money": cost.money,
+            "without_limits": asdict(self.unlimited),
             "makespan_seconds": schedule.makespan,
             "bound_seconds": schedule.bound,
             "idle": schedule.idle,
             "order": schedule.order,
-            "checkpoint_bytes": self.checkpoint_bytes,
+            "checkpoint_bytes": cost.checkpoint_bytes,
             "held_back": schedule.held,
             "unplaceable": [str(item) for item in self.unplaceable],
         }

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from analysis.wording import count
-from orchestrator.estimate import Estimate, class_counts
+from orchestrator.estimate import Cost, Estimate, class_counts
 from orchestrator.planner import PF_DAY
 from orchestrator.tables import plain_table, show_table
 from trainers.flops import PRECISION, params, trial_flops
@@ -26,14 +26,23 @@ def show_plan(console: Console, found: Estimate) -> None:
     """The trials of a plan, a row a budget; where they run, and what they cost."""
     plan = found.plan
     table = plain_table(
-        "C, FLOPs", "trials", "widths", "N, non-embedding", "D", "on", "MFU", "time of one", "FLOPs"
+        "C, FLOPs",
+        "trials",
+        "widths",
+        "N, non-embedding",
+        "D",
+        "on",
+        f"MFU, {PRECISION}",
+        "time of one",
+        "FLOPs",
     )
     for budget in sorted({p.budget for p in plan.planned}):
         trials = list({p.trial.key: p.trial for p in plan.planned if p.budget == budget}.values())
         placed = [found.placed[t.key] for t in trials if t.key in found.placed]
+        held = sum(t.key in found.schedule.held for t in trials)
         table.add_row(
             f"{budget:.3g}",
-            str(len(trials)),
+            f"{len(trials) - held} of {len(trials)}" if held else str(len(trials)),
             _widths(sorted({t.shape.width for t in trials})),
             _range([float(params(t.shape).non_embedding) for t in trials], count),
             _range([float(t.tokens) for t in trials], count),
@@ -43,28 +52,33 @@ def show_plan(console: Console, found: Estimate) -> None:
             f"{sum(map(trial_flops, trials)):.3g}",
         )
     show_table(console, f"{plan.name}: {len(plan.planned)} trials", table)
-    console.print(f"{plan.flops:.4g} FLOPs in all, {plan.flops / PF_DAY:.3g} PF-days")
+    total = f"{plan.flops:.4g} FLOPs in all, {plan.flops / PF_DAY:.3g} PF-days"
+    if found.schedule.held:
+        total += f"; {found.cost.flops:.3g} FLOPs within the limits"
+    console.print(total)
     _show_costs(console, found)
 
 
 def _show_costs(console: Console, found: Estimate) -> None:
     """What the plan takes on the cluster, and what of it does not come about there."""
-    schedule = found.schedule
+    schedule, cost = found.schedule, found.cost
     basis = "as measured in this project" if found.measured else "expected"
-    if found.gpu_hours and not found.measured:
+    if cost.gpu_hours and not found.measured:
         basis = f"expected in {PRECISION}, from published MFUs"
     lines = [("On", str(found.cluster)), ("Classes", _classes(class_counts(found.placed.values())))]
-    if found.gpu_hours:
-        price = f", {found.money:,.0f} at {_price(found):g} a GPU-hour" if found.money else ""
-        lines.append(("Cost", f"{_digits(found.gpu_hours)} GPU-hours{price}"))
+    if found.unlimited.gpu_hours:
+        text = _price(found, cost)
+        if schedule.held:
+            text += f"; {_price(found, found.unlimited)} without limits"
+        lines.append(("Cost", text))
     if schedule.ends:
         least = f"no schedule takes less than {duration(schedule.bound)}"
         lines.append(
             ("Makespan", f"{duration(schedule.makespan)} {basis}, {schedule.order}; {least}")
         )
         lines.append(("Idle", f"{schedule.idle:.1%} of the {_machines(found)}"))
-    if found.checkpoint_bytes:
-        kept = f"{size(found.checkpoint_bytes)} of checkpoints"
+    if cost.checkpoint_bytes:
+        kept = f"{size(cost.checkpoint_bytes)} of checkpoints"
         if found.plan.spec.checkpoints.after == "remove":
             kept = f"at most {kept}, each trial's until it is measured"
         lines.append(("Storage", kept))
@@ -92,12 +106,13 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _price(found: Estimate) -> float:
-    return found.plan.spec.cluster.price_per_gpu_hour or 0.0
+def _price(found: Estimate, cost: Cost) -> str:
+    hours, rate = f"{_digits(cost.gpu_hours)} GPU-hours", found.plan.spec.cluster.price_per_gpu_hour
+    return hours if cost.money is None else f"{hours}, {cost.money:,.0f} at {rate:g} a GPU-hour"
 
 
 def _machines(found: Estimate) -> str:
-    return f"{found.cluster.gpus} GPUs" if found.gpu_hours else f"{found.cluster.cpus:g} cores"
+    return f"{found.cluster.gpus} GPUs" if found.cost.gpu_hours else f"{found.cluster.cpus:g} cores"
 
 
 def _classes(counts: Mapping[str, int]) -> str:

@@ -275,8 +275,13 @@ def _files_bytes(source: Files) -> bytes:
 
 
 def _hugging_face_bytes(source: HuggingFace) -> bytes:
-    from datasets import load_dataset
-
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise InputError(
+            f"{describe(source)} is read by `datasets`, which is not installed here: "
+            "pip install 'isoflop[text]'"
+        ) from error
     rows = load_dataset(
         source.dataset,
         source.config,

@@ -251,7 +251,7 @@ def accumulate(model: Transformer, windows: torch.Tensor) -> torch.Tensor:
         if len(parts) > 1:
             loss = loss * (len(part) / len(windows))
         # Torch leaves backward() untyped.
-        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     return total
 

@@ -184,6 +184,7 @@ def test_a_log_is_written_once_however_often_the_connection_breaks() -> None:
     client = _Breaking()
     log = _Log(written.append)
     for _ in range(3):
+        # It has of a client what the log needs.
         asyncio.run(log.tail(client, "job"))  # type: ignore[arg-type]
     assert "".join(written) == "one\ntwo\nthree\n"
 

@@ -83,6 +83,8 @@ def test_a_cap_that_would_be_broken_is_said(isoflop: Run, sweep) -> None:
     path = sweep("[limits]\nflops = 6e17\n")
     _, out, _ = isoflop("plan", path, "--gpu", "H100")
     assert "limits.flops: 5 trials would be held back" in out
+    assert "0 of 5" in out
+    assert "5.5e+17 FLOPs within the limits" in out
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,11 @@ def _simulated(**changes: object) -> Estimate:
 def test_ten_hours_of_two_gpus_each() -> None:
     """10 trials, two at a time on four GPUs: five hours and what it takes to start."""
     found = _simulated()
-    assert found.gpu_hours == pytest.approx(20)
-    assert found.money == pytest.approx(50)
+    assert found.cost.gpu_hours == pytest.approx(20)
+    assert found.cost.money == pytest.approx(50)
     assert found.schedule.makespan == pytest.approx(5 * 3600, rel=1e-3)
     assert found.schedule.idle == pytest.approx(0, abs=1e-3)
-    assert found.checkpoint_bytes == 0
+    assert found.cost.checkpoint_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,11 @@ def test_what_the_caps_would_hold_back(limits: dict, held: dict[str, int]) -> No
     assert Counter(found["held_back"].values()) == held
     caps = {t["key"]: t["placement"]["held_back"] for t in found["trials"]}
     assert {key: cap for key, cap in caps.items() if cap} == found["held_back"]
+    # Of 10 trials of two GPU-hours, at 2.5 each.
+    started = 10 - sum(held.values())
+    assert (found["gpu_hours"], found["money"]) == pytest.approx((2 * started, 5 * started))
+    whole = found["without_limits"]
+    assert (whole["gpu_hours"], whole["money"]) == pytest.approx((20, 50))
 
 
 HUNDREDS = {
@@ -81,11 +86,11 @@ def test_a_large_sweep_fits_on_its_cluster() -> None:
     tensors = 16 * 1024 * most.depth * 15 * most.width + 5 * params(most).total
     assert 0.7 * 80e9 < 4 * tensors + 0.8e9 < 0.9 * 80e9
     # 8.2e20 FLOPs at 27% to 62% of 67 TFLOP/s
-    assert 8.2e20 / (0.62 * 67e12) / 3600 < found.gpu_hours < 8.2e20 / (0.4 * 67e12) / 3600
+    assert 8.2e20 / (0.62 * 67e12) / 3600 < found.cost.gpu_hours < 8.2e20 / (0.4 * 67e12) / 3600
     trials = [item for item in found.placed.values() if item.seconds >= 300]
     # By default two checkpoints, each of weights and two moments in fp32.
     expected = 2 * 3 * 4 * sum(params(item.trial.shape).total for item in trials)
-    assert found.checkpoint_bytes == pytest.approx(expected)
+    assert found.cost.checkpoint_bytes == pytest.approx(expected)
 
 
 def test_json_has_every_trials_placement_beside_the_plan() -> None:
@@ -113,8 +118,8 @@ def test_without_a_cluster_it_is_this_machines_cores() -> None:
     plan = make_plan(read_spec(ROOT / "examples/mini.toml"))
     found = estimate(plan)
     assert not found.asked
-    assert (found.cluster.gpus, found.gpu_hours, found.money) == (0, 0, None)
-    assert found.core_hours * 3600 == pytest.approx(416, rel=0.1)  # as measured
+    assert (found.cluster.gpus, found.cost.gpu_hours, found.cost.money) == (0, 0, None)
+    assert found.cost.core_hours * 3600 == pytest.approx(416, rel=0.1)  # as measured
     two = estimate(plan, uniform(cpus=2))
     # 224 to 231 s on two cores, Ray's start included; 7% of it is the fit's error for this sweep.
     assert 190 < two.schedule.makespan < 231
@@ -133,7 +138,7 @@ def test_times_are_those_measured_in_the_project(tmp_path: Path) -> None:
         project.ledger.write(trial, _measured(trial, took))
     found = estimate(plan, uniform(cpus=2), measured_pace(tmp_path / "s.toml", "none", None))
     assert found.measured
-    assert found.core_hours == pytest.approx(3 * expected.core_hours)
+    assert found.cost.core_hours == pytest.approx(3 * expected.cost.core_hours)
     assert found.schedule.makespan == pytest.approx(3 * expected.schedule.makespan, rel=0.02)
 
 

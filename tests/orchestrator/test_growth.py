@@ -1,6 +1,5 @@
 """Clusters that grow: what is still to come, and what Ray's autoscaler is asked for."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -43,8 +42,11 @@ def test_machines_of_cores_are_those_with_so_many() -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What Ray's autoscaler was asked for."""
     made: list[Any] = []
-    tell: Callable[..., None] = lambda bundles: made.append(bundles)  # noqa: E731
-    monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", tell)
+
+    def request_resources(bundles: Any) -> None:
+        made.append(bundles)
+
+    monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", request_resources)
     return made
 
 

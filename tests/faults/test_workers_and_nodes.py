@@ -67,7 +67,9 @@ def test_a_driver_killed_five_times_goes_on_where_its_workers_were(
     before = len(sweep.rows())
     assert 0 < before < 40
     found = sweep.start().result()
-    assert (found["complete"], found["trained"]) == (40, 40 - before)
+    # A worker may have ended its trial while its driver was being killed: that row counts.
+    assert (found["complete"], found["failed"]) == (40, 0)
+    assert 0 < found["trained"] <= 40 - before
     assert set(_kinds(sweep)) <= {"driver lost", "worker lost", "interrupted"}
     sweep.check()
     assert sweep.repeated() < 0.2

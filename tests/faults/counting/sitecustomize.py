@@ -8,26 +8,42 @@ step 0 is the start of an attempt. What a killed process has written stays.
 import os
 import sys
 import time
+from functools import partial
 from importlib.machinery import PathFinder
 
 WRAPPED = "trainers.registry"
 
 
 class Counted:
-    """A trainer whose steps are written down before anybody hears of them."""
+    """A trainer whose steps are written down before anybody hears of them.
+
+    That is when it asks whether a checkpoint is due: one that is written while its step is not
+    would, killed in between, look like a step that nobody did.
+    """
 
     def __init__(self, trainer, file):
         self._trainer, self._file = trainer, file
 
     def train(self, trial, workspace):
         self._write(trial, 0)
-        for event in self._trainer.train(trial, workspace):
-            if type(event).__name__ == "Step":
-                self._write(trial, event.step)
-            yield event
+        yield from self._trainer.train(trial, Watched(workspace, partial(self._write, trial)))
 
     def _write(self, trial, step):
         os.write(self._file, f"{time.time_ns()} {trial.key} {step}\n".encode())
+
+
+class Watched:
+    """A workspace that tells which steps are done."""
+
+    def __init__(self, inner, tell):
+        self._inner, self._tell = inner, tell
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def due(self, step):
+        self._tell(step)
+        return self._inner.due(step)
 
 
 class Finder:

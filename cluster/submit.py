@@ -170,22 +170,12 @@ class _Log:
     async def tail(self, client: JobSubmissionClient, job_id: str) -> None:
         """Write what is new until the server closes; it tells the log from its beginning."""
         seen = 0
-        awake = asyncio.ensure_future(_stay_awake())
-        try:
-            async for text in client.tail_job_logs(job_id):
-                fresh = text[max(0, self._written - seen) :]
-                seen += len(text)
-                self._written = max(self._written, seen)
-                if fresh:
-                    self._write(fresh)
-        finally:
-            awake.cancel()
-
-
-async def _stay_awake() -> None:
-    """While a log is silent: a Ctrl-C that another thread took is seen when this one wakes."""
-    while True:
-        await asyncio.sleep(0.5)
+        async for text in client.tail_job_logs(job_id):
+            fresh = text[max(0, self._written - seen) :]
+            seen += len(text)
+            self._written = max(self._written, seen)
+            if fresh:
+                self._write(fresh)
 
 
 def cancel(client: JobSubmissionClient, job_id: str) -> bool:

@@ -300,7 +300,7 @@ def test_ctrl_c_leaves_a_job_running_and_cancel_lets_it_finish(head: Head, tmp_p
     while "asleep" not in (line := following.stdout.readline()):
         assert line
     following.send_signal(signal.SIGINT)
-    _, err = following.communicate(timeout=60)
+    _, err = following.communicate(timeout=30)
     assert following.returncode == 130
     assert f"job {job} goes on" in err
     assert f"isoflop submit --cancel {job} --address {head.url}" in err

@@ -64,12 +64,12 @@ def test_a_driver_killed_five_times_goes_on_where_its_workers_were(
         assert driver.alive, driver.said
         driver.kill()
         sweep.rows()
+    # Its workers may end a trial yet before they are ended themselves, a tick of which takes 0.02 s.
+    wait(lambda: time.time() - max(at for _, at, _, _ in sweep.executed()) > 3)
     before = len(sweep.rows())
     assert 0 < before < 40
     found = sweep.start().result()
-    # A worker may have ended its trial while its driver was being killed: that row counts.
-    assert (found["complete"], found["failed"]) == (40, 0)
-    assert 0 < found["trained"] <= 40 - before
+    assert (found["complete"], found["trained"]) == (40, 40 - before)
     assert set(_kinds(sweep)) <= {"driver lost", "worker lost", "interrupted"}
     sweep.check()
     assert sweep.repeated() < 0.2

@@ -64,7 +64,7 @@ def test_a_driver_killed_five_times_goes_on_where_its_workers_were(
         assert driver.alive, driver.said
         driver.kill()
         sweep.rows()
-    # Its workers may end a trial yet before they are ended themselves, a tick of which takes 0.02 s.
+    # Its workers may yet end a trial before they are ended themselves; a tick takes 0.02 s.
     wait(lambda: time.time() - max(at for _, at, _, _ in sweep.executed()) > 3)
     before = len(sweep.rows())
     assert 0 < before < 40

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -16,6 +17,9 @@ from trainers.flops import flops_per_token
 from trainers.recipe import identity, named
 from trainers.registry import trainer_version
 from trainers.trial import CorpusId, Shape, Trial
+
+# What a script starts with `&` ignores Ctrl-C, and so would all that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeTrial = Callable[..., Trial]
 

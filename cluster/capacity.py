@@ -138,10 +138,7 @@ class Pace:
 
     @staticmethod
     def from_rows(rows: Iterable[Mapping[str, Any]]) -> Pace:
-        """Measure it by a ledger's rows, as `Observations` has them; simulated ones say nothing.
-
-        A row on several GPUs counts as such where it has a column `gpus`.
-        """
+        """Measure it by a ledger's rows, as `Observations` has them; simulated ones say nothing."""
         found: dict[str, list[tuple[float, float]]] = {}
         for row in rows:
             device, seconds = row.get("device"), row.get("seconds")
@@ -151,7 +148,7 @@ class Pace:
             gpu = known_type(device)
             if gpu is None and CPU not in device:
                 continue
-            expected = effort.on_gpus(gpu, row.get("gpus") or 1.0) if gpu else effort.on_a_core()
+            expected = effort.on_gpus(gpu, 1.0) if gpu else effort.on_a_core()
             ratio = (math.log(effort.params_total), seconds / expected)
             found.setdefault(gpu.name if gpu else CPU, []).append(ratio)
         return Pace({device: tuple(sorted(ratios)) for device, ratios in found.items()})

@@ -31,6 +31,11 @@ class GpuType:
         """Peak in FLOP/s of what `trainers.pretrain` does."""
         return {"fp32": self.fp32_flops}[PRECISION]
 
+    @property
+    def ray_name(self) -> str:
+        """What Ray calls it, of whatever form and memory."""
+        return _RAY_NAMES.get(self.name, self.name.partition(" ")[0])
+
 
 _H100 = "NVIDIA H100 Tensor Core GPU datasheet"
 _A100 = "NVIDIA A100 Tensor Core GPU datasheet"
@@ -71,8 +76,10 @@ GPUS: tuple[GpuType, ...] = (
     _type("L40S", 362, 91.6, 48, "NVIDIA L40S datasheet"),
     _type("L40", 181, 90.5, 48, "NVIDIA L40 datasheet"),
     _type("L4", 121, 30.3, 24, "NVIDIA L4 Tensor Core GPU datasheet"),
-    _type("V100 SXM2", 125, 15.7, 32, _V100, "fp16"),
-    _type("V100 PCIe", 112, 14, 32, _V100, "fp16"),
+    _type("V100 SXM2 32GB", 125, 15.7, 32, _V100, "fp16"),
+    _type("V100 SXM2 16GB", 125, 15.7, 16, _V100, "fp16"),
+    _type("V100 PCIe 32GB", 112, 14, 32, _V100, "fp16"),
+    _type("V100 PCIe 16GB", 112, 14, 16, _V100, "fp16"),
     _type("T4", 65, 8.1, 16, "NVIDIA T4 Tensor Core GPU datasheet", "fp16"),
     _type("RTX 4090", 165.2, 82.6, 24, _ADA),
     _type("RTX 3090", 71, 35.6, 24, "NVIDIA Ampere GA102 GPU architecture whitepaper, Appendix A"),
@@ -82,8 +89,14 @@ GPUS: tuple[GpuType, ...] = (
 KNOWN = ", ".join(item.name for item in GPUS)
 """Their names, for errors."""
 
-_SHORT: Mapping[str, str] = {"H100": "H100 SXM", "A100": "A100 80GB", "V100": "V100 SXM2"}
-"""Which variant a bare name means: the one that most clouds rent out."""
+_SHORT: Mapping[str, str] = {"H100": "H100 SXM", "A100": "A100 40GB", "V100": "V100 SXM2 16GB"}
+"""Which variant a bare name means, and Ray gives no other: of the least memory, the fastest."""
+_RAY_NAMES: Mapping[str, str] = {
+    "RTX 4090": "GeForce-RTX-4090",
+    "RTX 3090": "GeForce-RTX-3090",
+    "MI300X": "AMD-Instinct-MI300X-OAM",
+}
+"""Those of which it is not the first word."""
 
 
 def gpu_type(name: str) -> GpuType:

@@ -37,12 +37,14 @@ class Node:
     gpus: int = 0
     gpu_type: str | None = None
     """As Ray names it, since a trial that needs this type asks Ray for it by that name."""
+    told: GpuType | None = None
+    """Which GPUs they are, where a person has said it: Ray tells neither form nor memory."""
     memory_bytes: float = float("inf")
 
     @property
     def gpu(self) -> GpuType:
         """What is known of its GPUs."""
-        return known_type(self.gpu_type) or UNKNOWN_GPU
+        return self.told or known_type(self.gpu_type) or UNKNOWN_GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +98,25 @@ def uniform(
     8 nodes of 8 GPUs H100 SXM and 64 cores
     """
     cores = max(1, CPUS_PER_GPU * gpus) if cpus is None else cpus
-    each = [
-        Node(name=f"node {i + 1}", cpus=cores, gpus=gpus, gpu_type=gpu_type) for i in range(nodes)
-    ]
-    return Cluster(nodes=tuple(each))
+    told = known_type(gpu_type)
+    node = Node(name="", cpus=cores, gpus=gpus, gpu_type=told.ray_name if told else None, told=told)
+    return Cluster(nodes=tuple(replace(node, name=f"node {i + 1}") for i in range(nodes)))
+
+
+def as_told(cluster: Cluster, gpu_type: str | None) -> Cluster:
+    """The cluster, with GPUs of the type that a person names where Ray's name leaves that open.
+
+    Examples
+    --------
+    >>> node = Node(name="a", cpus=8, gpus=1, gpu_type="A100")
+    >>> [as_told(Cluster(nodes=(node,)), name).nodes[0].gpu.name for name in ("A100 80GB", "T4")]
+    ['A100 80GB', 'A100 40GB']
+    """
+    told = known_type(gpu_type)
+    if told is None:
+        return cluster
+    nodes = (replace(n, told=told) if n.gpu_type == told.ray_name else n for n in cluster.nodes)
+    return Cluster(nodes=tuple(nodes))
 
 
 def cluster_from_ray(nodes: Iterable[Mapping[str, Any]]) -> Cluster:

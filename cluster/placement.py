@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from cluster.gpus import GpuType
-from cluster.machines import Cluster
+from cluster.machines import Cluster, Node
 from cluster.memory import CONTEXT_BYTES, training_memory
 from trainers.flops import flops_per_token, pass_sequences, trial_flops
 from trainers.registry import most_ranks
@@ -37,7 +37,9 @@ class Placement:
     """What a trial asks Ray for. Equal ones are one class, whose trials use each other's actors."""
 
     gpus: float = 0.0
-    """0 for a core; a share below 1; else GPUs on all nodes together."""
+    """0 for cores alone; a share below 1; else GPUs on all nodes together."""
+    cores: int = 1
+    """Without GPUs: of which it computes on one, and takes the memory of all."""
     nodes: int = 1
     """How many nodes the GPUs are on, the same number on each."""
     gpu_type: str | None = None
@@ -52,8 +54,8 @@ class Placement:
 
     @property
     def cpus(self) -> float:
-        """Cores in all: one a GPU, or one."""
-        return max(1.0, self.gpus)
+        """Cores in all: one a GPU, or its own."""
+        return max(float(self.cores), self.gpus)
 
     @property
     def bundles(self) -> tuple[dict[str, float], ...]:
@@ -64,7 +66,7 @@ class Placement:
         """
         pin = {f"accelerator_type:{self.gpu_type}": PIN} if self.gpu_type else {}
         if self.gpus <= 1:
-            return ({"CPU": 1.0} | ({"GPU": self.gpus} if self.gpus else {}) | pin,)
+            return ({"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {}) | pin,)
         each = self.gpus_per_node
         return ({}, *({"CPU": each, "GPU": each} | pin for _ in range(self.nodes)))
 
@@ -83,7 +85,7 @@ class Placement:
         ['1 core', '1/8 GPU', '1 GPU', '2 x 8 GPUs']
         """
         if not self.gpus:
-            return "1 core"
+            return f"{self.cores} core{'s' * (self.cores > 1)}"
         nodes = f"{self.nodes} x " if self.nodes > 1 else ""
         number = f"{Fraction(self.gpus_per_node).limit_denominator(8)} GPU"
         several = "s" if self.gpus_per_node > 1 else ""
@@ -188,7 +190,20 @@ def _one_core(trial: Trial, taken: float, cluster: Cluster) -> Placement | Unpla
         needed, there = _apart(taken, most)
         shortfall = f"needs {needed} of memory; the largest node has {there}"
         return Unplaceable(trial=trial, shortfall=shortfall)
-    return Placement(bytes=taken)
+    return Placement(cores=_cores(taken, nodes), bytes=taken)
+
+
+def _cores(taken: float, nodes: list[Node]) -> int:
+    """So many cores that trials side by side do not take more memory than there is.
+
+    A power of two, so that there are few classes, or all those of a node with enough memory.
+    """
+    largest = max(nodes, key=lambda node: node.memory_bytes)
+    each = min(node.memory_bytes / node.cpus for node in nodes)
+    needed = 1
+    while needed * each < taken and needed < largest.cpus:
+        needed *= 2
+    return min(needed, int(largest.cpus))
 
 
 def _idle(trial: Trial, gpus: float, cluster: Cluster) -> Placement | Unplaceable:

@@ -50,7 +50,7 @@ another may win."""
 
 
 def _width(job: Job) -> float:
-    return job.placement.gpus or 1.0
+    return job.placement.gpus or job.placement.cpus
 
 
 @dataclass

@@ -146,7 +146,7 @@ class Room:
 
     def on(self, names: frozenset[str], placement: Placement) -> Spot | None:
         """The spot for `placement` on exactly these nodes, if there is room."""
-        others = np.array([name not in names for name in self.names])
+        others = np.array([name not in names for name in self.names], dtype=np.bool_)
         kept = Reservation(0.0, others[:, None] & (self._free >= 0), np.where(others, np.inf, 0.0))
         return self.find(placement, kept)
 

@@ -196,16 +196,20 @@ class Attempts:
             )
         )
 
-    def settle(self, measured: Collection[ObservationId], *, driver: int) -> None:
-        """Leave none open, when `driver` has no worker any more.
+    def settle(
+        self, measured: Collection[ObservationId], *, driver: int, interrupted: bool
+    ) -> None:
+        """Leave none open, when `driver` has no worker any more, `interrupted` or not.
 
         One at what is `measured` is removed: its process died right after it had written the row.
         """
+        kind: Kind = "interrupted" if interrupted else "worker lost"
+        told = "it did not stop in time" if interrupted else "its process told no end"
         for attempt in self.all():
             if attempt.open and attempt.observation in measured:
                 self.succeed(attempt)
             elif attempt.open and attempt.driver == driver:
-                self.fail(attempt, kind="worker lost", error="its process told no end")
+                self.fail(attempt, kind=kind, error=told)
 
     def of(self, key: str, *, driver: int | None = None) -> list[Attempt]:
         """Attempts of one trial, oldest first; those under one lease, if it is given."""

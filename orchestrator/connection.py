@@ -171,6 +171,12 @@ def machines() -> Cluster:
     return cluster_from_ray(nodes())
 
 
+def address_of(node: str) -> str:
+    """A node's address, by its id; the id where Ray no longer knows it."""
+    known = {item["NodeID"]: item["NodeManagerAddress"] for item in nodes()}
+    return f"node {known.get(node, node)}"
+
+
 def group_gone(group: str) -> bool:
     """Whether a placement group, by its id, has given its room back."""
     import ray

@@ -34,6 +34,11 @@ ASK_SECONDS = 0.1
 """Between questions whether an actor has gone."""
 GIVE_UP_SECONDS = 30.0
 """For an actor to go, after which its room is taken to be free."""
+AGAIN_SECONDS = 300.0
+"""Until a node is tried again that could not work on the sweep, or came back without rows."""
+LEFT_OUT = f"nothing more is started there for {AGAIN_SECONDS / 60:.0f} minutes"
+FRUITLESS = 3
+"""So many ends without a row, one after the other, on one node and on no other, are its fault."""
 BLAMED: frozenset[Kind] = frozenset({"raised", "silent", "slow"})
 """Ends that count against `limits.retries`; the others are not the trial's fault."""
 
@@ -72,6 +77,7 @@ class Grid(Searcher):
         gone: Callable[[str], bool],
         grow: Callable[[bool], None],
         idle: Callable[[], None],
+        left_out: Callable[[str, str], None],
     ) -> None:
         """Hand out `orders` as the `queue` says.
 
@@ -89,6 +95,8 @@ class Grid(Searcher):
             Told whether trials wait for which the cluster may have to grow.
         idle
             Called now and then while Tune has no trial, and therefore calls nobody else.
+        left_out
+            Told a node's id, and why and for how long nothing is started there.
         """
         super().__init__()
         self.queue = queue
@@ -96,8 +104,11 @@ class Grid(Searcher):
         """The queue's: seconds since the sweep started."""
         self._orders, self._limits, self._stop = orders, limits, stop
         self._cluster, self._gone, self._grow, self._idle = cluster, gone, grow, idle
+        self._left_out = left_out
         self._known = cluster()
-        self._unfit: set[str] = set()
+        self._unfit: dict[str, float] = {}  # until when
+        self._fruitless: Counter[str] = Counter()  # ends of trials on a node since its last row
+        self._forgiven: set[str] = set()  # trials whose failures a node was blamed for
         self._looked = self._asked = clock()
         self._keys: dict[str, str] = {}  # by Tune's name of a trial, while Tune has it
         self._rows: set[str] = set()
@@ -161,6 +172,7 @@ class Grid(Searcher):
 
     def measured(self, key: str) -> None:
         """A trial's row is in the ledger: its actor is about to be free."""
+        self._fruitless.pop(self._actors[key].node or "", None)
         self._rows.add(key)
         self._ending.append(key)
 
@@ -171,16 +183,20 @@ class Grid(Searcher):
     def failed(self, key: str, kind: Kind, *, step: int = 0, hopeless: bool = False) -> bool:
         """A trial came back without a row. Whether it will be tried again.
 
-        Not if it is `hopeless`, nor when it has failed too often. Losses count only while the
-        trial gets no further: those before its newest checkpoint, at `step`, are forgiven.
+        Not when it has failed too often, nor if it is `hopeless` and there is no other node that
+        might think better of it. Losses count only while the trial gets no further: those before
+        its newest checkpoint, at `step`, are forgiven; so are failures that are a node's fault.
         """
         if step > self._reached[key]:
             self._reached[key] = step
             self._losses[key] = 0
         blame = self._failures if kind in BLAMED else self._losses
         blame[key] += 1
+        if kind != "node lost" and key not in self._forgiven and self._is_to_blame(key):
+            self._forgiven.add(key)
+            blame[key] = 0
         again = not (
-            hopeless
+            (hopeless and len(self._known.nodes) == 1)
             or self._stop.wanted
             or self._failures[key] > self._limits.retries
             or self._losses[key] > self._limits.restarts
@@ -192,9 +208,38 @@ class Grid(Searcher):
         """A trial's node cannot work on the sweep: the trial starts again, and nothing there."""
         node = self._actors[key].node
         if node is not None:
-            self._unfit.add(node)
-        self._looked -= LOOK_SECONDS
+            self._leave_out(node)
         self._leave(key, again=not self._stop.wanted)
+
+    @property
+    def lacks(self) -> str:
+        """Why no trial may have a worker though some wait."""
+        if self._known.nodes:
+            return "the cluster has no room for one, perhaps for other jobs' sake"
+        if self._unfit:
+            return "no node can work on the sweep, and each is tried again in a while"
+        return "the cluster has no nodes"
+
+    def _is_to_blame(self, key: str) -> bool:
+        """Whether it is the node's fault, not the trial's, that it ended without a row.
+
+        So it is of the third end in a row on one node, while all is well on another.
+        """
+        node = self._actors[key].node
+        if node is None:
+            return False
+        self._fruitless[node] += 1
+        others = {other.name for other in self._known.nodes} - {node}
+        if self._fruitless[node] < FRUITLESS or all(self._fruitless[other] for other in others):
+            return False
+        del self._fruitless[node]
+        self._left_out(node, f"ended {FRUITLESS} trials in a row without a row: {LEFT_OUT}")
+        self._leave_out(node)
+        return True
+
+    def _leave_out(self, node: str) -> None:
+        self._unfit[node] = self.clock() + AGAIN_SECONDS
+        self._looked -= LOOK_SECONDS
 
     def _relayed(self, now: float) -> str | None:
         """The trial that takes over the actor of one that was just measured."""
@@ -249,6 +294,7 @@ class Grid(Searcher):
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
             self._grow(bool(self.queue.waiting))
+            self._unfit = {node: until for node, until in self._unfit.items() if until > now}
             nodes = self._cluster().nodes
             found = Cluster(nodes=tuple(node for node in nodes if node.name not in self._unfit))
             if found != self._known:

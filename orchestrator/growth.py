@@ -35,7 +35,8 @@ def announced(found: Cluster, named: Cluster) -> Cluster:
 def _is_one(found: Node, named: Node) -> bool:
     if not named.gpus:
         return found.cpus >= named.cpus
-    return found.gpus >= named.gpus and named.gpu_type in (None, found.gpu_type)
+    same = named.gpu_type is None or named.gpu.ray_name == found.gpu.ray_name
+    return found.gpus >= named.gpus and same
 
 
 class Wish:

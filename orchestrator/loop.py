@@ -174,16 +174,17 @@ def run(
                 )
             if end.overtaken:  # the project is another driver's now, and so is MLflow
                 return _outcome(project, plan, tracking, before, started, end)
-            _tidy(project, plan, lease.generation)
+            _tidy(project, plan, lease.generation, end)
             with project.drafts() as drafts:
                 results = _conclude(project, plan, tracking, drafts)
             return _outcome(project, plan, tracking, before, started, end, *results)
 
 
-def _tidy(project: Project, plan: Plan, generation: int) -> None:
+def _tidy(project: Project, plan: Plan, generation: int, end: End) -> None:
     """Remove what the training needed no longer: storage that fails now may keep it."""
     with suppress(OSError):
-        project.attempts.settle(project.ledger.ids(), driver=generation)
+        rows, interrupted = project.ledger.ids(), end.interrupted
+        project.attempts.settle(rows, driver=generation, interrupted=interrupted)
         if plan.spec.checkpoints.after == "remove" and not missing(project, plan):
             checkpoints.remove(project.storage, (trial.key for trial in plan.trials))
         project.ledger.compact_if_worthwhile()

@@ -134,6 +134,13 @@ def nonce_name(generation: int) -> str:
     return f"leases/{generation}.nonce"
 
 
+def nonces(storage: Storage) -> list[int]:
+    """Generations of the drivers that have left one."""
+    directory, _, suffix = nonce_name(0).partition("0")
+    found = (name.removesuffix(suffix) for name in storage.names(directory.rstrip("/")))
+    return [int(name) for name in found if name.isdecimal()]
+
+
 def _answer_name(generation: int, node: str) -> str:
     return f"leases/{generation}.{node}.nonce"
 

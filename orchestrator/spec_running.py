@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -91,7 +91,7 @@ class Limits(Strict):
         if isinstance(self.deadline, datetime):
             deadline = (self.deadline.astimezone(UTC) - started).total_seconds()
         elif self.deadline is not None:
-            deadline = timedelta(hours=self.deadline).total_seconds()
+            deadline = 3600 * self.deadline
         return Caps(
             flops=self.flops,
             gpu_hours=self.gpu_hours,

@@ -23,11 +23,11 @@ from analysis.errors import InputError
 from analysis.observations import ObservationId, observation_ids
 from cluster.budget import HOUR, Caps
 from cluster.capacity import PACE_COLUMNS, Pace
-from cluster.machines import Cluster
+from cluster.machines import Cluster, as_told
 from cluster.placement import Unplaceable, place
 from cluster.queue import Job, Queue
 from cluster.simulation import simulate
-from orchestrator.connection import connected, group_gone, machines
+from orchestrator.connection import address_of, connected, group_gone, machines
 from orchestrator.estimate import jobs_of
 from orchestrator.grid import Grid
 from orchestrator.growth import announced, wish
@@ -35,8 +35,9 @@ from orchestrator.lease import Lease
 from orchestrator.planner import Plan
 from orchestrator.progress import Progress
 from orchestrator.project import Project, missing
-from orchestrator.proof import nonce_name, prove_nodes
+from orchestrator.proof import nonce_name, nonces, prove_nodes
 from orchestrator.stop import Stop, interruptible
+from orchestrator.storage import Storage
 from orchestrator.watch import Over, Watch, quit_now
 from orchestrator.worker import Order, observe
 from trainers.trial import Trial
@@ -93,17 +94,18 @@ def train(
         progress.doing("starting workers …")
         stop = Stop(lease)
         with _shared(project, lease) as nonce, wish(work.named) as wished:
-            orders = _orders(project, plan, lease, nonce, work, scratch)
+            orders = _orders(project, plan, lease, nonce, work)
             grid = Grid(
                 work.queue,
                 orders,
                 limits=plan.spec.limits,
                 stop=stop,
                 clock=_seconds_since(time.monotonic()),
-                cluster=machines,
+                cluster=partial(_machines, plan),
                 gone=group_gone,
                 grow=wished.want,
                 idle=lambda: watch.look(),
+                left_out=lambda node, why: progress.trouble(f"{address_of(node)} {why}"),
             )
             watch = Watch(
                 project=project,
@@ -149,7 +151,7 @@ def _lay_out(project: Project, plan: Plan, trials: Mapping[str, Trial]) -> _Work
         If one of them fits nowhere.
     """
     limits, spec = plan.spec.limits, plan.spec.cluster
-    named, present = spec.cluster() if spec.autoscaling else None, machines()
+    named, present = spec.cluster() if spec.autoscaling else None, _machines(plan)
     coming = present if named is None else announced(present, named)
     jobs = _jobs(project, trials, coming)
     caps = _caps(project, plan, coming)
@@ -165,7 +167,7 @@ def _lay_out(project: Project, plan: Plan, trials: Mapping[str, Trial]) -> _Work
 
 
 def _orders(
-    project: Project, plan: Plan, lease: Lease, nonce: str, work: _Work, scratch: Path
+    project: Project, plan: Plan, lease: Lease, nonce: str, work: _Work
 ) -> dict[str, Order]:
     """What is wanted of the workers, by trial."""
     order = partial(
@@ -180,11 +182,15 @@ def _orders(
     return {
         job.key: order(
             trial=work.trials[job.key],
-            scratch=str(scratch / job.key),
             ranks=max(1, int(job.placement.gpus)),
         )
         for job in work.jobs
     }
+
+
+def _machines(plan: Plan) -> Cluster:
+    """The nodes that there are, now."""
+    return as_told(machines(), plan.spec.cluster.gpu)
 
 
 def _seconds_since(started: float) -> Callable[[], float]:
@@ -196,12 +202,20 @@ def _shared(project: Project, lease: Lease) -> Iterator[str]:
     """A nonce in the project, by which every node proves that it sees it."""
     nonce, name = secrets.token_hex(16), nonce_name(lease.generation)
     project.storage.replace(name, nonce.encode())
+    _remove_older_nonces(project.storage, lease.generation)
     try:
         prove_nodes(project.storage, nonce, lease.generation)
         yield nonce
     finally:
         with suppress(OSError):
             project.storage.remove(name)
+
+
+def _remove_older_nonces(storage: Storage, generation: int) -> None:
+    """Those of drivers that were killed."""
+    for older in nonces(storage):
+        if older < generation:
+            storage.remove(nonce_name(older))
 
 
 def _caps(project: Project, plan: Plan, cluster: Cluster) -> Caps:
@@ -243,7 +257,7 @@ def _jobs(project: Project, trials: Mapping[str, Trial], cluster: Cluster) -> li
 
 def _slots(jobs: list[Job], cluster: Cluster, most: int | None) -> int:
     """Trials that run at once, about: for the time that is left and the pace of reports."""
-    widths = [job.placement.gpus or 1.0 for job in jobs]
+    widths = [job.placement.gpus or job.placement.cpus for job in jobs]
     room = cluster.gpus if any(job.placement.gpus for job in jobs) else cluster.cpus
     fit = max(1, int(room / (sum(widths) / len(widths))))
     return min(fit, most or fit)
@@ -311,7 +325,7 @@ def _placement(config: dict[str, Any]) -> PlacementGroupFactory:
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """A directory for Tune's state and the trials' files, gone when the sweep ends."""
+    """A directory for Tune's state, gone when the sweep ends."""
     with tempfile.TemporaryDirectory(prefix="isoflop-", ignore_cleanup_errors=True) as directory:
         yield Path(directory)
 

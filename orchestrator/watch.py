@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -21,7 +22,7 @@ from analysis.errors import InputError, first_line, last_line
 from analysis.observations import ObservationId
 from orchestrator.attempts import Attempts, Kind
 from orchestrator.checkpoints import directory_of
-from orchestrator.grid import Grid
+from orchestrator.grid import LEFT_OUT, Grid
 from orchestrator.lease import current
 from orchestrator.options import INTERRUPTED
 from orchestrator.progress import Progress
@@ -38,6 +39,8 @@ GRACE = 1.5
 GRACE_SECONDS = 15.0
 """A worker ends itself, with its stack on record, when it has been silent for the time allowed;
 after so many times that and so many seconds more it is killed from here."""
+CALL_SECONDS = 120.0
+"""That one call of an object store may take, of which the worker's own watchdog knows."""
 LEAST_SLOW_SECONDS = 60.0
 """A trial that has run for less is never called slow."""
 STOP_SECONDS = 120.0
@@ -131,6 +134,7 @@ class Watch(Callback):
         self._stop = stop
         self._trials = trials
         self._storage = project.storage
+        self._grace = GRACE_SECONDS + (CALL_SECONDS if project.local is None else 0.0)
         self._attempts = Attempts(project.storage)
         self._lease = stop.lease
         self._grid = grid
@@ -203,7 +207,7 @@ class Watch(Callback):
         loss = _Loss(key, kind, text, str(error), self._last.get(key, 0))
         kind = self._write(loss) or kind
         if isinstance(error, UnfitNodeError):
-            self._progress.trouble(f"{text}: nothing more is started there")
+            self._progress.trouble(f"{text}: {LEFT_OUT}")
             self._grid.unfit(key)
             self._progress.waiting(key)
             return
@@ -232,10 +236,7 @@ class Watch(Callback):
         self._looked = now
         self._busy = now if self._runs else self._busy
         if now - self._busy > IDLE_SECONDS and not self._stop.wanted:
-            self._progress.trouble(
-                "no trial has a worker: the cluster has no room for one, perhaps for other jobs' "
-                "sake; waiting"
-            )
+            self._progress.trouble(f"no trial has a worker: {self._grid.lacks}; waiting")
         for key, run in self._runs.items():
             doom = self._doom(key, run, now)
             if doom is not None and run.doomed is None:
@@ -291,7 +292,10 @@ class Watch(Callback):
 
     def _note(self) -> dict[str, Any]:
         """What the lease says of this driver: its workers and `isoflop status` read it."""
-        runs = {key: {"fraction": r.fraction, "loss": r.loss} for key, r in self._runs.items()}
+        runs = {
+            key: {"fraction": run.fraction, "loss": run.loss if _is_finite(run.loss) else None}
+            for key, run in self._runs.items()
+        }
         return {"stopping": self._stop.wanted, "running": runs}
 
     def _ask_for_the_lease(self) -> None:
@@ -307,7 +311,7 @@ class Watch(Callback):
     def _doom(self, key: str, run: _Run, now: float) -> tuple[Kind, str] | None:
         """Why a trial should be killed, if it should."""
         silent, permitted = now - run.heard, self._limits.silent_seconds
-        if permitted is not None and silent > GRACE * permitted + GRACE_SECONDS:
+        if permitted is not None and silent > GRACE * permitted + self._grace:
             return "silent", f"no sign of life for {silent:.0f} s, not even from its watchdog"
         factor, took = self._limits.slow_factor, now - run.since
         if run.measured or factor is None or len(self._paces) < TIMED:
@@ -346,6 +350,10 @@ def _diagnosis(error: Any) -> tuple[Kind, str]:
     if CREATION in str(error):
         return "worker lost", f"its worker could not start: {last_line(error)}"
     return "worker lost", WORKER_DIED
+
+
+def _is_finite(loss: float | None) -> bool:
+    return loss is not None and math.isfinite(loss)
 
 
 def _name(actor: Any) -> str:

@@ -9,13 +9,21 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    closing,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -28,6 +36,7 @@ from orchestrator.attempts import Attempts, Kind
 from orchestrator.checkpoints import StoredWorkspace, directory_of
 from orchestrator.ledger import Ledger
 from orchestrator.proof import UnfitNodeError, fingerprint, witness
+from orchestrator.scratch import scratch
 from orchestrator.spec_running import Checkpoints
 from orchestrator.storage import LONGEST_WAIT, Result, Storage, open_storage, patiently, reason_of
 from orchestrator.watchdog import Watchdog
@@ -55,8 +64,6 @@ class Order:
     """Of the driver's lease."""
     nonce: str
     """What lies in the project, if this node sees the same one as the driver."""
-    scratch: str
-    """Directory on this node for the trial's files."""
     ranks: int
     """Processes that train it together."""
     report_seconds: float
@@ -132,7 +139,7 @@ class Work:
     def _require_fit(self) -> None:
         """See that this node can work on the sweep.
 
-        One that cannot takes trials no faster than this, in which a person may mend or drain it.
+        One that cannot is left out for a while: in the meantime a person may mend or drain it.
 
         Raises
         ------
@@ -158,14 +165,16 @@ class Work:
 
     def _attempt(self) -> None:
         """One attempt, from its record to its row."""
+        with scratch() as directory:
+            self._attempt_in(directory)
+
+    def _attempt_in(self, directory: Path) -> None:
         order = self.order
         host, pid = socket.gethostname(), os.getpid()
         attempt = self._patiently(
             "record an attempt",
             lambda: self.attempts.begin(self.trial, driver=order.generation, node=host, pid=pid),
         )
-        directory = Path(order.scratch) / attempt.id
-        directory.mkdir(parents=True, exist_ok=True)
         log = directory / "log.txt"
         self.step = 0
         self.workspace = _workspace(order, directory, self.storage, self.will.stop)
@@ -187,9 +196,10 @@ class Work:
         watchdog = Watchdog(order.silent_seconds, lambda error, at: fail("silent", error, at))
         try:
             # What the storage takes is no silence of the trial's.
-            self.workspace.paused, self.workspace.tell = watchdog.paused, self._tell
+            self.workspace.paused = self.will.paused = watchdog.paused
+            self.workspace.tell = self._tell
             with _printing_to(log), watchdog:
-                self._train(directory, watchdog)
+                self._train(watchdog)
             self._patiently("remove the attempt", lambda: self.attempts.succeed(attempt))
             if order.checkpoints.after == "remove":
                 with suppress(OSError):  # the driver tries again at the sweep's end
@@ -202,13 +212,11 @@ class Work:
             text = str(error) if lost else f"{type(error).__name__}: {error}"
             fail("worker lost" if lost else "raised", text, traceback.format_exc())
             raise
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
 
-    def _train(self, directory: Path, watchdog: Watchdog) -> None:
+    def _train(self, watchdog: Watchdog) -> None:
         """Run the trainer to its measurement, and write that down."""
         # A trainer's `train` is a generator: closing it ends what it started.
-        events = cast(Generator[Event, None, None], self._events(directory))
+        events = cast(Generator[Event, None, None], self._events())
         try:
             with closing(events):
                 self._follow(events, watchdog)
@@ -239,9 +247,9 @@ class Work:
                     self.report({"fraction": event.step / h.steps, "train_loss": loss})
                 reported = time.monotonic()
 
-    def _events(self, directory: Path) -> Iterator[Event]:
+    def _events(self) -> Iterator[Event]:
         if self.order.ranks > 1:
-            return train_in_gang(self.trial, partial(_rank_workspace, self.order, directory))
+            return train_in_gang(self.trial, partial(_rank_workspace, self.order))
         return trainer(self.trial.trainer).train(self.trial, self.workspace)
 
     def _unwanted(self) -> bool:
@@ -277,13 +285,16 @@ class DriversWill:
         self._looked = -self._every
         self.known = False
         """Whether it is known that the trial should stop."""
+        self.paused: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Within which the storage may take its time."""
 
     def stop(self) -> bool:
         """Whether the trial should stop. Cheap: mostly it only reads the clock."""
         if not self.known and time.monotonic() - self._looked >= self._every:
             self._looked = time.monotonic()
             try:
-                latest = lease.latest(self._storage)
+                with self.paused():
+                    latest = lease.latest(self._storage)
             except OSError:
                 return False
             if latest is None:  # nor is the driver's: the project is away, and says nothing
@@ -308,10 +319,14 @@ def _workspace(
     )
 
 
-def _rank_workspace(order: Order, directory: Path) -> StoredWorkspace:
+def _rank_workspace(order: Order) -> StoredWorkspace:
     """The workspace in a rank's process. The leader hears of an interrupt and passes it on."""
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = _LIFELONG.enter_context(scratch())
     return _workspace(order, directory, _witnessed(order), lambda: False)
+
+
+_LIFELONG = ExitStack()
+"""Of a rank's process, which is killed in the end: the next trial on its node tidies up."""
 
 
 @cache

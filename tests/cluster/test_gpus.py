@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
 from analysis.errors import InputError
 from cluster.gpus import GPUS, gpu_type, known_type
@@ -24,7 +25,8 @@ from trainers.trial import Shape
         ("A10G", 80, 256, 1.71),
         ("L40S", 142, 512, 2.52),
         ("L4", 58, 512, 2.04),
-        ("V100 SXM2", 80, 512, 1.53),
+        ("V100 SXM2 32GB", 80, 512, 1.53),
+        ("V100 SXM2 16GB", 80, 512, 1.53),
         ("T4", 40, 512, 1.59),
         ("RTX 4090", 128, 256, 2.52),
         ("RTX 3090", 82, 256, 1.695),
@@ -55,8 +57,10 @@ def test_a_peak_is_units_times_multiply_adds_times_clock(name, units, fma_per_cl
         ("L40S", 142 * 128, 2.52),
         ("L40", 142 * 128, 2.49),
         ("L4", 58 * 128, 2.04),
-        ("V100 SXM2", 80 * 64, 1.53),
-        ("V100 PCIe", 80 * 64, 1.38),
+        ("V100 SXM2 32GB", 80 * 64, 1.53),
+        ("V100 SXM2 16GB", 80 * 64, 1.53),
+        ("V100 PCIe 32GB", 80 * 64, 1.38),
+        ("V100 PCIe 16GB", 80 * 64, 1.38),
         ("T4", 40 * 64, 1.59),
         ("RTX 4090", 128 * 128, 2.52),
         ("RTX 3090", 82 * 128, 1.695),
@@ -65,7 +69,7 @@ def test_a_peak_is_units_times_multiply_adds_times_clock(name, units, fma_per_cl
 )
 def test_the_fp32_peak_is_lanes_times_two_times_clock(name, lanes, boost_ghz):
     assert gpu_type(name).fp32_flops == pytest.approx(lanes * 2 * boost_ghz * 1e9, rel=0.02)
-    assert len(GPUS) == 20  # none is left out here
+    assert len(GPUS) == 22  # none is left out here
 
 
 def test_a_peak_is_of_the_precision_that_is_trained_in():
@@ -80,8 +84,10 @@ def test_a_peak_is_of_the_precision_that_is_trained_in():
 def test_types_without_bf16_tensor_cores_are_marked():
     """Volta and Turing have none."""
     assert {item.name for item in GPUS if item.precision == "fp16"} == {
-        "V100 SXM2",
-        "V100 PCIe",
+        "V100 SXM2 32GB",
+        "V100 SXM2 16GB",
+        "V100 PCIe 32GB",
+        "V100 PCIe 16GB",
         "T4",
     }
 
@@ -105,7 +111,7 @@ def test_an_unknown_type_lists_those_there_are():
         ("NVIDIA H100 PCIe", "H100 PCIe"),
         ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
         ("A100-80G", "A100 80GB"),  # Ray's own
-        ("Tesla V100-SXM2-16GB", "V100 SXM2"),
+        ("Tesla V100-SXM2-16GB", "V100 SXM2 16GB"),
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
         ("AMD-Instinct-MI300X-OAM", "MI300X"),
         ("NVIDIA GeForce GTX 1080", None),
@@ -116,3 +122,21 @@ def test_an_unknown_type_lists_those_there_are():
 def test_what_drivers_and_ray_report_is_recognised(reported, name):
     found = known_type(reported)
     assert (found and found.name) == name
+
+
+@pytest.mark.parametrize(
+    "reported", ["NVIDIA A100-SXM4-40GB", "Tesla V100-SXM2-32GB", "NVIDIA H100 NVL", "NVIDIA L40S"]
+)
+def test_of_what_ray_calls_a_gpu_the_smallest_is_assumed(reported: str) -> None:
+    """Ray drops form and memory from the name, and what is placed must fit whatever it is."""
+    said = NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type(reported)
+    real, assumed = known_type(reported), known_type(said)
+    assert real is not None
+    assert assumed is not None
+    assert real.ray_name == assumed.ray_name == said
+    assert assumed.memory_bytes <= real.memory_bytes
+
+
+def test_ray_calls_consumer_cards_by_their_whole_name() -> None:
+    said = NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type("NVIDIA GeForce RTX 4090")
+    assert gpu_type("RTX 4090").ray_name == said

@@ -113,6 +113,19 @@ def test_without_gpus_a_trial_is_a_core(make_trial) -> None:
     assert (found.label, found.bundles) == ("1 core", ({"CPU": 1.0},))
 
 
+def test_without_gpus_a_trial_takes_the_memory_of_its_cores(large) -> None:
+    """Four on a machine of 16 GB and 8 cores would be 30 GB if each took one core."""
+    trial = large(512)
+    taken = PROCESS_BYTES + training_memory(trial.shape, trial.hyperparameters).peak
+    assert 4e9 < taken < 8e9
+    small, big = (Node(name=f"{gb}", cpus=8, memory_bytes=gb * 1e9) for gb in (16, 128))
+    cores = [_placed(trial, Cluster(nodes=n)) for n in [(small,), (big,), (small, big)]]
+    assert [found.label for found in cores] == ["4 cores", "1 core", "4 cores"]
+    assert cores[0].bundles == ({"CPU": 4.0},)
+    whole = _placed(trial, Cluster(nodes=(Node(name="x", cpus=3, memory_bytes=taken),)))
+    assert whole.label == "3 cores"
+
+
 def test_a_simulated_trial_asks_for_what_it_is_told(make_trial) -> None:
     trial = make_trial(16, 1e10)
     labels = {

@@ -91,6 +91,18 @@ def test_a_driver_closes_the_attempt_of_a_worker_that_died(storage, trial) -> No
     assert attempts.of(trial.key) == [ended]
 
 
+@pytest.mark.parametrize(("interrupted", "kind"), [(True, "interrupted"), (False, "worker lost")])
+def test_what_a_driver_leaves_open_at_its_end_is_explained_by_that_end(
+    storage: Storage, trial: Trial, interrupted: bool, kind: str
+) -> None:
+    """What Ctrl-C found too slow to stop is no failure of the trial's."""
+    attempts = Attempts(storage)
+    attempts.begin(trial, driver=1, node="n", pid=1)
+    attempts.settle(set(), driver=1, interrupted=interrupted)
+    (attempt,) = attempts.all()
+    assert (attempt.open, attempt.kind) == (False, kind)
+
+
 def test_a_worker_that_died_before_it_could_begin_is_on_record_too(storage, trial) -> None:
     attempts = Attempts(storage)
     before = attempts.fail(_begin(attempts, trial), kind="raised", error="x")

@@ -3,98 +3,15 @@
 import json
 import pickle
 import random
-import threading
-from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
-from ray.tune.search import Searcher
 
 from cluster.budget import Caps
-from cluster.machines import Cluster, Node, uniform
+from cluster.machines import Cluster, uniform
 from cluster.placement import Placement
-from cluster.queue import Job, Queue
-from orchestrator.grid import ASK_SECONDS, LOOK_SECONDS, Grid
-from orchestrator.lease import Lease
-from orchestrator.spec_running import Checkpoints, Limits
-from orchestrator.stop import Stop
-from orchestrator.worker import Order
-from tests.orchestrator.workers import simulated
-
-CORE, GPU, TWO_GPUS = Placement(), Placement(gpus=1.0), Placement(gpus=2.0)
-ORDER = Order(
-    trial=simulated(),
-    project="/p",
-    generation=1,
-    nonce="n",
-    scratch="",
-    ranks=1,
-    report_seconds=1.0,
-    silent_seconds=None,
-    checkpoints=Checkpoints(),
-)
-
-
-class Tune:
-    """What Tune does with a grid: asks, starts, and tells of ends."""
-
-    def __init__(
-        self, jobs: list[Job], cluster: Cluster, *, caps: Caps | None = None, **limits: Any
-    ) -> None:
-        self.now = 0.0
-        self.cluster = cluster
-        self.wished: list[bool] = []
-        self.idle: list[float] = []
-        self.stop = Stop(cast(Lease, SimpleNamespace(lost=threading.Event())))
-        self.grid = Grid(
-            Queue(jobs, cluster, slots=limits.get("slots"), caps=caps),
-            {job.key: replace(ORDER, scratch=job.key) for job in jobs},
-            limits=Limits(**limits),
-            stop=self.stop,
-            cluster=lambda: self.cluster,
-            clock=lambda: self.now,
-            gone=lambda group: group not in self.there,
-            grow=self.wished.append,
-            idle=lambda: self.idle.append(self.now),
-        )
-        self.there: set[str] = set()
-        """Placement groups that still hold their room."""
-        self.handed: dict[str, str] = {}
-        """Tune's own name of the trial in progress of each key."""
-        self._number = 0
-
-    def ask(self) -> str | None:
-        """The key that comes next; "" for never again."""
-        self._number += 1
-        name = f"trial {self._number}"
-        config = self.grid.suggest(name)
-        if config is None or config == Searcher.FINISHED:
-            return config and ""
-        assert Order.load(config["order"]).scratch == config["key"]
-        assert config["key"] not in self.handed  # one attempt at a time
-        self.handed[config["key"]] = name
-        return str(config["key"])
-
-    def ask_all(self) -> list[str]:
-        """What is handed out until nothing more is."""
-        return list(iter(self.ask, None))
-
-    def end(self, key: str) -> None:
-        """Its row is told, and Tune is done with it before it asks for another."""
-        self.now += 2 * ASK_SECONDS
-        self.grid.measured(key)
-        self.grid.on_trial_complete(self.handed.pop(key), {})
-
-    def fail(self, key: str, kind: Any, **more: Any) -> bool:
-        self.now += 2 * ASK_SECONDS
-        self.grid.on_trial_complete(self.handed.pop(key), error=True)
-        return self.grid.failed(key, kind, **more)
-
-
-def _cores(n: int) -> list[Job]:
-    """So many trials of one core, a the longest."""
-    return [Job(key=chr(97 + i), placement=CORE, seconds=100.0 - i) for i in range(n)]
+from cluster.queue import Job
+from orchestrator.grid import ASK_SECONDS, LOOK_SECONDS
+from tests.orchestrator.grids import CORE, GPU, TWO_GPUS, Tune, cluster_of, cores
 
 
 def test_the_longest_come_first_each_with_its_class() -> None:
@@ -112,7 +29,7 @@ def test_the_longest_come_first_each_with_its_class() -> None:
 
 def test_the_next_of_a_class_is_handed_out_before_tune_ends_the_actor_of_the_last() -> None:
     """Tune keeps an actor only for a trial that it knows by then."""
-    tune = Tune(_cores(3), uniform(cpus=1))
+    tune = Tune(cores(3), uniform(cpus=1))
     assert tune.ask_all() == ["a"]
     for key, follower in ("ab", "bc"):
         tune.grid.seen(key, "actor", "node 1", "group")
@@ -156,7 +73,7 @@ def test_tune_ends_an_actor_only_when_it_has_another_trial() -> None:
 
 
 def test_while_nothing_fits_somebody_may_say_so() -> None:
-    tune = Tune(_cores(1), uniform(cpus=0))
+    tune = Tune(cores(1), uniform(cpus=0))
     assert tune.ask() is None
     tune.now = 1.0
     assert tune.ask() is None
@@ -165,7 +82,7 @@ def test_while_nothing_fits_somebody_may_say_so() -> None:
 
 def test_a_trial_that_stops_although_nobody_wants_it_to_starts_again() -> None:
     """Its node sees no lease any more: the share is unmounted there."""
-    tune = Tune(_cores(1), uniform(cpus=1), restarts=1)
+    tune = Tune(cores(1), uniform(cpus=1), restarts=1)
     for _ in range(2):
         assert tune.ask() == "a"
         tune.grid.on_trial_complete(tune.handed.pop("a"), {})
@@ -174,7 +91,7 @@ def test_a_trial_that_stops_although_nobody_wants_it_to_starts_again() -> None:
 
 def test_a_node_that_cannot_work_on_the_sweep_gets_no_more_trials() -> None:
     jobs = [Job(key=k, placement=GPU, seconds=s) for k, s in (("a", 9), ("b", 8), ("c", 7))]
-    tune = Tune(jobs, _nodes("x", "y", gpus=1), restarts=0)
+    tune = Tune(jobs, cluster_of("x", "y", gpus=1), restarts=0)
     assert tune.ask_all() == ["a", "b"]
     tune.grid.started("b", "actor b")
     tune.grid.seen("b", "actor b", "y", "")
@@ -198,7 +115,7 @@ def test_what_a_trial_leaves_of_a_cap_lets_in_another_at_its_end() -> None:
 
 
 def test_the_cluster_is_asked_to_grow_while_trials_wait() -> None:
-    tune = Tune(_cores(2), uniform(cpus=1))
+    tune = Tune(cores(2), uniform(cpus=1))
     for key in "ab":
         tune.now += LOOK_SECONDS
         assert tune.ask_all() == [key]
@@ -209,7 +126,7 @@ def test_the_cluster_is_asked_to_grow_while_trials_wait() -> None:
 
 
 def test_a_trial_whose_actor_dies_after_its_row_is_over() -> None:
-    tune = Tune(_cores(1), uniform(cpus=1))
+    tune = Tune(cores(1), uniform(cpus=1))
     assert tune.ask() == "a"
     tune.grid.measured("a")
     tune.grid.on_trial_complete(tune.handed.pop("a"), error=True)
@@ -217,14 +134,14 @@ def test_a_trial_whose_actor_dies_after_its_row_is_over() -> None:
 
 
 def test_nothing_is_handed_out_beyond_the_slots() -> None:
-    tune = Tune(_cores(9), uniform(cpus=8), slots=3)
+    tune = Tune(cores(9), uniform(cpus=8), slots=3)
     assert tune.ask_all() == list("abc")
     tune.end("b")
     assert tune.ask_all() == list("d")
 
 
 def test_it_waits_for_the_last_to_end_and_then_is_done() -> None:
-    tune = Tune(_cores(2), uniform(cpus=2))
+    tune = Tune(cores(2), uniform(cpus=2))
     assert tune.ask_all() == list("ab")
     tune.end("a")
     assert tune.ask() is None
@@ -234,7 +151,7 @@ def test_it_waits_for_the_last_to_end_and_then_is_done() -> None:
 
 @pytest.mark.parametrize("kind", ["raised", "silent", "slow"])
 def test_a_trial_to_blame_is_tried_again_as_often_as_retries_say(kind: str) -> None:
-    tune = Tune(_cores(6), uniform(cpus=1), retries=2)
+    tune = Tune(cores(6), uniform(cpus=1), retries=2)
     assert tune.ask_all() == ["a"]
     for _ in range(2):
         assert tune.fail("a", kind)
@@ -244,20 +161,20 @@ def test_a_trial_to_blame_is_tried_again_as_often_as_retries_say(kind: str) -> N
 
 
 def test_losses_count_against_restarts_and_not_against_retries() -> None:
-    tune = Tune(_cores(1), uniform(cpus=1), retries=0, restarts=2)
+    tune = Tune(cores(1), uniform(cpus=1), retries=0, restarts=2)
     again = []
     for kind in ("worker lost", "node lost", "worker lost"):
         assert tune.ask() == "a"
         again.append(tune.fail("a", kind))
     assert again == [True, True, False]
-    tune = Tune(_cores(1), uniform(cpus=1), retries=0, restarts=2)
+    tune = Tune(cores(1), uniform(cpus=1), retries=0, restarts=2)
     assert tune.ask() == "a"
     assert not tune.fail("a", "raised")
 
 
 def test_losses_are_forgiven_while_a_trial_gets_further() -> None:
     """On spot machines a long trial loses its node often, each time after another checkpoint."""
-    tune = Tune(_cores(1), uniform(cpus=1), restarts=1)
+    tune = Tune(cores(1), uniform(cpus=1), restarts=1)
     for step in (0, 10, 20):
         assert tune.ask() == "a"
         assert tune.fail("a", "node lost", step=step)
@@ -266,22 +183,18 @@ def test_losses_are_forgiven_while_a_trial_gets_further() -> None:
 
 
 def test_what_can_never_work_is_not_tried_again() -> None:
-    tune = Tune(_cores(1), uniform(cpus=1), retries=9)
+    tune = Tune(cores(1), uniform(cpus=1), retries=9)
     assert tune.ask() == "a"
     assert not tune.fail("a", "raised", hopeless=True)
     assert tune.ask() == ""
 
 
 def test_a_sweep_that_stops_hands_out_nothing_and_tries_nothing_again() -> None:
-    tune = Tune(_cores(9), uniform(cpus=2))
+    tune = Tune(cores(9), uniform(cpus=2))
     assert tune.ask_all() == list("ab")
     tune.stop.interrupted = True
     assert tune.ask() == ""
     assert not tune.fail("a", "worker lost")
-
-
-def _nodes(*names: str, gpus: int = 2) -> Cluster:
-    return Cluster(nodes=tuple(Node(name=name, cpus=8.0, gpus=gpus) for name in names))
 
 
 def test_a_node_that_joins_is_used_from_the_next_look_on() -> None:
@@ -290,9 +203,9 @@ def test_a_node_that_joins_is_used_from_the_next_look_on() -> None:
         Job(key="wide", placement=TWO_GPUS, seconds=9),
         Job(key="one", placement=GPU, seconds=5),
     ]
-    tune = Tune(jobs, _nodes("small", gpus=1))
+    tune = Tune(jobs, cluster_of("small", gpus=1))
     assert tune.ask_all() == ["one"]
-    tune.cluster = Cluster(nodes=(*_nodes("small", gpus=1).nodes, *_nodes("large").nodes))
+    tune.cluster = Cluster(nodes=(*cluster_of("small", gpus=1).nodes, *cluster_of("large").nodes))
     tune.now = LOOK_SECONDS - 0.1
     assert tune.ask() is None
     tune.now = LOOK_SECONDS
@@ -303,19 +216,19 @@ def test_a_node_that_left_holds_no_room() -> None:
     """Both trials of two GPUs, one node left: the second comes when the first has ended."""
     jobs = [Job(key=k, placement=TWO_GPUS, seconds=s) for k, s in (("a", 9), ("b", 5))]
     wide = Job(key="c", placement=Placement(gpus=4.0, nodes=2), seconds=1)
-    tune = Tune([*jobs, wide], _nodes("x", "y"))
+    tune = Tune([*jobs, wide], cluster_of("x", "y"))
     assert tune.ask_all() == ["a", "b"]
     for key, node in (("a", "x"), ("b", "y")):
         tune.grid.started(key, f"actor {key}")
         tune.grid.seen(key, f"actor {key}", node, "")
-    tune.cluster = _nodes("x")
+    tune.cluster = cluster_of("x")
     tune.now = LOOK_SECONDS
     assert tune.fail("a", "slow")
     assert tune.fail("b", "node lost")
     assert tune.ask() == "a"
     assert tune.grid.queue.next(tune.now) is None  # b has no room
     tune.end("a")
-    tune.cluster = _nodes("x", "y")
+    tune.cluster = cluster_of("x", "y")
     tune.now += LOOK_SECONDS
     assert tune.ask_all() == ["b"]
     tune.end("b")
@@ -326,7 +239,7 @@ def test_ray_is_told_on_which_node_there_is_room() -> None:
     """Two of one GPU on the first node, so that a node stays whole for the one of two GPUs."""
     jobs = [Job(key=k, placement=GPU, seconds=s) for k, s in (("a", 9), ("b", 8))]
     jobs.append(Job(key="wide", placement=TWO_GPUS, seconds=1))
-    tune = Tune(jobs, _nodes("x", "y"))
+    tune = Tune(jobs, cluster_of("x", "y"))
     asked = [json.loads(tune.grid.suggest(str(i))["placement"])["node"] for i in range(3)]
     assert asked == ["x", "x", "y"]
 
@@ -336,7 +249,7 @@ def test_where_actors_are_decides_what_fits(nodes: tuple[str, str], expected: li
     """Two trials of one GPU leave two on one node, or one on each."""
     jobs = [Job(key=k, placement=GPU, seconds=s) for k, s in (("a", 100), ("b", 90))]
     jobs.append(Job(key="wide", placement=TWO_GPUS, seconds=50))
-    tune = Tune(jobs, _nodes("x", "y"))
+    tune = Tune(jobs, cluster_of("x", "y"))
     assert [tune.ask(), tune.ask()] == ["a", "b"]
     for key, node in zip("ab", nodes, strict=True):
         tune.grid.started(key, f"actor {key}")
@@ -349,7 +262,7 @@ def test_an_actor_that_is_used_again_is_where_it_was(actor: str, expected: list[
     """Nothing is heard of d, but its actor has told once that it is on x, or that it is on y."""
     jobs = [Job(key=k, placement=GPU, seconds=100 - i) for i, k in enumerate("abcd")]
     jobs.append(Job(key="wide", placement=TWO_GPUS, seconds=50))
-    tune = Tune(jobs, _nodes("x", "y"), slots=3)
+    tune = Tune(jobs, cluster_of("x", "y"), slots=3)
     assert tune.ask_all() == ["a", "b", "c"]
     tune.grid.seen("b", "actor z", "y", "")
     for key, node in (("a", "x"), ("b", "y"), ("c", "x")):
@@ -371,17 +284,19 @@ def test_whatever_fails_every_trial_ends_and_none_runs_twice_at_once(seed: int) 
         Job(key=f"{i}", placement=rng.choice(classes), seconds=rng.uniform(1, 100))
         for i in range(40)
     ]
-    tune = Tune(jobs, _nodes("x", "y"), retries=1, restarts=2)
+    tune = Tune(jobs, cluster_of("x", "y"), retries=1, restarts=2)
     ended: dict[str, int] = {}
     tries: dict[str, int] = {}
     for _ in range(10_000):
         tune.now += rng.uniform(0, 3)
-        tune.cluster = _nodes(*rng.choice([("x",), ("x", "y"), ("x", "y", "z")]))
+        tune.cluster = cluster_of(*rng.choice([("x",), ("x", "y"), ("x", "y", "z")]))
         key = tune.ask()
         if key == "":
             break
         if key is not None:
             tries[key] = tries.get(key, 0) + 1
+            continue
+        if not tune.handed:  # every node is left out for a while
             continue
         key = rng.choice(sorted(tune.handed))
         if rng.random() < 0.5:
@@ -411,9 +326,9 @@ def test_whatever_fails_every_trial_ends_and_none_runs_twice_at_once(seed: int) 
         ended[key] = ended.get(key, 0) + 1
     assert key == ""
     assert {k: n for k, n in ended.items() if n} == dict.fromkeys((job.key for job in jobs), 1)
-    assert max(tries.values()) <= 1 + 1 + 2
+    assert max(tries.values()) <= 1 + 1 + 2 + 3  # three may be a node's fault
 
 
 def test_tune_may_pickle_it() -> None:
-    grid = Tune(_cores(1), uniform(cpus=1)).grid
+    grid = Tune(cores(1), uniform(cpus=1)).grid
     assert vars(pickle.loads(pickle.dumps(grid))) == {}

@@ -33,6 +33,15 @@ def test_machines_that_are_not_there_yet_are_to_come(found: Cluster, coming: int
     assert len(there.nodes) == len(found.nodes) + coming
 
 
+def test_a_type_is_known_under_what_ray_calls_it() -> None:
+    """Ray names neither memory nor form, and people write as they like."""
+    there = _found(Node(name="x", cpus=96, gpus=8, gpu_type="A100"))
+    for written in ("A100 80GB", "a100", "A100-40G"):
+        named = uniform(gpus=8, gpu_type=written)
+        assert announced(there, named) == there
+        assert named.nodes[0].gpu_type == "A100"  # by which a trial would ask for it
+
+
 def test_machines_of_cores_are_those_with_so_many() -> None:
     found = _found(Node(name="head", cpus=2), Node(name="x", cpus=16))
     assert len(announced(found, uniform(nodes=2, cpus=16)).nodes) == 3

@@ -17,7 +17,7 @@ import pytest
 import orchestrator
 from analysis.errors import InputError
 from orchestrator.connection import LOOPBACK_ONLY
-from orchestrator.proof import ROOMS, answer, fingerprint, nonce_name, witness
+from orchestrator.proof import ROOMS, answer, fingerprint, nonce_name, nonces, witness
 from orchestrator.storage import Storage
 
 
@@ -31,6 +31,12 @@ def test_a_witness_sees_the_drivers_nonce_or_says_so(storage: Storage) -> None:
     witness(storage, "ours", 3)
     with pytest.raises(InputError):
         witness(storage, "ours", 4)  # of another driver
+
+
+def test_nonces_that_killed_drivers_left_are_known_by_their_generation(storage: Storage) -> None:
+    for name in (nonce_name(3), nonce_name(12), "leases/12.json", "leases/3.node-7.nonce"):
+        storage.replace(name, b"x")
+    assert sorted(nonces(storage)) == [3, 12]
 
 
 def test_a_node_answers_beside_the_nonce(storage: Storage) -> None:

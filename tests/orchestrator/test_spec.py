@@ -9,6 +9,7 @@ from analysis.errors import InputError
 from cluster.budget import Caps
 from orchestrator.planner import make_plan
 from orchestrator.spec import Budget, parse_spec, read_spec, to_toml, with_cluster
+from orchestrator.spec_running import Limits
 from trainers.corpus import Files, Markov, Stdlib
 
 HERE = Path("somewhere/sweep.toml")
@@ -168,6 +169,11 @@ def test_a_sweep_is_patient_and_unbounded_by_default() -> None:
     assert spec.cluster.cluster() is None
 
 
+def test_a_deadline_of_a_hundred_million_years_is_one() -> None:
+    caps = Limits(deadline=1e12).caps(None, datetime.now(UTC))
+    assert caps.deadline == 3.6e15
+
+
 @pytest.mark.parametrize("deadline", [36, "2026-12-02T20:00:00Z", "2026-12-02T21:00:00+01:00"])
 def test_a_deadline_is_hours_from_the_start_or_a_time(deadline: object) -> None:
     spec = parse_spec({**GOOD, "limits": {"deadline": deadline}}, source=HERE)
@@ -188,6 +194,6 @@ def test_how_a_sweep_runs_changes_none_of_its_trials() -> None:
 def test_the_cluster_of_a_spec_can_be_another() -> None:
     spec = parse_spec({**GOOD, "cluster": {"gpu": "H100", "nodes": 8}}, source=HERE)
     other = with_cluster(spec, gpu="A100", nodes=None, price_per_gpu_hour=2.0)
-    assert str(other.cluster.cluster()) == "8 nodes of 8 GPUs A100 80GB and 64 cores"
+    assert str(other.cluster.cluster()) == "8 nodes of 8 GPUs A100 40GB and 64 cores"
     with pytest.raises(InputError, match=r"^--nodes is 0, but it should be greater than or equal"):
         with_cluster(spec, nodes=0)

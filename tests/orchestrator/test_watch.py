@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ class Grid:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
         self.retries = 1
+        self.lacks = "the cluster has no nodes"
         self.queue = SimpleNamespace(job=lambda key: SimpleNamespace(seconds=EXPECTED))
 
     def started(self, *said: Any) -> None:
@@ -231,7 +233,7 @@ def test_a_node_that_cannot_work_is_named_and_left_out(eye: Eye) -> None:
     eye.fail(key, UnfitNodeError("node-7 cannot work on the sweep: no project"))
     assert eye.grid.told[-1] == ("unfit", key)
     assert eye.progress.troubles == [
-        "node-7 cannot work on the sweep: no project: nothing more is started there"
+        "node-7 cannot work on the sweep: no project: nothing more is started there for 5 minutes"
     ]
     assert [a.kind for a in eye.watch._attempts.all()] == ["node lost"]
 
@@ -240,8 +242,17 @@ def test_it_is_told_that_no_trial_has_a_worker(eye: Eye) -> None:
     eye.wait(IDLE_SECONDS)
     assert eye.progress.troubles == []
     eye.wait(2.0)
-    assert "no trial has a worker" in eye.progress.troubles[0]
+    assert eye.progress.troubles[0] == ("no trial has a worker: the cluster has no nodes; waiting")
     assert eye.notes[-1] == {"stopping": False, "running": {}}
+
+
+def test_a_loss_that_is_no_number_does_not_break_what_the_lease_says(eye: Eye) -> None:
+    """It would be no JSON, and `isoflop status --json` reads it."""
+    eye.start(eye.keys[0])
+    eye.report(eye.keys[0], fraction=0.5, train_loss=math.nan)
+    eye.wait(2 * LOOK_SECONDS)
+    running = eye.notes[-1]["running"]
+    assert running == {eye.keys[0]: {"fraction": 0.5, "loss": None}}
 
 
 def test_an_end_that_cannot_be_recorded_now_is_recorded_later(

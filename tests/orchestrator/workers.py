@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -85,7 +86,6 @@ class Bench:
             project=self.storage.uri,
             generation=self.lease.generation,
             nonce=NONCE,
-            scratch=str(self.scratch / "scratch"),
             ranks=1,
             report_seconds=1e9,
             silent_seconds=60.0,
@@ -118,6 +118,7 @@ def bench_at(storage: Storage, scratch: Path, patch: pytest.MonkeyPatch) -> Iter
     for name in ("LOOK_SECONDS", "FAR_LOOK_SECONDS"):
         patch.setattr(worker, name, 0.0)
     patch.setattr(worker, "LONGEST_WAIT", 0.1)
+    patch.setattr(tempfile, "tempdir", str(scratch))
     with hold(storage, "a sweep") as lease:
         made = Bench(storage, scratch, simulated(), lease)
         patch.setattr(worker, "trainer", lambda name: made.tiny)

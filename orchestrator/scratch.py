@@ -1,0 +1,39 @@
+"""Directories of this node's for the files of trials, none of which outlives its process for long.
+
+Each is locked by the process that uses it: one whose lock is free was left by a process that was
+killed, and goes when the next begins.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PREFIX = "isoflop-trial-"
+_UNLOCKED = "isoflop-new-"
+_LOCK = "lock"
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """An empty directory of this node's, gone with the block."""
+    _remove_orphans()
+    made = Path(tempfile.mkdtemp(prefix=_UNLOCKED))
+    with (made / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = made.rename(made.with_name(PREFIX + made.name.removeprefix(_UNLOCKED)))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_orphans() -> None:
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError), (path / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)

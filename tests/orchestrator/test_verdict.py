@@ -25,7 +25,7 @@ def test_gopher_with_its_price():
     assert "280B parameters on 300B tokens are undertrained" in text
     assert "this run 280B 300B 1.07 5.04e+23 1.9996 1.12M 1.68M" in text
     assert "best at equal C 67.5B 1.25T 18.5 5.04e+23 1.9782 1.12M 1.68M" in text
-    assert "On A100 80GB at 40% of 312 TFLOP/s, 564k GPU-hours, 846k dollars," in text
+    assert "On A100 40GB at 40% of 312 TFLOP/s, 564k GPU-hours, 846k dollars," in text
 
 
 def test_without_a_gpu_there_is_no_money_and_without_a_price_there_are_hours():

@@ -231,7 +231,7 @@ def test_a_launcher_can_have_all_the_machines_that_it_names() -> None:
 def slurm(tmp_path: Path) -> dict[str, str]:
     """An environment in which SLURM's commands are played, and `ray` notes what it is told."""
     played = {
-        "scontrol": "echo node1; echo node2",
+        "scontrol": "seq -f node%g 20000",  # more than a pipe holds: who hears one line stops it
         "hostname": "echo 10.0.0.1 172.17.0.1",
         "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
         "ray": f'[[ $1 == symmetric-run ]] || exit 0; printf "%s\\n" "$@" > {tmp_path}/told',

@@ -1,4 +1,4 @@
-"""Directories of this node's for the files of trials, none of which outlives its process for long.
+"""Directories of this machine's for a process's files, none of which outlives it for long.
 
 Each is locked by the process that uses it: one whose lock is free was left by a process that was
 killed, and goes when the next begins.
@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PREFIX = "isoflop-trial-"
+PREFIX = "isoflop-scratch-"
 _UNLOCKED = "isoflop-new-"
 _LOCK = "lock"
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """An empty directory of this node's, gone with the block."""
+    """An empty directory of this machine's, gone with the block."""
     _remove_orphans()
     made = Path(tempfile.mkdtemp(prefix=_UNLOCKED))
     with (made / _LOCK).open("w") as lock:

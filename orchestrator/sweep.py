@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -36,6 +35,7 @@ from orchestrator.planner import Plan
 from orchestrator.progress import Progress
 from orchestrator.project import Project, missing
 from orchestrator.proof import nonce_name, nonces, prove_nodes
+from orchestrator.scratch import scratch
 from orchestrator.stop import Stop, interruptible
 from orchestrator.storage import Storage
 from orchestrator.watch import Over, Watch, quit_now
@@ -88,7 +88,7 @@ def train(
     if not trials:
         return End()
     progress.doing("starting Ray …" if address is None else f"joining Ray at {address} …")
-    with _scratch() as scratch, _quiet(scratch / "ray.log"), connected(address):
+    with scratch() as directory, _quiet(directory / "ray.log"), connected(address):
         work = _lay_out(project, plan, trials)
         progress.joined(str(work.coming), work.slots)
         progress.doing("starting workers …")
@@ -118,7 +118,7 @@ def train(
                 limits=plan.spec.limits,
             )
             with interruptible(stop, lambda: quit_now(wished.forget)):
-                _tune(grid, watch, scratch)
+                _tune(grid, watch, directory)
             watch.record()
     return End(
         interrupted=stop.interrupted,
@@ -263,7 +263,7 @@ def _slots(jobs: list[Job], cluster: Cluster, most: int | None) -> int:
     return min(fit, most or fit)
 
 
-def _tune(grid: Grid, watch: Watch, scratch: Path) -> None:
+def _tune(grid: Grid, watch: Watch, directory: Path) -> None:
     """Run Ray Tune until the grid is done."""
     tuner = Tuner(
         tune.with_resources(observe, _placement),
@@ -276,7 +276,7 @@ def _tune(grid: Grid, watch: Watch, scratch: Path) -> None:
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=RunConfig(
-            storage_path=str(scratch / "tune"),
+            storage_path=str(directory / "tune"),
             verbose=0,
             failure_config=FailureConfig(max_failures=0),
             callbacks=[watch],
@@ -321,13 +321,6 @@ class _Aimed(PlacementGroupFactory):
 
 def _placement(config: dict[str, Any]) -> PlacementGroupFactory:
     return _Aimed(**json.loads(config["placement"]))
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A directory for Tune's state, gone when the sweep ends."""
-    with tempfile.TemporaryDirectory(prefix="isoflop-", ignore_cleanup_errors=True) as directory:
-        yield Path(directory)
 
 
 @contextmanager

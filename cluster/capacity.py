@@ -148,7 +148,7 @@ class Pace:
             gpu = known_type(device)
             if gpu is None and CPU not in device:
                 continue
-            expected = effort.on_gpus(gpu, 1.0) if gpu else effort.on_a_core()
+            expected = effort.on_gpus(gpu) if gpu else effort.on_a_core()
             ratio = (math.log(effort.params_total), seconds / expected)
             found.setdefault(gpu.name if gpu else CPU, []).append(ratio)
         return Pace({device: tuple(sorted(ratios)) for device, ratios in found.items()})

@@ -31,7 +31,7 @@ def _interrupted(sweep: Sweep, driver: Driver, interrupt: Callable[[Driver], Non
 def test_an_interrupt_leaves_checkpoints_from_which_no_step_is_repeated(
     make_sweep: MakeSweep, record: Record
 ) -> None:
-    sweep = make_sweep(None, seconds=2)  # a busy machine takes one of them to pass an interrupt on
+    sweep = make_sweep(None, seconds=4)  # a busy machine takes two of them to pass an interrupt on
     for interrupt in (Driver.interrupt, Driver.terminate):
         driver = sweep.start()
         keys = _interrupted(sweep, driver, interrupt)

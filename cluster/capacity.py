@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from cluster.gpus import GpuType, known_type
+from cluster.gpus import GpuType, known_type, variants
 from cluster.machines import UNKNOWN_GPU, Cluster
 from cluster.placement import LAUNCH_SECONDS_PER_BLOCK, Placement
 from trainers.corpus import HELDOUT_WINDOWS
@@ -153,12 +153,15 @@ class Pace:
             found.setdefault(gpu.name if gpu else CPU, []).append(ratio)
         return Pace({device: tuple(sorted(ratios)) for device, ratios in found.items()})
 
-    def factor(self, device: str, total_params: float) -> float:
+    def factor(self, gpu: GpuType | None, total_params: float) -> float:
         """Seconds over those expected at the nearest size in ln N; the median of equally near ones.
 
-        1 where nothing was measured on `device`.
+        Of a core where `gpu` is None. On a type that was not measured, as on those that Ray cannot
+        tell from it; 1 where there are none.
         """
-        ratios = self.measured.get(device)
+        ratios = self.measured.get(gpu.name if gpu else CPU, ())
+        if gpu and not ratios:
+            ratios = tuple(r for v in variants(gpu) for r in self.measured.get(v.name, ()))
         if not ratios:
             return 1.0
         n = math.log(total_params)
@@ -187,9 +190,9 @@ def seconds(
         return SimulatedSettings.of(trial).seconds
     effort, pace = Effort.of(trial), pace or Pace()
     if not placement.gpus:
-        return effort.on_a_core() * pace.factor(CPU, effort.params_total)
+        return effort.on_a_core() * pace.factor(None, effort.params_total)
     gpu = slowest(placement, cluster)
-    return effort.on_gpus(gpu, placement.gpus) * pace.factor(gpu.name, effort.params_total)
+    return effort.on_gpus(gpu, placement.gpus) * pace.factor(gpu, effort.params_total)
 
 
 def mfu(trial: Trial, placement: Placement, cluster: Cluster, pace: Pace | None = None) -> float:

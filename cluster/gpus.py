@@ -119,6 +119,17 @@ def gpu_type(name: str) -> GpuType:
     return found
 
 
+def variants(gpu: GpuType) -> list[GpuType]:
+    """All types that Ray gives the same name.
+
+    Examples
+    --------
+    >>> [item.name for item in variants(gpu_type("A100"))]
+    ['A100 80GB', 'A100 40GB']
+    """
+    return [item for item in GPUS if item.ray_name == gpu.ray_name]
+
+
 def known_type(name: str | None) -> GpuType | None:
     """The type that a driver or Ray means by `name`, or None.
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from cluster.gpus import GpuType
-from cluster.machines import Cluster, Node
+from cluster.gpus import GpuType, variants
+from cluster.machines import WORKER_BYTES, Cluster
 from cluster.memory import CONTEXT_BYTES, training_memory
 from trainers.flops import flops_per_token, pass_sequences, trial_flops
 from trainers.registry import most_ranks
@@ -38,8 +38,8 @@ class Placement:
 
     gpus: float = 0.0
     """0 for cores alone; a share below 1; else GPUs on all nodes together."""
-    cores: int = 1
-    """Without GPUs: of which it computes on one, and takes the memory of all."""
+    memory_bytes: int = 0
+    """Of the machine, that it asks for beside a core, if it has no GPU."""
     nodes: int = 1
     """How many nodes the GPUs are on, the same number on each."""
     gpu_type: str | None = None
@@ -54,8 +54,8 @@ class Placement:
 
     @property
     def cpus(self) -> float:
-        """Cores in all: one a GPU, or its own."""
-        return max(float(self.cores), self.gpus)
+        """Cores in all: one a GPU, and one at least."""
+        return max(1.0, self.gpus)
 
     @property
     def bundles(self) -> tuple[dict[str, float], ...]:
@@ -66,9 +66,15 @@ class Placement:
         """
         pin = {f"accelerator_type:{self.gpu_type}": PIN} if self.gpu_type else {}
         if self.gpus <= 1:
-            return ({"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {}) | pin,)
+            shared = {"GPU": self.gpus, "memory": self.memory_bytes}
+            return ({"CPU": self.cpus} | {k: v for k, v in shared.items() if v} | pin,)
         each = self.gpus_per_node
         return ({}, *({"CPU": each, "GPU": each} | pin for _ in range(self.nodes)))
+
+    @property
+    def size(self) -> tuple[float, int, str]:
+        """By which classes are sorted, the smallest first."""
+        return self.gpus, self.memory_bytes, self.label
 
     @property
     def strategy(self) -> str:
@@ -85,7 +91,8 @@ class Placement:
         ['1 core', '1/8 GPU', '1 GPU', '2 x 8 GPUs']
         """
         if not self.gpus:
-            return f"{self.cores} core{'s' * (self.cores > 1)}"
+            large = self.memory_bytes > WORKER_BYTES
+            return "1 core" + (f" and {_gb(self.memory_bytes)}" if large else "")
         nodes = f"{self.nodes} x " if self.nodes > 1 else ""
         number = f"{Fraction(self.gpus_per_node).limit_denominator(8)} GPU"
         several = "s" if self.gpus_per_node > 1 else ""
@@ -190,20 +197,9 @@ def _one_core(trial: Trial, taken: float, cluster: Cluster) -> Placement | Unpla
         needed, there = _apart(taken, most)
         shortfall = f"needs {needed} of memory; the largest node has {there}"
         return Unplaceable(trial=trial, shortfall=shortfall)
-    return Placement(cores=_cores(taken, nodes), bytes=taken)
-
-
-def _cores(taken: float, nodes: list[Node]) -> int:
-    """So many cores that trials side by side do not take more memory than there is.
-
-    A power of two, so that there are few classes, or all those of a node with enough memory.
-    """
-    largest = max(nodes, key=lambda node: node.memory_bytes)
-    each = min(node.memory_bytes / node.cpus for node in nodes)
-    needed = 1
-    while needed * each < taken and needed < largest.cpus:
-        needed *= 2
-    return min(needed, int(largest.cpus))
+    # A power of two, so that there are few classes; or all that a node has.
+    asked = 1e9 * 2.0 ** max(0, math.ceil(math.log2(taken / 1e9))) if taken else 0.0
+    return Placement(memory_bytes=int(min(asked, most)), bytes=taken)
 
 
 def _idle(trial: Trial, gpus: float, cluster: Cluster) -> Placement | Unplaceable:
@@ -231,9 +227,17 @@ def _too_large(trial: Trial, cluster: Cluster, ranks: float) -> Unplaceable:
         bound = f", and its batch of {sequences} splits no further"
     shortfall = (
         f"needs {taken} on {each}{bound}; of the {_gb(largest.memory_bytes)} of the cluster's, "
-        f"{usable} may be used ({HEADROOM:.0%} is kept free)"
+        f"{usable} may be used ({HEADROOM:.0%} is kept free){_larger(largest)}"
     )
     return Unplaceable(trial=trial, shortfall=shortfall)
+
+
+def _larger(gpu: GpuType) -> str:
+    """What to do where Ray's name of a type leaves open whether it has more memory."""
+    found = max(variants(gpu), key=_usable)
+    if found.memory_bytes <= gpu.memory_bytes:
+        return ""
+    return f'; if they are {found.name}, say so in the sweep: [cluster] gpu = "{found.name}"'
 
 
 def _too_many(trial: Trial, found: Placement, cluster: Cluster, ranks: float) -> Unplaceable:

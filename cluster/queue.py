@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from cluster.budget import Caps, Purse
 from cluster.machines import Cluster
 from cluster.placement import Placement
-from cluster.room import Held, Reservation, Room, Spot
+from cluster.room import NONE, Held, Names, Reservation, Room, Spot
 
 LEAST_SECONDS = 1.0
 """What any trial is taken to last: with zeros, those of no length would always pass a wide one."""
@@ -84,7 +84,8 @@ class Queue:
         self._slots = slots
         self._purse = Purse(caps or Caps())
         self._room = Room(cluster)
-        self._waiting: dict[Placement, list[tuple[float, str]]] = {}
+        self._waiting: dict[tuple[Placement, Names], list[tuple[float, str]]] = {}
+        self._avoided: dict[str, Names] = {}  # nodes, by key
         self._jobs: dict[str, Job] = {}
         self._running: dict[str, _Running] = {}
         self._crowded = False  # whether something runs that has no room, for all that is known
@@ -144,14 +145,17 @@ class Queue:
         blocked: Job | None = None
         kept: Reservation | None = None
         for job in self._heads():
+            but = self._avoids(job)
             here = held.spot if held is not None and held.placement == job.placement else None
-            spot = here or self._room.find(job.placement)
+            if here is not None and not but.isdisjoint(self._room.named(here)):
+                here = None
+            spot = here or self._room.find(job.placement, but=but)
             if spot is None:
                 blocked = blocked or (job if self._room.could_hold(job.placement) else None)
                 continue
             if blocked is None:
                 return job, spot
-            kept = kept or self._room.reserve(blocked.placement, now)
+            kept = kept or self._room.reserve(blocked.placement, now, but=self._avoids(blocked))
             passing = self._passing(job, spot, kept, now)
             if passing:
                 return passing
@@ -160,6 +164,14 @@ class Queue:
     def where(self, key: str) -> str | None:
         """The node, or the first of several, on which there is room for a trial that runs."""
         return self._room.where(key)
+
+    def avoid(self, key: str, node: str) -> bool:
+        """Start a trial that runs on other nodes than this from now on; whether any could hold it.
+
+        If none could, it starts anywhere.
+        """
+        self._avoided[key] = self._avoided.get(key, NONE) | {node}
+        return bool(self._avoids(self._jobs[key]))
 
     def started(self, key: str, nodes: Iterable[str], now: float) -> None:
         """`key` runs on these nodes, whatever was guessed; on some, if none is given.
@@ -193,7 +205,7 @@ class Queue:
         return self._slots is not None and len(self._running) >= self._slots
 
     def _heads(self) -> list[Job]:
-        """The longest trial of each class, in order of priority."""
+        """The longest trial of each class that may go to the same nodes, in order of priority."""
         heads = [self._jobs[jobs[0][1]] for jobs in self._waiting.values() if jobs]
         return sorted(heads, key=lambda job: (-self._ranking(job), job.key))
 
@@ -205,10 +217,10 @@ class Queue:
             return job, spot
         if self._room.is_beside(spot, job.placement, kept):
             return job, spot
-        beside = self._room.find(job.placement, kept)
+        beside = self._room.find(job.placement, kept, but=self._avoids(job))
         if beside is not None:
             return job, beside
-        jobs = self._waiting[job.placement]
+        jobs = self._waiting[self._class(job)]
         first = bisect_left(jobs, (-(kept.time - now), ""))
         return (self._jobs[jobs[first][1]], spot) if first < len(jobs) else None
 
@@ -252,11 +264,20 @@ class Queue:
             else:
                 self._room.take(key, placement, spot, run.started + _length(run.job))
 
+    def _class(self, job: Job) -> tuple[Placement, Names]:
+        return job.placement, self._avoided.get(job.key, NONE)
+
+    def _avoids(self, job: Job) -> Names:
+        """Nodes on which a trial is not started; none if no other could hold it."""
+        avoided = self._avoided.get(job.key, NONE)
+        could = avoided and self._room.could_hold(job.placement, but=avoided)
+        return avoided if could else NONE
+
     def _wait(self, job: Job) -> None:
-        insort(self._waiting.setdefault(job.placement, []), (-_length(job), job.key))
+        insort(self._waiting.setdefault(self._class(job), []), (-_length(job), job.key))
 
     def _remove(self, job: Job) -> None:
-        jobs = self._waiting[job.placement]
+        jobs = self._waiting[self._class(job)]
         del jobs[bisect_left(jobs, (-_length(job), job.key))]
 
     def _expire(self, now: float) -> None:

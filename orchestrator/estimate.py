@@ -196,7 +196,7 @@ def jobs_of(
 
 def class_counts(placed: Iterable[Placed]) -> dict[str, int]:
     """How many are of each class, the smallest class first."""
-    placed = sorted(placed, key=lambda item: (item.placement.gpus, item.placement.label))
+    placed = sorted(placed, key=lambda item: item.placement.size)
     return dict(Counter(item.placement.label for item in placed))
 
 

@@ -13,6 +13,7 @@ often as the limits allow.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ AGAIN_SECONDS = 300.0
 """Until a node is tried again that could not work on the sweep, or came back without rows."""
 LEFT_OUT = f"nothing more is started there for {AGAIN_SECONDS / 60:.0f} minutes"
 FRUITLESS = 3
-"""So many ends without a row, one after the other, on one node and on no other, are its fault."""
+"""So many trials that a node ended without a row, and none with one, while another gave a row, are
+its fault."""
 BLAMED: frozenset[Kind] = frozenset({"raised", "silent", "slow"})
 """Ends that count against `limits.retries`; the others are not the trial's fault."""
 
@@ -107,8 +109,8 @@ class Grid(Searcher):
         self._left_out = left_out
         self._known = cluster()
         self._unfit: dict[str, float] = {}  # until when
-        self._fruitless: Counter[str] = Counter()  # ends of trials on a node since its last row
-        self._forgiven: set[str] = set()  # trials whose failures a node was blamed for
+        self._row_at: dict[str, float] = {}  # when a node gave its last row
+        self._fruitless: dict[str, dict[str, float]] = {}  # trials it ended since, and when
         self._looked = self._asked = clock()
         self._keys: dict[str, str] = {}  # by Tune's name of a trial, while Tune has it
         self._rows: set[str] = set()
@@ -172,7 +174,10 @@ class Grid(Searcher):
 
     def measured(self, key: str) -> None:
         """A trial's row is in the ledger: its actor is about to be free."""
-        self._fruitless.pop(self._actors[key].node or "", None)
+        node = self._node(key)
+        if node is not None:
+            self._row_at[node] = self.clock()
+            self._fruitless.pop(node, None)
         self._rows.add(key)
         self._ending.append(key)
 
@@ -185,18 +190,16 @@ class Grid(Searcher):
 
         Not when it has failed too often, nor if it is `hopeless` and there is no other node that
         might think better of it. Losses count only while the trial gets no further: those before
-        its newest checkpoint, at `step`, are forgiven; so are failures that are a node's fault.
+        its newest checkpoint, at `step`, are forgiven.
         """
         if step > self._reached[key]:
             self._reached[key] = step
             self._losses[key] = 0
         blame = self._failures if kind in BLAMED else self._losses
         blame[key] += 1
-        if kind != "node lost" and key not in self._forgiven and self._is_to_blame(key):
-            self._forgiven.add(key)
-            blame[key] = 0
+        elsewhere = kind != "node lost" and self._turn_from_node(key)
         again = not (
-            (hopeless and len(self._known.nodes) == 1)
+            (hopeless and not elsewhere)
             or self._stop.wanted
             or self._failures[key] > self._limits.retries
             or self._losses[key] > self._limits.restarts
@@ -214,28 +217,33 @@ class Grid(Searcher):
     @property
     def lacks(self) -> str:
         """Why no trial may have a worker though some wait."""
+        n = len(self._unfit)
+        if n:
+            rest = ", and the others have no room" if self._known.nodes else ""
+            return f"{n} node{'s are' if n > 1 else ' is'} left out for a while{rest}"
         if self._known.nodes:
             return "the cluster has no room for one, perhaps for other jobs' sake"
-        if self._unfit:
-            return "no node can work on the sweep, and each is tried again in a while"
         return "the cluster has no nodes"
 
-    def _is_to_blame(self, key: str) -> bool:
-        """Whether it is the node's fault, not the trial's, that it ended without a row.
+    def _node(self, key: str) -> str | None:
+        """Where a trial is, or should be as long as it has told nothing; one node of a gang's."""
+        return self._actors[key].node or self.queue.where(key)
 
-        So it is of the third end in a row on one node, while all is well on another.
+    def _turn_from_node(self, key: str) -> bool:
+        """Start a trial on other nodes than the one that just ended it; whether any could hold it.
+
+        So a bad node costs each trial one try. It is left out for a while where it is bad for sure.
         """
-        node = self._actors[key].node
-        if node is None:
-            return False
-        self._fruitless[node] += 1
-        others = {other.name for other in self._known.nodes} - {node}
-        if self._fruitless[node] < FRUITLESS or all(self._fruitless[other] for other in others):
-            return False
-        del self._fruitless[node]
-        self._left_out(node, f"ended {FRUITLESS} trials in a row without a row: {LEFT_OUT}")
-        self._leave_out(node)
-        return True
+        node, wide = self._node(key), self.queue.job(key).placement.nodes
+        if node is None or wide > 1:  # of a gang's nodes it may have been any
+            return len(self._known.nodes) > wide
+        now, ended = self.clock(), self._fruitless.setdefault(node, {})
+        ended.setdefault(key, now)
+        others = max((at for other, at in self._row_at.items() if other != node), default=-math.inf)
+        if len(ended) >= FRUITLESS and others > min(ended.values()) and node not in self._unfit:
+            self._left_out(node, f"ended {len(ended)} trials and gave no row: {LEFT_OUT}")
+            self._leave_out(node)
+        return self.queue.avoid(key, node)
 
     def _leave_out(self, node: str) -> None:
         self._unfit[node] = self.clock() + AGAIN_SECONDS

@@ -134,11 +134,13 @@ def nonce_name(generation: int) -> str:
     return f"leases/{generation}.nonce"
 
 
-def nonces(storage: Storage) -> list[int]:
-    """Generations of the drivers that have left one."""
+def forget_drivers_before(storage: Storage, generation: int) -> None:
+    """Remove the nonces that killed drivers have left, and their nodes' answers."""
     directory, _, suffix = nonce_name(0).partition("0")
-    found = (name.removesuffix(suffix) for name in storage.names(directory.rstrip("/")))
-    return [int(name) for name in found if name.isdecimal()]
+    for name in storage.names(directory.rstrip("/")):
+        of = name.partition(".")[0]
+        if name.endswith(suffix) and of.isdecimal() and int(of) < generation:
+            storage.remove(directory + name)
 
 
 def _answer_name(generation: int, node: str) -> str:

@@ -117,7 +117,7 @@ class Checkpoints(Strict):
 
 
 class ClusterSpec(Strict):
-    """The cluster to plan for; a sweep runs on the one that is there."""
+    """The cluster to plan for; a sweep runs on the one that is there, as far as Ray can tell it."""
 
     gpu: Annotated[str, BeforeValidator(_gpu)] | None = None
     """Type of its GPUs, such as "H100"."""

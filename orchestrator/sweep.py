@@ -34,10 +34,9 @@ from orchestrator.lease import Lease
 from orchestrator.planner import Plan
 from orchestrator.progress import Progress
 from orchestrator.project import Project, missing
-from orchestrator.proof import nonce_name, nonces, prove_nodes
+from orchestrator.proof import forget_drivers_before, nonce_name, prove_nodes
 from orchestrator.scratch import scratch
 from orchestrator.stop import Stop, interruptible
-from orchestrator.storage import Storage
 from orchestrator.watch import Over, Watch, quit_now
 from orchestrator.worker import Order, observe
 from trainers.trial import Trial
@@ -202,20 +201,14 @@ def _shared(project: Project, lease: Lease) -> Iterator[str]:
     """A nonce in the project, by which every node proves that it sees it."""
     nonce, name = secrets.token_hex(16), nonce_name(lease.generation)
     project.storage.replace(name, nonce.encode())
-    _remove_older_nonces(project.storage, lease.generation)
     try:
+        with suppress(OSError):
+            forget_drivers_before(project.storage, lease.generation)
         prove_nodes(project.storage, nonce, lease.generation)
         yield nonce
     finally:
         with suppress(OSError):
             project.storage.remove(name)
-
-
-def _remove_older_nonces(storage: Storage, generation: int) -> None:
-    """Those of drivers that were killed."""
-    for older in nonces(storage):
-        if older < generation:
-            storage.remove(nonce_name(older))
 
 
 def _caps(project: Project, plan: Plan, cluster: Cluster) -> Caps:

@@ -28,7 +28,7 @@ class Watchdog:
         self._seconds = seconds
         self._tell = tell
         self._over = threading.Event()
-        self._paused = False
+        self._pauses = 0  # pauses may lie within others
         self._watched = 0
         self._last = time.monotonic()
 
@@ -50,16 +50,16 @@ class Watchdog:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """While something else than the trial takes its time."""
-        self._paused = True
+        self._pauses += 1
         try:
             yield
         finally:
             self._last = time.monotonic()
-            self._paused = False
+            self._pauses -= 1
 
     def _look(self, permitted: float) -> None:
         while not self._over.wait(permitted / LOOKS):
-            if self._paused:
+            if self._pauses:
                 continue
             silent = time.monotonic() - self._last  # after the pause: its end is a sign of life
             if silent < permitted:

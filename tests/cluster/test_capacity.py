@@ -112,6 +112,15 @@ def test_what_was_measured_takes_the_place_of_what_was_expected(make_trial) -> N
     assert seconds(large, gpu, H100S, pace) == seconds(large, gpu, H100S)
 
 
+def test_rows_of_a_type_that_ray_calls_the_same_set_the_pace(make_trial) -> None:
+    """Rows have the driver's name, with form and memory; Ray says A100, taken for 40 GB."""
+    trial, bare = make_trial(64, 1e11), uniform(gpus=8, gpu_type="A100")
+    where = place(trial, bare)
+    rows = [_row(trial, "NVIDIA A100-SXM4-80GB", 3 * seconds(trial, where, bare))]
+    pace = Pace.from_rows(rows)
+    assert seconds(trial, where, bare, pace) == pytest.approx(3 * seconds(trial, where, bare))
+
+
 def test_a_gpus_rows_set_the_pace_of_its_type_alone(make_trial) -> None:
     trial = make_trial(64, 1e11)
     where = place(trial, H100S)

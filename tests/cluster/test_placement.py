@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from cluster.machines import Cluster, Node, uniform
+from cluster.machines import Cluster, Node, as_told, uniform
 from cluster.memory import CONTEXT_BYTES, training_memory
 from cluster.placement import (
     HEADROOM,
@@ -108,22 +108,19 @@ def test_a_share_holds_the_model_and_its_own_context(large) -> None:
     assert found.gpus * 16e9 * 0.9 > taken
 
 
-def test_without_gpus_a_trial_is_a_core(make_trial) -> None:
+def test_without_gpus_a_trial_is_a_core_and_its_memory(make_trial) -> None:
     found = _placed(make_trial(64, 1e10), uniform(cpus=4))
-    assert (found.label, found.bundles) == ("1 core", ({"CPU": 1.0},))
+    assert (found.label, found.bundles) == ("1 core", ({"CPU": 1.0, "memory": 1_000_000_000},))
 
 
-def test_without_gpus_a_trial_takes_the_memory_of_its_cores(large) -> None:
-    """Four on a machine of 16 GB and 8 cores would be 30 GB if each took one core."""
+def test_without_gpus_a_large_trial_asks_for_what_it_takes_rounded_up(large) -> None:
     trial = large(512)
     taken = PROCESS_BYTES + training_memory(trial.shape, trial.hyperparameters).peak
     assert 4e9 < taken < 8e9
-    small, big = (Node(name=f"{gb}", cpus=8, memory_bytes=gb * 1e9) for gb in (16, 128))
-    cores = [_placed(trial, Cluster(nodes=n)) for n in [(small,), (big,), (small, big)]]
-    assert [found.label for found in cores] == ["4 cores", "1 core", "4 cores"]
-    assert cores[0].bundles == ({"CPU": 4.0},)
+    found = _placed(trial, Cluster(nodes=(Node(name="x", cpus=8, memory_bytes=16e9),)))
+    assert (found.label, found.memory_bytes) == ("1 core and 8 GB", 8_000_000_000)
     whole = _placed(trial, Cluster(nodes=(Node(name="x", cpus=3, memory_bytes=taken),)))
-    assert whole.label == "3 cores"
+    assert whole.memory_bytes == int(taken)
 
 
 def test_a_simulated_trial_asks_for_what_it_is_told(make_trial) -> None:
@@ -181,6 +178,16 @@ def test_what_fits_nowhere_is_named_with_its_shortfall(large, width, cluster, sh
     found = place(trial, cluster)
     assert isinstance(found, Unplaceable)
     assert re.search(rf"^trial {trial.key} \(width {width}, .* {shortfall}", str(found))
+
+
+def test_where_ray_leaves_the_memory_open_a_refusal_says_how_to_tell_it(large) -> None:
+    trial = large(1600)
+    node = Node(name="a", cpus=8, gpus=1, gpu_type="A100")
+    refused = place(trial, Cluster(nodes=(node,)))
+    assert '[cluster] gpu = "A100 80GB"' in refused.shortfall
+    _placed(trial, as_told(Cluster(nodes=(node,)), "A100 80GB"))
+    told = place(large(4096), uniform(gpus=1, gpu_type="A100 80GB"))
+    assert "[cluster]" not in told.shortfall
 
 
 @pytest.mark.usefixtures("many_ranks")

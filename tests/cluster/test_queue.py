@@ -35,6 +35,36 @@ def test_the_longest_start_first_and_ties_go_by_key() -> None:
     assert queue.waiting == 0
 
 
+def test_side_by_side_trials_take_no_more_memory_than_their_node_has() -> None:
+    """Of 20 GB each: none on the node of 8 GB, six on that of 128, and the next when one ends."""
+    placement = Placement(memory_bytes=20_000_000_000)
+    jobs = [Job(key=f"{i}", placement=placement, seconds=9.0 - i) for i in range(8)]
+    small, large = (Node(name=f"{gb}", cpus=16, memory_bytes=gb * 1e9) for gb in (8, 128))
+    queue = Queue(jobs, Cluster(nodes=(small, large)))
+    started = _all(queue, 0.0)
+    assert started == list("012345")
+    assert {queue.where(key) for key in started} == {"128"}
+    queue.ended("3", 4.0)
+    assert _all(queue, 4.0) == ["6"]
+
+
+def test_a_trial_avoids_nodes_while_another_could_hold_it() -> None:
+    nodes = [Node(name=name, cpus=8, gpus=gpus) for name, gpus in (("x", 1), ("y", 1), ("z", 0))]
+    queue = Queue([_job("a", 1, 9), _job("b", 1, 8), _job("c", 1, 7)], Cluster(nodes=tuple(nodes)))
+    assert _all(queue, 0.0) == ["a", "b"]
+    bad, good = (str(queue.where(key)) for key in "ab")
+    assert queue.avoid("a", bad)
+    queue.lost("a", 1.0)
+    assert _all(queue, 1.0) == ["c"]  # which passes a: that waits for b's node
+    queue.ended("c", 2.0)
+    assert _all(queue, 2.0) == []
+    assert queue.relay("b", 3.0) == "a"
+    assert queue.where("a") == good
+    assert not queue.avoid("a", good)  # z has no GPU
+    queue.lost("a", 4.0)
+    assert _all(queue, 4.0) == ["a"]
+
+
 def test_a_wide_trial_holds_a_reservation_that_short_ones_may_use() -> None:
     """One node of 4: `two` runs until 10, and then `wide` starts. From 1.75 on, 8 s may pass it."""
     jobs = [_job("two", 2, 10), _job("wide", 4, 9), _job("long", 1, 8.5), _job("short", 1, 8)]

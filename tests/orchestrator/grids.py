@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from itertools import takewhile
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -44,6 +45,7 @@ class Tune:
         self.wished: list[bool] = []
         self.idle: list[float] = []
         self.left_out: list[str] = []
+        self.rows: set[str] = set()
         self.stop = Stop(cast(Lease, SimpleNamespace(lost=threading.Event())))
         self.grid = Grid(
             Queue(jobs, cluster, slots=limits.get("slots"), caps=caps),
@@ -76,12 +78,13 @@ class Tune:
         return str(config["key"])
 
     def ask_all(self) -> list[str]:
-        """What is handed out until nothing more is."""
-        return list(iter(self.ask, None))
+        """What is handed out until nothing more is, for now or for ever."""
+        return list(takewhile(bool, iter(self.ask, None)))
 
     def end(self, key: str) -> None:
         """Its row is told, and Tune is done with it before it asks for another."""
         self.now += 2 * ASK_SECONDS
+        self.rows.add(key)
         self.grid.measured(key)
         self.grid.on_trial_complete(self.handed.pop(key), {})
 

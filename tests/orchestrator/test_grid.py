@@ -326,8 +326,7 @@ def test_whatever_fails_every_trial_ends_and_none_runs_twice_at_once(seed: int) 
         ended[key] = ended.get(key, 0) + 1
     assert key == ""
     assert {k: n for k, n in ended.items() if n} == dict.fromkeys((job.key for job in jobs), 1)
-    blamed = tune.grid._forgiven  # a node, for three ends in a row
-    assert all(n <= 1 + 1 + 2 + 3 * (key in blamed) for key, n in tries.items())
+    assert max(tries.values()) <= 1 + 1 + 2
 
 
 def test_tune_may_pickle_it() -> None:

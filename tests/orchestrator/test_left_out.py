@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import pytest
+
+from cluster.machines import Cluster, Node
 from cluster.queue import Job
 from tests.orchestrator.grids import TWO_GPUS, Tune, cluster_of, cores
 
@@ -16,44 +21,99 @@ def _started(tune: Tune, key: str, node: str) -> None:
     tune.grid.seen(key, f"actor {key}", node, "")
 
 
-def test_a_node_that_ends_all_trials_is_left_out_and_eats_none_of_them() -> None:
-    """One that fails in seconds what takes an hour on the other would be given all of them."""
-    tune = Tune(_wide(9), cluster_of("good", "bad"), retries=2)
+def _ends_all_trials(tune: Tune, bad: str, *, hour: float = 3600.0) -> Counter[str]:
+    """Run until nothing is left: `bad` ends each trial in 10 s, the others give rows in an hour."""
+    failures: Counter[str] = Counter()
+    ends: dict[str, float] = {}
+    while True:
+        for key in tune.ask_all():
+            node = tune.grid.queue.where(key)
+            assert node is not None
+            tune.grid.started(key, f"actor {key} {tune.now}")
+            ends[key] = tune.now + (10.0 if node == bad else hour)
+        if not ends:
+            return failures
+        key = min(ends, key=lambda key: ends[key])
+        tune.now = max(tune.now, ends.pop(key))
+        if tune.grid.queue.where(key) == bad:
+            failures[key] += 1
+            tune.fail(key, "raised", hopeless=True)  # such as for want of a package
+        else:
+            tune.end(key)
+
+
+@pytest.mark.parametrize("good", [1, 3])
+def test_a_node_that_ends_all_trials_costs_each_one_try(good: int) -> None:
+    """In seconds, what takes an hour elsewhere: so it would be given nearly all of them."""
+    names = [f"good {i}" for i in range(good)]
+    jobs = [Job(key=f"{i}", placement=TWO_GPUS, seconds=3600.0 - i) for i in range(60)]
+    tune = Tune(jobs, cluster_of(*names, "bad"), retries=1)
+    failures = _ends_all_trials(tune, "bad")
+    assert failures
+    assert set(failures.values()) == {1}
+    assert tune.rows == {job.key for job in jobs}
+
+
+def test_a_node_that_gives_no_row_while_another_does_is_left_out_for_a_while() -> None:
+    tune = Tune(_wide(9), cluster_of("good", "bad"))
     good, bad = tune.ask_all()
     _started(tune, good, "good")
-    failures = 0
-    while not tune.left_out:
+    for _ in range(2):
         _started(tune, bad, "bad")
-        assert tune.fail(bad, "raised", hopeless=True)  # such as for want of a package
-        failures += 1
+        tune.fail(bad, "worker lost")
         tune.now += 10
-        (bad,) = tune.ask_all() or [""]
-    assert (tune.left_out, failures, bad) == (["bad"], 3, "")
-    tune.now += 300
-    assert tune.ask_all() == ["b"]  # which the failures there have not cost a try
-
-
-def test_a_trial_that_fails_everywhere_fails_for_good() -> None:
-    tune = Tune(cores(3), cluster_of("x", "y", "z"), retries=1)
-    for key, node in zip(tune.ask_all(), "xyz", strict=True):
-        _started(tune, key, node)
-    tries = 1
-    while tune.fail("a", "raised"):
-        tune.now += 1
-        tries += "a" in tune.ask_all()
-        _started(tune, "a", "x" if tries % 2 else "y")
-    assert tries <= 2 + 3
-
-
-def test_a_node_alone_is_never_left_out_for_failures() -> None:
-    tune = Tune(cores(6), cluster_of("x"), retries=5)
-    assert tune.ask_all()
-    _started(tune, "a", "x")
-    while tune.fail("a", "raised"):
-        tune.now += 1
-        assert "a" in tune.ask_all()
-        _started(tune, "a", "x")
+        (bad,) = tune.ask_all()
+    tune.end(good)
+    (good,) = set(tune.ask_all())
+    _started(tune, bad, "bad")
     assert tune.left_out == []
+    tune.fail(bad, "raised")
+    assert tune.left_out == ["bad"]
+    tune.now += 10
+    assert tune.ask_all() == []
+    assert tune.grid.lacks == "1 node is left out for a while, and the others have no room"
+    tune.now += 300
+    (bad,) = tune.ask_all()
+    _started(tune, bad, "bad")
+    tune.fail(bad, "raised")
+    assert tune.left_out == ["bad", "bad"]
+
+
+def test_trials_that_fail_everywhere_fail_for_good_and_no_node_is_left_out() -> None:
+    """As after a typo in a sweep: with a head beside the workers, as a cluster has."""
+    head = Node(name="head", cpus=0)
+    workers = cluster_of("x", "y").nodes
+    tune = Tune(_wide(9), Cluster(nodes=(head, *workers)), retries=2)
+    tries: Counter[str] = Counter()
+    while keys := tune.ask_all():
+        for key in keys:
+            tries[key] += 1
+            tune.fail(key, "raised")
+        tune.now += 10
+    assert (set(tries.values()), tune.left_out) == ({3}, [])
+
+
+def test_what_no_other_node_could_hold_is_hopeless_at_once() -> None:
+    """A head without GPUs is no other node."""
+    nodes = (Node(name="head", cpus=8), *cluster_of("x").nodes)
+    tune = Tune(_wide(1), Cluster(nodes=nodes))
+    assert tune.ask_all() == ["a"]
+    _started(tune, "a", "x")
+    assert not tune.fail("a", "raised", hopeless=True)
+
+
+def test_one_trial_that_fails_again_and_again_is_no_nodes_fault() -> None:
+    tune = Tune(_wide(2), cluster_of("x", "y"), retries=20)
+    a, b = tune.ask_all()
+    assert tune.fail(a, "raised")
+    tune.end(b)
+    tune.now += 10
+    nodes = set()
+    while tune.ask_all() == [a]:
+        nodes.add(tune.grid.queue.where(a))
+        tune.fail(a, "raised")
+        tune.now += 10
+    assert (nodes, tune.left_out) == ({"x", "y"}, [])
 
 
 def test_a_sweep_whose_only_node_is_unfit_waits_and_tries_it_again() -> None:
@@ -64,6 +124,6 @@ def test_a_sweep_whose_only_node_is_unfit_waits_and_tries_it_again() -> None:
     tune.grid.unfit("a")
     tune.now += 60
     assert tune.ask_all() == []
-    assert "no node can work on the sweep" in tune.grid.lacks
+    assert tune.grid.lacks == "1 node is left out for a while"
     tune.now += 300
     assert tune.ask_all() == ["a"]

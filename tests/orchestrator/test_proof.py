@@ -17,7 +17,14 @@ import pytest
 import orchestrator
 from analysis.errors import InputError
 from orchestrator.connection import LOOPBACK_ONLY
-from orchestrator.proof import ROOMS, answer, fingerprint, nonce_name, nonces, witness
+from orchestrator.proof import (
+    ROOMS,
+    answer,
+    fingerprint,
+    forget_drivers_before,
+    nonce_name,
+    witness,
+)
 from orchestrator.storage import Storage
 
 
@@ -33,10 +40,11 @@ def test_a_witness_sees_the_drivers_nonce_or_says_so(storage: Storage) -> None:
         witness(storage, "ours", 4)  # of another driver
 
 
-def test_nonces_that_killed_drivers_left_are_known_by_their_generation(storage: Storage) -> None:
-    for name in (nonce_name(3), nonce_name(12), "leases/12.json", "leases/3.node-7.nonce"):
-        storage.replace(name, b"x")
-    assert sorted(nonces(storage)) == [3, 12]
+def test_what_killed_drivers_and_their_nodes_left_is_removed(storage: Storage) -> None:
+    for name in ("3.nonce", "3.node-7.nonce", "12.nonce", "12.node-7.nonce", "3.json"):
+        storage.replace(f"leases/{name}", b"x")
+    forget_drivers_before(storage, 12)
+    assert set(storage.names("leases")) == {"12.nonce", "12.node-7.nonce", "3.json"}
 
 
 def test_a_node_answers_beside_the_nonce(storage: Storage) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from orchestrator.spec import parse_spec
 from orchestrator.spec_running import Limits
 from orchestrator.stop import Stop
 from orchestrator.watch import (
+    CALL_SECONDS,
     GRACE,
     GRACE_SECONDS,
     IDLE_SECONDS,
@@ -144,13 +145,24 @@ def plan() -> Plan:
 
 
 @pytest.fixture
-def eye(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eye]:
-    made = Eye(create_project(tmp_path / "project"), plan, Limits(silent_seconds=50.0))
-    monkeypatch.setattr(watch_module, "time", SimpleNamespace(monotonic=lambda: made.now))
-    monkeypatch.setattr(watch_module.ray, "kill", lambda actor: made.killed.append(actor.key))
-    monkeypatch.setattr(watch_module, "_error_of", lambda trial: made.errors[trial.config["key"]])
-    made.watch._stepped = made.watch._looked = made.watch._busy = made.now
-    return made
+def make_eye(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Eye]:
+    def make() -> Eye:
+        made = Eye(create_project(tmp_path / "project"), plan, Limits(silent_seconds=50.0))
+        clock = SimpleNamespace(monotonic=lambda: made.now)
+        monkeypatch.setattr(watch_module, "time", clock)
+        monkeypatch.setattr(watch_module.ray, "kill", lambda actor: made.killed.append(actor.key))
+        monkeypatch.setattr(
+            watch_module, "_error_of", lambda trial: made.errors[trial.config["key"]]
+        )
+        made.watch._stepped = made.watch._looked = made.watch._busy = made.now
+        return made
+
+    return make
+
+
+@pytest.fixture
+def eye(make_eye: Callable[[], Eye]) -> Eye:
+    return make_eye()
 
 
 def _paced(eye: Eye) -> str:
@@ -206,6 +218,19 @@ def test_a_process_that_says_nothing_any_more_is_ended_from_here(eye: Eye) -> No
     assert eye.killed == []
     eye.wait(2.0)
     assert eye.killed == [key]
+
+
+def test_one_long_call_of_an_object_store_is_no_silence(
+    make_eye: Callable[[], Eye], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's own watchdog pauses meanwhile, of which the driver hears nothing."""
+    monkeypatch.setattr(Project, "local", None)
+    eye = make_eye()
+    eye.start(eye.keys[0])
+    eye.wait(GRACE * 50 + GRACE_SECONDS + CALL_SECONDS)
+    assert eye.killed == []
+    eye.wait(2.0)
+    assert eye.killed == [eye.keys[0]]
 
 
 def test_a_driver_that_stood_still_blames_nobody(eye: Eye) -> None:

@@ -55,6 +55,7 @@ def test_it_ends_its_process_even_if_nobody_can_be_told() -> None:
         "[(time.sleep(0.1), watchdog.heard()) for _ in range(20)]",
         "with watchdog.paused(): time.sleep(2)",
         "with watchdog.paused(): time.sleep(0.9)\n    time.sleep(0.5)",
+        "with watchdog.paused():\n        with watchdog.paused(): pass\n        time.sleep(2)",
     ],
 )
 def test_who_gives_signs_of_life_or_waits_for_others_is_left_alone(body: str) -> None:

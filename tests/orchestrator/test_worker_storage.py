@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,29 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[B
     monkeypatch.setattr(worker, "open_storage", lambda uri: storage)
     with bench_at(LocalStorage(tmp_path / "project"), tmp_path, monkeypatch) as made:
         yield made, storage
+
+
+def test_a_look_at_the_lease_is_no_silence_of_the_trials(tmp_path: Path) -> None:
+    inside: list[bool] = []
+
+    class Slow(LocalStorage):
+        def names(self, directory: str) -> list[str]:
+            inside.append(paused)
+            return super().names(directory)
+
+    @contextmanager
+    def pause() -> Iterator[None]:
+        nonlocal paused
+        paused = True
+        yield
+        paused = False
+
+    paused = False
+    will = worker.DriversWill(Slow(tmp_path), 1)
+    will.paused = pause
+    assert not will.stop()
+    assert inside
+    assert all(inside)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis.errors import InputError
 from analysis.fitting import Fit
-from analysis.intervals import Errors, Interval, errors, interval
+from analysis.intervals import Errors, Interval, errors, interval, t_quantile
 from analysis.laws import LawName
 from analysis.observations import FloatArray
 from analysis.optimum import FlopsPerToken, log_optimum_jacobian
@@ -72,7 +72,6 @@ def forecast(fit: Fit, flops: float, cost: FlopsPerToken, level: float = 0.9) ->
         raise InputError(f"{fit.law.formula} does not weigh N against D: it has no optimum at C")
     values, gradient = log_optimum_jacobian(fit.theta, flops, cost)
     found = errors(fit, values, gradient)
-    scatter, dof = fit.stderr(gradient[2], new_run=True) if fit.sound else (math.inf, 1.0)
     params, tokens, loss, a, b = intervals(found, level)
     return Forecast(
         law=fit.law.name,
@@ -80,10 +79,30 @@ def forecast(fit: Fit, flops: float, cost: FlopsPerToken, level: float = 0.9) ->
         params=params,
         tokens=tokens,
         loss=loss,
-        new_run=interval(loss.estimate, scatter, dof, level),
+        new_run=_with_noise(loss, fit),
         exponent=a,
         tokens_exponent=b,
         errors=found,
+    )
+
+
+def _with_noise(mean: Interval, fit: Fit) -> Interval:
+    """The interval of one new run of that mean.
+
+    Its own noise and its budget's shift are added in quadrature to either end. One t interval of
+    both may be narrower than that of the mean: together they have more degrees of freedom.
+    """
+    noise, dof = fit.stderr(np.zeros_like(fit.theta), new_run=True)
+    own = t_quantile(dof, mean.level) * noise
+    low, high = (
+        math.hypot(own, math.log(end / mean.estimate)) if 0.0 < end < math.inf else math.inf
+        for end in (mean.low, mean.high)
+    )
+    return Interval(
+        mean.estimate,
+        mean.estimate * math.exp(-low),
+        mean.estimate * math.exp(high) if high < 700.0 else math.inf,
+        mean.level,
     )
 
 

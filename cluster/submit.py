@@ -94,6 +94,12 @@ def submit(client: JobSubmissionClient, job: Job) -> str:
                     "takes: put what is large on storage that all nodes share, and name what the "
                     "job does not need in a .gitignore"
                 ) from error
+            if "No available agent" in str(error):
+                raise InputError(
+                    "the cluster's head has no agent that takes jobs: it may still be starting; if "
+                    "another Ray has its port 52365, on a machine that both are on, start this one "
+                    "with --dashboard-agent-listen-port=0"
+                ) from error
             raise InputError(f"the cluster does not take the job: {first_line(error)}") from error
 
 

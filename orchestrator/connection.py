@@ -73,6 +73,8 @@ def check(address: str) -> None:
     InputError
         Saying which.
     """
+    if address == "auto":  # Ray's own name for a job's cluster is what it will look at
+        address = os.environ.get("RAY_ADDRESS", address)
     if address == "auto":
         return
     if address.startswith("ray://"):

@@ -361,10 +361,10 @@ def _pinned(items: list[str]) -> dict[str, float]:
 
 def console(*, stderr: bool = False) -> Console:
     """Where a verb prints for people."""
-    from rich.console import Console
+    from orchestrator.lasting import LastingConsole
 
     # The stream itself, not its name: Ray's chatter is kept off by redirecting the name.
-    made = Console(file=sys.stderr if stderr else sys.stdout, highlight=False)
+    made = LastingConsole(file=sys.stderr if stderr else sys.stdout, highlight=False)
     if not made.is_terminal:
         made.width = max(made.width, 160)  # a pipe has no width: do not fold tables
     return made

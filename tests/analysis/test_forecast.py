@@ -70,6 +70,18 @@ def test_a_new_run_scatters_around_the_mean(sweep):
     assert half == pytest.approx(1.645 * 0.01, rel=0.12)
 
 
+def test_one_run_is_never_better_known_than_the_mean(sweep):
+    """Also where that is known from the four budgets' shifts, and noise from many points."""
+    obs = sweep(HOFFMANN, HOFFMANN_TRUTH, noise=0.003, base=1e12)
+    shifts = np.random.default_rng(0).normal(0.0, 0.002, 4)
+    shifted = obs.loss * np.exp(shifts[np.unique(obs.budget, return_inverse=True)[1]])
+    fitted = fit(GENERALISED, replace(obs, loss=shifted))
+    for flops in (2e14, 1e15, 1e17):
+        found = forecast(fitted, flops, SIX_N, 0.9)
+        assert found.new_run.low < found.loss.low
+        assert found.new_run.high > found.loss.high
+
+
 @pytest.mark.parametrize("flops", [0.0, -1.0, math.inf, math.nan])
 def test_a_forecast_at_no_budget_is_refused(mini_sweep, mini_cost, flops):
     fitted = fit(HOFFMANN, mini_sweep(HOFFMANN, HOFFMANN_TRUTH))

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -283,6 +284,7 @@ def test_a_directory_too_large_to_travel_is_refused(
 SLEEPER = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 print("asleep", flush=True)
 try:
     time.sleep(300)
@@ -336,6 +338,15 @@ def test_what_cannot_be_done_is_one_sentence(
     assert err.count("\n") == 1
 
 
+def test_a_head_without_an_agent_is_told_from_one_that_refuses() -> None:
+    def refuse(**job: object) -> str:
+        raise RuntimeError("Request failed with status code 500: No available agent to submit job.")
+
+    client = SimpleNamespace(submit_job=refuse)
+    with pytest.raises(InputError, match="--dashboard-agent-listen-port=0"):
+        submit(client, Job(name="j", command=("true",), packages=()))
+
+
 class _TwoMachines(http.server.BaseHTTPRequestHandler):
     """A dashboard that answers as Ray's does, of two machines, and takes no job."""
 
@@ -379,5 +390,5 @@ def test_a_path_on_several_machines_gets_a_warning(
 @pytest.mark.slow
 def test_a_cluster_names_its_machines(head: Head) -> None:
     token = Token(value=head.token, source="the tests")
-    assert hosts(head.url, token) == [socket.gethostname()]
+    wait(lambda: hosts(head.url, token) == [socket.gethostname()])  # once it knows its first node
     assert hosts(head.url, Token(value="wrong", source="the tests")) == []

@@ -91,6 +91,30 @@ def test_help_imports_nothing_heavy() -> None:
     assert "forecast" in result.stdout
 
 
+def test_a_reader_that_goes_away_ends_nothing() -> None:
+    """As `tee` does on Ctrl-C, while the driver still waits for checkpoints."""
+    code = (
+        "import sys\n"
+        "from orchestrator.options import console\n"
+        "out = console(stderr=True)\n"
+        "input()\n"
+        "out.print('stopping'); out.print('stopped')\n"
+        "print('isoflop: interrupted', file=sys.stderr, flush=True)\n"
+        "print('isoflop: interrupted', flush=True)\n"
+        "sys.exit(130)"
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    program.stdout.close()
+    program.stdin.write(b"\n")
+    program.stdin.close()
+    assert program.wait(30) == 130
+
+
 def test_fit_prints_one_json_object(isoflop: Run, project: Project) -> None:
     code, out, err = isoflop("fit", project.local, "--json")
     found = json.loads(out)

@@ -58,7 +58,17 @@ def _listening(answer: bytes) -> Iterator[str]:
         thread.join()
 
 
-def test_addresses_that_answer_as_ray_does_are_not_refused() -> None:
+def test_a_jobs_cluster_is_the_one_that_ray_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which need not answer, where several Rays are on one machine: Ray would try for minutes."""
+    monkeypatch.setenv("RAY_ADDRESS", DEAD)
+    with pytest.raises(InputError, match=f"no Ray cluster answers at {DEAD}"):
+        check("auto")
+
+
+def test_addresses_that_answer_as_ray_does_are_not_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     check("auto")  # Ray itself finds it
     settings = bytes.fromhex("000006 04 00 00000000 0004 00ffffff")  # RFC 9113, section 6.5
     with _listening(settings) as address:

@@ -120,19 +120,25 @@ class Fit:
         """Covariance of theta, shape (6, 6); zero where not free."""
         return self.scatter.own * self.own + self.scatter.shared * self.shared
 
-    def stderr(self, gradient: FloatArray, *, new_run: bool = False) -> tuple[float, float]:
+    @property
+    def new_run(self) -> tuple[float, float]:
+        """Standard deviation of one new run's ln L about the mean, and its degrees of freedom.
+
+        Of a run in a budget of its own.
+        """
+        variance, dof = self.scatter.variance(1.0, 1.0)
+        return float(np.sqrt(variance)), dof
+
+    def stderr(self, gradient: FloatArray) -> tuple[float, float]:
         """Standard error of a function of theta, and its degrees of freedom.
 
         Parameters
         ----------
         gradient
             The function's derivatives by theta, shape (6,).
-        new_run
-            Whether to add the scatter of one new run in a budget of its own, for a function that
-            is a ln L: the error of a prediction, not of the mean.
         """
-        own = float(gradient @ self.own @ gradient) + new_run
-        shared = float(gradient @ self.shared @ gradient) + new_run
+        own = float(gradient @ self.own @ gradient)
+        shared = float(gradient @ self.shared @ gradient)
         variance, dof = self.scatter.variance(max(own, 0.0), max(shared, 0.0))
         return float(np.sqrt(variance)), dof
 

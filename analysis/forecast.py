@@ -92,7 +92,7 @@ def _with_noise(mean: Interval, fit: Fit) -> Interval:
     Its own noise and its budget's shift are added in quadrature to either end. One t interval of
     both may be narrower than that of the mean: together they have more degrees of freedom.
     """
-    noise, dof = fit.stderr(np.zeros_like(fit.theta), new_run=True)
+    noise, dof = fit.new_run
     own = t_quantile(dof, mean.level) * noise
     low, high = (
         math.hypot(own, math.log(end / mean.estimate)) if 0.0 < end < math.inf else math.inf

@@ -284,7 +284,6 @@ def test_a_directory_too_large_to_travel_is_refused(
 SLEEPER = """
 import sys, time
 from pathlib import Path
-from types import SimpleNamespace
 print("asleep", flush=True)
 try:
     time.sleep(300)

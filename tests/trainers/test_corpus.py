@@ -1,6 +1,6 @@
 """Corpora: disjoint, pure, and with the entropy that they claim."""
 
-import json
+import hashlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from trainers.corpus import (
     Batches,
     Corpus,
     Files,
-    HuggingFace,
     Markov,
     Stdlib,
     heldout_windows,
@@ -24,12 +23,10 @@ from trainers.corpus import (
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
-    """20 segments of text of which every 8 bytes are unique."""
+    """Two megabytes of text of which every 8 bytes are unique, in two files."""
     directory = tmp_path_factory.mktemp("text")
     for part in range(2):
-        lines = [
-            f"{i:07}\n" for i in range(part * SEGMENT * 10 // 8, (part + 1) * SEGMENT * 10 // 8)
-        ]
+        lines = [f"{i:07}\n" for i in range(part * 131_072, (part + 1) * 131_072)]
         (directory / f"{part}.txt").write_text("".join(lines))
     return directory
 
@@ -41,9 +38,10 @@ def _eights(tokens: np.ndarray) -> set[bytes]:
 
 def test_heldout_text_is_not_trained_on(text: Path) -> None:
     corpus = load(Files(glob=str(text / "*.txt")))
-    assert len(corpus.heldout) == SEGMENT
-    assert len(_eights(corpus.heldout)) > 2000
+    assert 0.015 < len(corpus.heldout) / len(corpus.train) < 0.25
     assert not _eights(corpus.heldout) & _eights(corpus.train)
+    assert len(_eights(corpus.heldout) | _eights(corpus.train)) == 2 * 131_072
+    assert len(corpus.heldout) + len(corpus.train) == 2 * (131_072 * 8 + 1)  # and two separators
 
 
 def test_stdlib_is_real_text_of_megabytes() -> None:
@@ -119,18 +117,6 @@ def test_heldout_windows_are_fixed_spread_and_numbered_by_segment() -> None:
     np.testing.assert_array_equal(held.windows, heldout_windows(corpus, 64, 256).windows)
 
 
-def test_hugging_face_text_is_read_as_bytes(tmp_path: Path) -> None:
-    documents = [f"document {i} " * 2000 for i in range(20)]
-    lines = "\n".join(json.dumps({"body": d}) for d in documents)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train.jsonl").write_text(lines)
-    source = HuggingFace(dataset=str(tmp_path / "data"), column="body", tokens=300_000)
-    corpus = load(source)
-    assert corpus.train[: SEGMENT * 8].tobytes() == "\n".join(documents).encode()[: SEGMENT * 8]
-    with pytest.raises(InputError, match="fewer than the tokens"):
-        load(HuggingFace(dataset=str(tmp_path / "data"), column="body", tokens=10**9))
-
-
 def test_a_glob_that_matches_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file matches .*nothing\.txt"):
         load(Files(glob=str(tmp_path / "nothing.txt")))
@@ -138,10 +124,37 @@ def test_a_glob_that_matches_nothing_is_named(tmp_path: Path) -> None:
 
 def test_a_corpus_smaller_than_its_heldout_part_is_refused(tmp_path: Path) -> None:
     (tmp_path / "small.txt").write_text("few words")
-    with pytest.raises(InputError, match=r"has 9 bytes, fewer than the 147,456"):
+    with pytest.raises(InputError, match=r"has 10 tokens, fewer than the 147,456"):
         load(Files(glob=str(tmp_path / "small.txt")))
 
 
 def test_a_context_longer_than_the_heldout_part_is_refused(text: Path) -> None:
     with pytest.raises(InputError, match="longer than the held-out part"):
-        heldout_windows(load(Files(glob=str(text / "*.txt"))), 20_000)
+        heldout_windows(load(Files(glob=str(text / "*.txt"))), 1_000_000)
+
+
+def test_corpora_in_memory_are_the_tokens_that_they_always_were() -> None:
+    """Hashes of before text was stored on disk; of trials in many ledgers."""
+    corpus = load(Markov(tokens=300_000))
+    assert corpus.hashes == ("93209e90044ed073", "6e5829ad4b4c7603")
+    batches = Batches(corpus, context=16, sequences=4, seed=7)
+    seen = np.stack([batches.batch(step) for step in (0, 3000, 9000)])
+    assert hashlib.sha256(seen.tobytes()).hexdigest()[:16] == "9c6f9fd1d7b91ed8"
+
+
+def test_unique_tokens_are_the_first_ones_and_change_the_hash() -> None:
+    whole, cut = load(Stdlib()), load(Stdlib(unique_tokens=100_000))
+    np.testing.assert_array_equal(cut.train, whole.train[:100_000])
+    np.testing.assert_array_equal(cut.heldout, whole.heldout)
+    assert cut.hashes[0] != whole.hashes[0]
+    assert cut.hashes[1] == whole.hashes[1]
+    with pytest.raises(InputError, match=r"fewer than its unique_tokens = 999,999,999: lower that"):
+        load(Stdlib(unique_tokens=999_999_999))
+
+
+def test_an_order_of_four_bytes_a_window_is_that_of_eight() -> None:
+    """Trials were trained in the order of `permutation(n)`, which takes twice the memory."""
+    for windows in (1, 2, 1000, 99_991):
+        long = np.random.default_rng([3, 1]).permutation(windows)
+        short = np.random.default_rng([3, 1]).permutation(np.arange(windows, dtype=np.uint32))
+        np.testing.assert_array_equal(short, long)

@@ -7,12 +7,10 @@ The optimiser's own FLOPs are not counted in C, by any convention: Newton-Schulz
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from trainers.trial import Shape, Trial
+from trainers.shape import Shape
+from trainers.trial import Trial
 
-MLP_RATIO = 4
-"""Hidden units of the feed-forward layer over the width."""
 LONG_CONTEXT = 256
 """Tokens above which attention goes through torch's fused kernel: it does not keep the context^2
 weights of every head, but at context 64 it is 0.2 to 0.4 ms a block slower than plain products."""
@@ -22,8 +20,8 @@ PASS_TOKENS = 16_384
 them."""
 EVALUATION_TOKENS = 4096
 """Tokens of an evaluation batch: larger ones fall out of a core's cache."""
-PRECISION: Literal["fp32"] = "fp32"
-"""Of weights, gradients, activations and products: torch's default, with tf32 off."""
+CHUNK_LOGITS = 1 << 27
+"""Logits that exist at once: 0.5 GB in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +29,27 @@ class Params:
     """Parameters of one shape, counted three ways."""
 
     non_embedding: int
-    """Block matrices only: 12 depth width^2 (Kaplan et al. 2020, Table 1)."""
+    """Block matrices only: 12 depth width^2 with as many keys as queries and a plain feed-forward
+    layer of 4 x the width (Kaplan et al. 2020, Table 1)."""
     matmul: int
     """With the output head: every parameter that multiplies an activation."""
     total: int
-    """With the embedding too; Hoffmann et al. (2022) report totals."""
+    """With the embedding too, where the head is another table; Hoffmann et al. (2022) report
+    totals."""
 
 
 def params(shape: Shape) -> Params:
-    """Count the parameters of the model of `shape` (no biases, no norm gains, untied head).
+    """Count the parameters of the model of `shape` (no biases, no norm gains).
 
     >>> params(Shape(width=24, depth=2, heads=2, vocabulary=256, context=64))
     Params(non_embedding=13824, matmul=19968, total=26112)
     """
-    blocks = (4 + 2 * MLP_RATIO) * shape.depth * shape.width**2
+    attention = 2 * shape.width + 2 * shape.key_width
+    ways = 3 if shape.architecture.feed_forward == "swiglu" else 2
+    blocks = shape.depth * shape.width * (attention + ways * shape.hidden)
     table = shape.vocabulary * shape.width
-    return Params(non_embedding=blocks, matmul=blocks + table, total=blocks + 2 * table)
+    tables = 1 if shape.architecture.tied else 2
+    return Params(non_embedding=blocks, matmul=blocks + table, total=blocks + tables * table)
 
 
 def flops_per_token(shape: Shape) -> float:
@@ -78,5 +81,6 @@ def unmasked_forward_flops(shape: Shape) -> int:
 
 
 def trial_flops(trial: Trial) -> float:
-    """Exact training FLOPs of `trial` up to its horizon."""
-    return flops_per_token(trial.shape) * trial.tokens
+    """Exact training FLOPs of `trial` up to its last horizon, all branches included."""
+    h = trial.hyperparameters
+    return flops_per_token(trial.shape) * trial.total_steps * h.batch_tokens

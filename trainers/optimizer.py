@@ -1,51 +1,97 @@
 """Muon for block matrices beside fused AdamW, over flat buffers.
 
 The model's parameters are re-pointed into one contiguous buffer, and gradients are gathered in
-another: then the global norm is one kernel, AdamW runs over whole groups, and all matrices of one
-shape are orthogonalised in one batched product, 1.2 to 4 times faster than one by one.
+another: then the global norm is one kernel, ranks sum their gradients in one message, AdamW runs
+over whole groups, and all matrices of one shape are orthogonalised in one batched product, 1.2 to 4
+times faster than one by one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from trainers.ranks import Ranks
+from trainers.shape import Shape
 from trainers.transformer import Block, Transformer
 from trainers.trial import Hyperparameters
 
-MOMENTUM = 0.9
 NEWTON_SCHULZ_STEPS = 5
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Jordan et al. (2024), Muon: the quintic that inflates small singular values fastest."""
-MLP_RATE = 2.0
-"""sqrt(rows / columns) of the feed-forward matrices, Muon's own scale for matrices that are not
-square."""
+
+
+class Layout:
+    """In which order parameters lie in a checkpoint, and what each is to an optimiser."""
+
+    def __init__(self, model: Transformer) -> None:
+        blocks = [block for block in model.blocks if isinstance(block, Block)]
+        self.groups: list[list[nn.Parameter]] = [
+            [p for block in blocks for p in (block.qkv, block.attention_out)],
+            [p for block in blocks for p in (block.up, block.down)],
+            [model.embedding],
+            [] if model.head is None else [model.head],
+        ]
+        """Attention's matrices, those of the feed-forward layers, embedding, untied head."""
+        self.parameters = [p for group in self.groups for p in group]
+        known = {id(p): name for name, p in model.named_parameters()}
+        self.names = [known[id(p)] for p in self.parameters]
+        """In the model."""
+        self._shape = model.shape
+
+    def rates(self, h: Hyperparameters) -> list[tuple[float, bool]]:
+        """Peak rate of each parameter, and whether it is Muon's."""
+        muon = h.optimizer == "muon"
+        matrix, embedding, head = (
+            (h.matrix_rate, muon),
+            (h.embedding_rate, False),
+            (h.head_rate, False),
+        )
+        peaks = (matrix, matrix, embedding, head)
+        return [peak for peak, group in zip(peaks, self.groups, strict=True) for _ in group]
+
+    def rows(self, index: int) -> list[int]:
+        """Rows of the matrices that a block's parameter is made of, such as queries and keys."""
+        shape, p = self._shape, self.parameters[index]
+        if any(p is other for other in self.groups[0]):
+            whole = p.shape[0] > shape.width
+            keys = shape.key_width
+            return [shape.width, keys, keys] if whole else [shape.width]
+        return [shape.hidden] * (p.shape[0] // shape.hidden)
 
 
 class Optimizer:
-    """One training run's optimiser: owns the flat buffers, clips, steps, clears gradients."""
+    """One training run's optimiser: owns the flat buffers, clips, steps, clears gradients.
 
-    def __init__(self, model: Transformer, hyperparameters: Hyperparameters) -> None:
-        blocks = [block for block in model.blocks if isinstance(block, Block)]
-        square = [p for block in blocks for p in (block.qkv, block.attention_out)]
-        tall = [p for block in blocks for p in (block.up, block.down)]
-        self._h = h = hyperparameters
-        self._width = model.shape.width
-        self._parameters = [*square, *tall, model.embedding, model.head]
-        self.weights = _flatten(self._parameters)
+    Weights, gradients and moments are fp32. In bf16 the model has a rounded copy of the weights,
+    renewed every step, and gradients of several passes are summed in fp32.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        hyperparameters: Hyperparameters,
+        ranks: Ranks = Ranks(),  # noqa: B008 - a value
+    ) -> None:
+        self._h, self._ranks = hyperparameters, ranks
+        h, layout = hyperparameters, Layout(model)
+        self._parameters, self._names = layout.parameters, layout.names
+        self.weights = _flat(self._parameters)
+        self._rounded = self.weights.bfloat16() if h.precision == "bf16" else None
+        _point(self._parameters, self.weights if self._rounded is None else self._rounded)
         self._gradients, self._first, self._second = torch.zeros(
             3, len(self.weights), device=self.weights.device
         )
-        ends = _ends([square, tall, [model.embedding], [model.head]])
-        self._square, self._tall = slice(0, ends[0]), slice(ends[0], ends[1])
+        ends = _ends(layout.groups)
         self._matrices = slice(0, ends[1])
-        self._adamw = [
-            (slice(ends[1], ends[2]), h.embedding_rate),
-            (slice(ends[2], ends[3]), h.head_rate),
-        ]
+        self._kinds = _kinds(model.shape, ends[0])
+        self._adamw = [(slice(ends[1], ends[2]), h.embedding_rate)]
+        if model.head is not None:
+            self._adamw.append((slice(ends[2], ends[3]), h.head_rate))
         if h.optimizer == "adamw":
             self._adamw.append((self._matrices, h.matrix_rate))
         self._steps = torch.zeros((), device=self.weights.device)
@@ -54,18 +100,49 @@ class Optimizer:
     def step(self, schedule: float) -> None:
         """Apply the gradients at `schedule` times the peak rates, then clear them."""
         gradient = self._gradients
-        torch.cat([p.grad.view(-1) for p in self._parameters if p.grad is not None], out=gradient)
+        if self._rounded is None:
+            torch.cat(self._parts(), out=gradient)
+        self._ranks.sum_(gradient)
         gradient.mul_((self._h.clip / (gradient.norm() + 1e-12)).clamp(max=1.0))
         self._steps += 1
         for part, peak in self._adamw:
             self._adamw_step(part, peak * schedule)
         if self._h.optimizer == "muon":
             self._muon_step(self._h.matrix_rate * schedule)
+        self._clear()
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Take a pass's gradients from the parameters, where sums of them would be rounded."""
+        if self._rounded is not None:
+            self._gradients += torch.cat(self._parts())
+            self._drop()
+
+    def model_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every matrix by its name, as the model computes with it."""
+        yield from zip(self._names, self._parameters, strict=True)
+
+    def _parts(self) -> list[Tensor]:
+        return [p.grad.view(-1) for p in self._parameters if p.grad is not None]
+
+    def _drop(self) -> None:
         for p in self._parameters:
             p.grad = None
 
+    def _clear(self) -> None:
+        """After a step: nothing of its gradients is left, and the model has the new weights."""
+        self._drop()
+        if self._rounded is not None:
+            self._gradients.zero_()
+            self._rounded.copy_(self.weights)
+
     def state(self) -> dict[str, Tensor]:
-        """Weights, moments and step count: copies in main memory, all that a checkpoint needs."""
+        """Weights, moments and step count: copies in main memory, all that a checkpoint needs.
+
+        Of several ranks the first alone has them, and the others nothing.
+        """
+        if self._ranks.rank > 0:
+            return {}
         return {
             # Copied also where they are there already: moments are views of one larger buffer,
             # and torch.save would write all of it.
@@ -76,7 +153,18 @@ class Optimizer:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` gave. The buffers stay where they are in memory."""
         for name, tensor in self._state().items():
-            tensor.copy_(state[name])
+            if state:
+                tensor.copy_(state[name])
+            self._ranks.copy_first_(tensor)
+        self._clear()
+
+    def gathered(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What every rank's `state` is together, on the first one; nothing on the others."""
+        return state
+
+    def scattered(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Each rank's part of what `gathered` gave the first one: what `restore` takes."""
+        return state
 
     def _state(self) -> dict[str, Tensor]:
         return {
@@ -87,31 +175,96 @@ class Optimizer:
         }
 
     def _adamw_step(self, part: slice, rate: float) -> None:
-        """The kernel of torch.optim.AdamW, without the 0.05 ms of bookkeeping around it."""
-        torch._fused_adamw_(
-            [self.weights[part]],
-            [self._gradients[part]],
-            [self._first[part]],
-            [self._second[part]],
-            [],
-            [self._steps],
-            lr=rate,
-            beta1=self._h.beta1,
-            beta2=self._h.beta2,
-            weight_decay=self._h.weight_decay,
-            eps=self._h.epsilon,
-            amsgrad=False,
-            maximize=False,
-        )
+        moments = self._first[part], self._second[part]
+        adamw_step(self.weights[part], self._gradients[part], *moments, self._steps, rate, self._h)
 
     def _muon_step(self, rate: float) -> None:
         gradient, momentum = self._gradients[self._matrices], self._first[self._matrices]
-        momentum.lerp_(gradient, 1 - MOMENTUM)
-        update = gradient.lerp_(momentum, MOMENTUM)  # Nesterov
-        d = self._width
-        for part, rows, factor in ((self._square, d, 1.0), (self._tall, 4 * d, MLP_RATE)):
-            left, right = _orthogonal_factors(update[part].view(-1, rows, d))
-            self.weights[part].view(-1, rows, d).baddbmm_(left, right, alpha=-rate * factor)
+        momentum.lerp_(gradient, 1 - self._h.momentum)
+        update = gradient.lerp_(momentum, self._h.momentum)  # Nesterov
+        for kind in self._kinds:
+            weights, direction = kind.of(self.weights), kind.of(update)
+            if weights.shape[1] < weights.shape[2]:
+                weights, direction = weights.mT, direction.mT
+            rows, columns = weights.shape[1:]
+            left, right = _orthogonal_factors(direction)
+            weights.baddbmm_(left, right, alpha=-rate * math.sqrt(rows / columns))
+
+
+def adamw_step(
+    weights: Tensor,
+    gradients: Tensor,
+    first: Tensor,
+    second: Tensor,
+    steps: Tensor,
+    rate: float,
+    h: Hyperparameters,
+) -> None:
+    """The kernel of torch.optim.AdamW, without the 0.05 ms of bookkeeping around it."""
+    torch._fused_adamw_(
+        [weights],
+        [gradients],
+        [first],
+        [second],
+        [],
+        [steps],
+        lr=rate,
+        beta1=h.beta1,
+        beta2=h.beta2,
+        weight_decay=h.weight_decay,
+        eps=h.epsilon,
+        amsgrad=False,
+        maximize=False,
+    )
+
+
+def muon_update(direction: Tensor, rows: Sequence[int]) -> Tensor:
+    """Muon's update at rate 1 of one parameter, made of matrices of so many rows each."""
+    updates = []
+    for matrix in torch.split(direction, list(rows)):
+        tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.t()
+        update = orthogonalised(tall[None])[0] * math.sqrt(tall.shape[0] / tall.shape[1])
+        updates.append(update if tall is matrix else update.t())
+    return torch.cat(updates)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Matrices of one shape in the flat buffer: `count` of them, `stride` apart."""
+
+    start: int
+    stride: int
+    count: int
+    rows: int
+    columns: int
+
+    def of(self, buffer: Tensor) -> Tensor:
+        """A view of them, shape (count, rows, columns)."""
+        strides = (self.stride, self.columns, 1)
+        return buffer.as_strided(
+            (self.count, self.rows, self.columns), strides, buffer.storage_offset() + self.start
+        )
+
+
+def _kinds(shape: Shape, attention_end: int) -> list[_Kind]:
+    """The block matrices by shape, queries, keys and values apart, gates too.
+
+    Kinds that lie together in the buffer are one: with as many keys as queries there are two.
+    """
+    d, keys, hidden = shape.width, shape.key_width, shape.hidden
+    ups = 2 if shape.architecture.feed_forward == "swiglu" else 1
+    kinds: list[_Kind] = []
+    for start, rows in ((0, [d, keys, keys, d]), (attention_end, [hidden] * (ups + 1))):
+        chunk = sum(rows) * d
+        if len(set(rows)) == 1:
+            count = len(rows) * shape.depth
+            kinds.append(_Kind(start, rows[0] * d, count, rows[0], d))
+            continue
+        at = start
+        for n in rows:
+            kinds.append(_Kind(at, chunk, shape.depth, n, d))
+            at += n * d
+    return kinds
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
@@ -157,15 +310,18 @@ def _polynomial(gram: Tensor) -> Tensor:
     return polynomial
 
 
-def _flatten(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Move parameters into one contiguous buffer, in the given order."""
-    weights = torch.cat([p.detach().reshape(-1) for p in parameters])
+def _flat(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """All parameters in one contiguous buffer, in the given order."""
+    return torch.cat([p.detach().reshape(-1) for p in parameters])
+
+
+def _point(parameters: Sequence[nn.Parameter], buffer: Tensor) -> None:
+    """Make the parameters views of their parts of a buffer."""
     start = 0
     for p in parameters:
         end = start + p.numel()
-        p.data = weights[start:end].view(p.shape)
+        p.data = buffer[start:end].view(p.shape)
         start = end
-    return weights
 
 
 def _ends(groups: Sequence[Sequence[nn.Parameter]]) -> list[int]:

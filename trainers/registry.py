@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from importlib import import_module
 
 from trainers.trial import Trainer
@@ -10,13 +9,11 @@ from trainers.trial import Trainer
 TRAINERS = {
     "pretrain": "trainers.pretrain:Pretrain",
     "simulated": "trainers.simulated:Simulated",
+    "command": "trainers.command:Commanded",
 }
 
-VERSIONS = {"pretrain": 1, "simulated": 1}
+VERSIONS = {"pretrain": 2, "simulated": 1, "command": 1}
 """Raise one whenever a change of that trainer changes its results: old keys stay what they were."""
-
-RANKS = {"pretrain": 1, "simulated": math.inf}
-"""On how many GPUs at most one trial can be trained: each of several runs a rank."""
 
 
 def trainer(name: str) -> Trainer:
@@ -29,8 +26,3 @@ def trainer(name: str) -> Trainer:
 def trainer_version(name: str) -> int:
     """The version of a trainer's results, part of every key; known without importing torch."""
     return VERSIONS[name]
-
-
-def most_ranks(name: str) -> float:
-    """How many ranks, a GPU each, a trainer can use; infinity where nothing bounds them."""
-    return RANKS[name]

@@ -1,230 +1,203 @@
-"""The model: a plain pre-norm decoder-only transformer, read top to bottom.
+"""The model: a pre-norm decoder-only transformer, read top to bottom.
 
-LayerNorm without gain, rotary embeddings, ReLU feed-forward of 4 x the width, untied head, no
-biases. Nothing here knows of parallelism or optimisers. Three pieces carry their own backward pass,
-which makes a step 4% (width 96) to 13% (width 24) faster on one core than autograd's.
+What an `Architecture` leaves open is decided here in plain torch. Nothing knows of parallelism,
+precision or optimisers; on one core, models of the simplest kind train in `trainers.one_core`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.flops import LONG_CONTEXT, MLP_RATIO
-from trainers.trial import Shape
-
-ROTARY_BASE = 1000.0
-EMBEDDING_STD = 0.5
-NORM_EPSILON = 1e-5
-INPUT_GAIN = 0.7
-"""Standard deviation of QKV and up-projection x sqrt(width)."""
+from trainers import one_core
+from trainers.flops import LONG_CONTEXT
+from trainers.head_loss import head_loss
+from trainers.shape import Architecture, Shape
 
 
 class Block(nn.Module):
     """Causal self-attention, then feed-forward, each added to the residual stream.
 
-    Output projections start at zero, so that a block starts as the identity: a non-zero start was
-    measured worse at small scale.
+    Matrices that write to the stream have its units as columns, all others as well: so each matrix
+    of a block has `width` columns.
     """
 
     def __init__(self, shape: Shape, generator: torch.Generator) -> None:
         super().__init__()
-        d, hidden, std = shape.width, MLP_RATIO * shape.width, INPUT_GAIN * shape.width**-0.5
-        self.heads = shape.heads
-        self.qkv = nn.Parameter(torch.randn(3 * d, d, generator=generator) * std)
-        self.attention_out = nn.Parameter(torch.zeros(d, d))
-        self.up = nn.Parameter(torch.randn(hidden, d, generator=generator) * std)
-        self.down = nn.Parameter(torch.zeros(hidden, d))
+        self.shape, self.simple = shape, _is_simple(shape.architecture)
+        a, d, hidden = shape.architecture, shape.width, shape.hidden
+        reading = a.input_std or a.input_gain * d**-0.5
+        writing = a.output_std / math.sqrt(2 * shape.depth)
+        inner = 2 * hidden if a.feed_forward == "swiglu" else hidden
+        self.qkv = _drawn((d + 2 * shape.key_width, d), reading, generator)
+        self.up = _drawn((inner, d), reading, generator)
+        self.attention_out = _drawn((d, d), writing, generator)
+        self.down = _drawn((hidden, d), writing, generator)
 
-    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, batch: int) -> Tensor:
-        """Map the residual stream, shape (batch x context, width), to the next."""
-        if mask.shape[0] > LONG_CONTEXT:
-            x = self._fused_attention(x, rotation, batch)
-        else:
-            # Torch leaves apply() of an autograd Function untyped, here and below.
-            x = _Attention.apply(x, self.qkv, self.attention_out, rotation, mask, self.heads)  # type: ignore[no-untyped-call]
-        fed: Tensor = _FeedForward.apply(x, self.up, self.down)  # type: ignore[no-untyped-call]
-        return fed
+    def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
+        """Map the residual stream, shape (batch, context, width), to the next."""
+        if self.simple and not torch.is_grad_enabled() and _on_one_core(x, x.shape[1]):
+            return one_core.block(x, rotation, self.shape.heads, self.matrices)
+        x = x + self.attention(normed(x, self.shape.architecture), rotation)
+        return x + self.feed_forward(normed(x, self.shape.architecture))
 
-    def _fused_attention(self, x: Tensor, rotation: Tensor, batch: int) -> Tensor:
-        z = _by_head(_normed(x), self.qkv, 3 * self.heads)
-        z = z.view(3, self.heads * batch, x.shape[0] // batch, -1)
-        q, k = _turn_(z[:2].clone(), rotation).unsqueeze(1)
-        mixed = F.scaled_dot_product_attention(q, k, z[2:], is_causal=True, scale=1.0)
-        return torch.addmm(x, _merged(mixed, x.shape[0]), self.attention_out)
+    def attention(self, x: Tensor, rotation: Tensor) -> Tensor:
+        """What attention adds to the stream."""
+        shape, a = self.shape, self.shape.architecture
+        qkv = F.linear(x, self.qkv).view(*x.shape[:2], -1, shape.head_width).transpose(1, 2)
+        keys = shape.heads // a.queries_per_key
+        q, k, v = torch.split(qkv, [shape.heads, keys, keys], dim=1)
+        if a.qk_norm:
+            q, k = (F.rms_norm(part, part.shape[-1:], eps=one_core.NORM_EPSILON) for part in (q, k))
+        mixed = F.scaled_dot_product_attention(
+            turned(q, rotation),
+            turned(k, rotation),
+            v,
+            is_causal=True,
+            scale=1.0,  # it is in the rotation
+            enable_gqa=a.queries_per_key > 1,
+        )
+        return mixed.transpose(1, 2).flatten(2) @ self.attention_out
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """What the feed-forward layer adds to the stream."""
+        inner = F.linear(x, self.up)
+        match self.shape.architecture.feed_forward:
+            case "relu":
+                active = F.relu(inner)
+            case "relu2":
+                active = F.relu(inner).square()
+            case "swiglu":
+                gate, value = inner.chunk(2, -1)
+                active = F.silu(gate) * value
+        return active @ self.down
+
+    @property
+    def matrices(self) -> one_core.Matrices:
+        """All that it has."""
+        return self.qkv, self.attention_out, self.up, self.down
 
 
 class Transformer(nn.Module):
     """A decoder-only transformer of `shape`, initialised from `seed`."""
 
     rotation: Tensor
-    mask: Tensor
 
-    def __init__(self, shape: Shape, seed: int) -> None:
+    def __init__(
+        self, shape: Shape, seed: int, placed: Callable[[Block], Block] = lambda block: block
+    ) -> None:
+        """Draw all weights; each block is `placed` before the next one is drawn.
+
+        So what places them can leave a part of each, and the whole is nowhere in memory.
+        """
         super().__init__()
-        self.shape = shape
+        self.shape, a = shape, shape.architecture
         generator = torch.Generator().manual_seed(seed)
-        self.blocks = nn.ModuleList(Block(shape, generator) for _ in range(shape.depth))
-        table = torch.randn(shape.vocabulary, shape.width, generator=generator)
-        self.embedding = nn.Parameter(table * EMBEDDING_STD)
-        self.head = nn.Parameter(torch.zeros(shape.width, shape.vocabulary))
+        self.blocks = nn.ModuleList(placed(Block(shape, generator)) for _ in range(shape.depth))
+        table = (shape.vocabulary, shape.width)
+        self.embedding = _drawn(table, a.embedding_std, generator)
+        self.head = None if a.tied else _drawn(table[::-1], a.head_std, generator)
         self.register_buffer("rotation", _rotation(shape), persistent=False)
-        future = torch.full((shape.context, shape.context), -math.inf).triu(1)
-        self.register_buffer("mask", future, persistent=False)
 
-    def hidden(self, inputs: Tensor) -> Tensor:
-        """Final normalised states of `inputs`, shape (batch, context): (batch x context, width)."""
-        batch, context = inputs.shape
-        x = F.embedding(inputs.reshape(-1), self.embedding)
+    def forward(
+        self, inputs: Tensor, targets: Tensor | None = None, reduction: str = "mean"
+    ) -> Tensor:
+        """Logits of `inputs`, or the loss of `targets`.
+
+        Parameters
+        ----------
+        inputs, targets
+            Shape (batch, context).
+        reduction
+            `mean`, or `none` for the loss of every target.
+
+        Returns
+        -------
+        Logits, shape (batch, context, vocabulary); or the mean loss, nats/token; or all of them,
+        shape (batch, context).
+        """
+        rotation = self.rotation[: inputs.shape[1]]
+        if targets is not None and reduction == "mean" and (weights := self._by_hand(inputs)):
+            return one_core.loss(inputs, targets, rotation, self.shape.heads, weights)
+        x = F.embedding(inputs, self.embedding)
         for block in self.blocks:
-            x = block(x, self.rotation[:context], self.mask[:context, :context], batch)
-        return _normed(x)
+            x = block(x, rotation)
+        x = normed(x, self.shape.architecture)
+        head = self.embedding.t() if self.head is None else self.head
+        if targets is None:
+            return x @ head
+        flat, index = x.flatten(0, 1), targets.flatten()
+        if reduction == "mean":
+            return head_loss(flat, head, index)
+        losses = F.cross_entropy((flat @ head).float(), index, reduction="none")
+        return losses.view(targets.shape)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits, shape (batch, context, vocabulary)."""
-        return (self.hidden(inputs) @ self.head).view(*inputs.shape, -1)
+    def _by_hand(self, inputs: Tensor) -> one_core.Weights | None:
+        """All weights where one core trains them by hand; None where it does not.
+
+        Not if somebody has wrapped the blocks, to shard them for one.
+        """
+        blocks = [block for block in self.blocks if type(block) is Block and block.simple]
+        if self.head is None or len(blocks) < self.shape.depth:
+            return None
+        if not _on_one_core(self.embedding, inputs.shape[1]):
+            return None
+        return self.embedding, self.head, [block.matrices for block in blocks]
 
     def loss(self, windows: Tensor) -> Tensor:
         """Mean loss in nats/token on windows of shape (batch, context + 1). For training."""
-        hidden = self.hidden(windows[:, :-1])
-        loss: Tensor = _HeadCrossEntropy.apply(hidden, self.head, windows[:, 1:].reshape(-1))  # type: ignore[no-untyped-call]
+        loss: Tensor = self(windows[:, :-1], windows[:, 1:])
         return loss
 
     @torch.no_grad()
     def token_losses(self, windows: Tensor) -> Tensor:
         """Loss in nats of every target, shape (batch, context). For evaluation."""
-        logits = self.hidden(windows[:, :-1]) @ self.head
-        targets = windows[:, 1:]
-        return F.cross_entropy(logits, targets.reshape(-1), reduction="none").view(targets.shape)
+        losses: Tensor = self(windows[:, :-1], windows[:, 1:], "none")
+        return losses
 
 
-class _Attention(torch.autograd.Function):
-    """x + causal self-attention of normalised x, all heads as one batch of plain products.
-
-    Products put heads before tokens, so that queries, keys and values need no rearranging: 0.1 ms a
-    block at width 96.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, qkv: Tensor, out: Tensor, rotation: Tensor, mask: Tensor, heads: int
-    ) -> Tensor:
-        tokens, context = x.shape[0], mask.shape[0]
-        normed, mean, rstd = torch.native_layer_norm(x, x.shape[1:], None, None, NORM_EPSILON)
-        z = _by_head(normed, qkv, 3 * heads).view(3, heads * tokens // context, context, -1)
-        _turn_(z[:2], rotation)
-        q, k, v = z
-        weights = torch.softmax(torch.baddbmm(mask, q, k.mT), -1)
-        mixed = _merged(torch.bmm(weights, v), tokens)
-        ctx.save_for_backward(x, mean, rstd, normed, qkv, out, rotation, z, weights, mixed)
-        ctx.heads = heads
-        return torch.addmm(x, mixed, out)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        x, mean, rstd, normed, qkv, out, rotation, z, weights, mixed = ctx.saved_tensors
-        (grad,) = grads
-        q, k, v = z
-        mixed_grad = _by_head(grad, out, ctx.heads).view(v.shape)
-        scores_grad = torch._softmax_backward_data(
-            torch.bmm(mixed_grad, v.mT), weights, -1, x.dtype
-        )
-        z_grad = torch.empty_like(z)
-        torch.bmm(scores_grad, k, out=z_grad[0])
-        torch.bmm(scores_grad.mT, q, out=z_grad[1])
-        torch.bmm(weights.mT, mixed_grad, out=z_grad[2])
-        _turn_(z_grad[:2], rotation.conj())
-        merged = _merged(z_grad, x.shape[0])
-        x_grad = _normed_backward(merged @ qkv, x, mean, rstd).add_(grad)
-        return x_grad, merged.t() @ normed, mixed.t() @ grad, None, None, None
+def normed(x: Tensor, architecture: Architecture) -> Tensor:
+    """Each token's units normalised, without gain."""
+    norm = F.layer_norm if architecture.norm == "layer" else F.rms_norm
+    return norm(x, x.shape[-1:], eps=one_core.NORM_EPSILON)
 
 
-class _FeedForward(torch.autograd.Function):
-    """x + feed-forward of normalised x, with its widest buffers changed in place.
-
-    At width 96 and 512 tokens these are 0.8 MB, most of a core's cache; out of place, ReLU and its
-    mask would each need another.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        normed, mean, rstd = torch.native_layer_norm(x, x.shape[1:], None, None, NORM_EPSILON)
-        active = torch.relu_(normed @ up.t())
-        ctx.save_for_backward(x, mean, rstd, normed, up, down, active)
-        return torch.addmm(x, active, down)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor]:
-        x, mean, rstd, normed, up, down, active = ctx.saved_tensors
-        (grad,) = grads
-        inner = grad @ down.t()
-        torch.ops.aten.threshold_backward.grad_input(inner, active, 0, grad_input=inner)
-        x_grad = _normed_backward(inner @ up, x, mean, rstd).add_(grad)
-        return x_grad, inner.t() @ normed, active.t() @ grad
+def turned(x: Tensor, rotation: Tensor) -> Tensor:
+    """Pairs of neighbours of the last axis of x, (..., context, head width), times `rotation`."""
+    a, b = x.view(*x.shape[:-1], -1, 2).unbind(-1)
+    cos, sin = rotation.to(x.dtype).unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
 
 
-class _HeadCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of hidden @ head, keeping the probabilities of the forward pass.
-
-    Backward needs no second exponential and no zero-filled buffer: at vocabulary 256 and width 24
-    the head is a third of the step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        probabilities = torch.softmax(hidden @ head, 1)
-        index = targets[:, None]
-        chosen = probabilities.gather(1, index)
-        probabilities.scatter_(1, index, chosen - 1)  # now the gradient of the logits
-        ctx.save_for_backward(probabilities, hidden, head)
-        # The clamp keeps a hopeless token's loss finite; its gradient is exact all the same.
-        return -chosen.clamp_min(1e-30).log().mean()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
-        logits_grad, hidden, head = ctx.saved_tensors
-        scale = grads[0] / logits_grad.shape[0]
-        return (logits_grad @ head.t()).mul_(scale), (hidden.t() @ logits_grad).mul_(scale), None
+def _is_simple(a: Architecture) -> bool:
+    """Whether `trainers.one_core` has such blocks."""
+    plain = not a.qk_norm and a.queries_per_key == 1
+    return plain and a.norm == "layer" and a.feed_forward == "relu"
 
 
-def _normed(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[1:], eps=NORM_EPSILON)
+def _on_one_core(x: Tensor, context: int) -> bool:
+    """Whether this is fp32 on a CPU, in contexts whose weights a core's cache holds."""
+    here = x.device.type == "cpu" and x.dtype == torch.float32 and context <= LONG_CONTEXT
+    return here and not torch.is_autocast_enabled("cpu")
 
 
-def _normed_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    wanted = [True, False, False]
-    x_grad: Tensor = torch.ops.aten.native_layer_norm_backward(
-        grad, x, x.shape[1:], mean, rstd, None, None, wanted
-    )[0]
-    return x_grad
+def _drawn(size: tuple[int, int], std: float, generator: torch.Generator) -> nn.Parameter:
+    """A matrix of normal numbers; nothing is drawn for one that starts at zero."""
+    if not std:
+        return nn.Parameter(torch.zeros(size))
+    return nn.Parameter(torch.randn(size, generator=generator) * std)
 
 
 def _rotation(shape: Shape) -> Tensor:
-    """Rotary angles as complex numbers, shape (context, head width / 2).
+    """Cosine and sine of the rotary angles, shape (context, head width / 2, 2).
 
     Of length head_width^-1/4: turning queries and keys also scales their products.
     """
-    head_width = shape.width // shape.heads
-    frequencies = ROTARY_BASE ** (-torch.arange(0, head_width, 2).float() / head_width)
+    width, base = shape.head_width, shape.architecture.rotary_base
+    frequencies = base ** (-torch.arange(0, width, 2).float() / width)
     angles = torch.arange(shape.context).float()[:, None] * frequencies
-    return torch.polar(torch.full_like(angles, head_width**-0.25), angles)
-
-
-def _turn_(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn pairs of the last axis of x, shape (..., context, head width), in place."""
-    torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(rotation)
-    return x
-
-
-def _by_head(x: Tensor, weight: Tensor, heads: int) -> Tensor:
-    """Rows of x times those of the weight, (heads, tokens, head width), heads cut from its rows."""
-    return torch.bmm(x.expand(heads, -1, -1), weight.view(heads, -1, x.shape[1]).mT)
-
-
-def _merged(x: Tensor, tokens: int) -> Tensor:
-    """Lay heads, shape (..., heads x batch, context, head width), side by side for each token."""
-    return x.view(-1, tokens, x.shape[-1]).transpose(0, 1).reshape(tokens, -1)
+    return torch.view_as_real(torch.polar(torch.full_like(angles, width**-0.25), angles))

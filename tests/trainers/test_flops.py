@@ -6,8 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainers.flops import flops_per_token, params, unmasked_forward_flops
+from trainers.shape import Shape
 from trainers.transformer import Transformer
-from trainers.trial import Shape
 
 SHAPES = [
     Shape(width=24, depth=2, heads=2, vocabulary=256, context=64),

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from trainers.optimizer import MOMENTUM, Optimizer, orthogonalised
-from trainers.recipe import named
+from trainers.optimizer import Optimizer, orthogonalised
+from trainers.recipes import named
+from trainers.shape import Shape
 from trainers.transformer import Transformer
-from trainers.trial import Shape
 
 SHAPE = Shape(width=32, depth=2, heads=2, vocabulary=64, context=16)
 SCHEDULE = (0.3, 1.0, 0.7)
@@ -54,7 +54,7 @@ def _reference(hyperparameters, *, muon: bool) -> Transformer:
                 leaves,
                 lr=h.matrix_rate,
                 weight_decay=0.0,
-                momentum=MOMENTUM,
+                momentum=h.momentum,
                 nesterov=True,
                 adjust_lr_fn="original",
             )

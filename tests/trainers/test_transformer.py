@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from trainers import transformer
+from trainers.shape import Shape
 from trainers.transformer import Transformer
-from trainers.trial import Shape
 
 SHAPE = Shape(width=16, depth=2, heads=2, vocabulary=32, context=12)
 

@@ -1,0 +1,157 @@
+"""The named recipes, each with its source, its N convention and its range.
+
+Own ones: `named("my_module:MyRecipe")`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+from analysis.errors import InputError
+from trainers.flops import params
+from trainers.published import DeepSeek, LlamaAdamW, Muon, MuP, StepLaw
+from trainers.recipe import Count, Momentum, Positive, Recipe, Share, batch_and_steps, outside
+from trainers.shape import Architecture, Shape
+from trainers.trial import Hyperparameters, RecipeId
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniRecipe:
+    """Byte-level models of 1e3 to 4e5 parameters at depth 2, on one CPU core, in seconds.
+
+    Tuned at widths 16 to 64 and budgets of 4e10 to 1e12 FLOPs, context 64; outside of that it is
+    an extrapolation. Short runs want a higher rate; no dependence on width was found.
+    """
+
+    optimizer: Literal["muon", "adamw"] = "muon"
+    batch_coefficient: Positive = 0.45
+    """Tokens a step = this x sqrt(D), in whole sequences, not rounded to powers of two: that
+    leaves a sawtooth in the valleys."""
+    matrix_rate: Positive = 0.014
+    embedding_rate: Positive = 0.05
+    head_rate: Positive = 0.5
+    """Over the width."""
+    adamw_rate: Positive = 0.384
+    """Over the width, for every parameter, with `adamw`."""
+    rate_factor: Positive = 1.05
+    short_run_tokens: Positive = 6e5
+    short_run_exponent: float = 0.4
+    """Muon's rates are times `rate_factor` x max(1, (short_run_tokens/D)^short_run_exponent)."""
+    warmup_fraction: Share = 0.1
+    min_warmup_steps: Count = 10
+    min_steps: Count = 20
+    final_fraction: Share = 0.1
+    beta1: Momentum = 0.9
+    beta2: Momentum = 0.97
+    epsilon: Positive = 1e-9
+    clip: Positive = 1.0
+
+    @property
+    def architecture(self) -> Architecture:
+        """See `Recipe.architecture`."""
+        return Architecture()
+
+    def resolve(self, shape: Shape, tokens: float) -> Hyperparameters:
+        """See `Recipe.resolve`."""
+        wanted = self.batch_coefficient * math.sqrt(tokens)
+        batch, steps = batch_and_steps(wanted, tokens, self.min_steps, shape)
+        if self.optimizer == "muon":
+            short = max(1.0, (self.short_run_tokens / (steps * batch)) ** self.short_run_exponent)
+            factor = self.rate_factor * short
+            matrix, embedding = self.matrix_rate * factor, self.embedding_rate * factor
+            head = self.head_rate / shape.width * factor
+        else:
+            matrix = embedding = head = self.adamw_rate / shape.width
+        return Hyperparameters(
+            steps=steps,
+            batch_tokens=batch,
+            optimizer=self.optimizer,
+            matrix_rate=matrix,
+            embedding_rate=embedding,
+            head_rate=head,
+            warmup_steps=max(self.min_warmup_steps, int(self.warmup_fraction * steps)),
+            final_fraction=self.final_fraction,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            epsilon=self.epsilon,
+            weight_decay=0.0,
+            clip=self.clip,
+        )
+
+    def caution(self, shape: Shape, tokens: float) -> str | None:
+        """See `Recipe.caution`."""
+        n = params(shape).non_embedding
+        return outside("mini was tuned", N=(n, 1e3, 4e5), D=(tokens, 5e4, 1e7))
+
+
+RECIPES: dict[str, Recipe] = {
+    "mini": MiniRecipe(),
+    "mini-adamw": MiniRecipe(optimizer="adamw"),
+    "llama-adamw": LlamaAdamW(),
+    "step-law": StepLaw(),
+    "deepseek": DeepSeek(),
+    "mup": MuP(),
+    "muon": Muon(),
+}
+
+
+def named(name: str, constants: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of that name, or a person's own as `module:Class`; some constants may be others.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name, or it has no such constant.
+    """
+    known = RECIPES.get(name) or _own(name)
+    recipe: Recipe = _changed(f"recipe {name}", known, constants or {})
+    return recipe
+
+
+def _changed(what: str, values: Any, given: Mapping[str, Any]) -> Any:
+    """A dataclass with other values, those of nested ones as tables."""
+    known = {item.name: getattr(values, item.name) for item in dataclasses.fields(values)}
+    for name in given:
+        if name not in known:
+            raise InputError(f"{what} has no {name!r}; it has {', '.join(sorted(known))}")
+        if dataclasses.is_dataclass(known[name]) and not isinstance(given[name], Mapping):
+            raise InputError(f"{name} is {given[name]!r}, but it should be a table")
+    other = {
+        name: _changed(name, known[name], value) if isinstance(value, Mapping) else value
+        for name, value in given.items()
+    }
+    return dataclasses.replace(values, **other)
+
+
+def _own(name: str) -> Recipe:
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise InputError(
+            f"no recipe is called {name!r}; there are {', '.join(RECIPES)}, or give your own as "
+            "'module:Class'"
+        )
+    try:
+        found = getattr(import_module(module), attribute)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise InputError(f"recipe {name!r} cannot be made: {error}") from error
+    missing = [
+        part for part in ("architecture", "min_steps", "resolve") if not hasattr(found, part)
+    ]
+    if missing or not dataclasses.is_dataclass(found):
+        lack = " and ".join(missing) or "being a dataclass"
+        raise InputError(f"recipe {name!r} lacks {lack}: see trainers.recipe.Recipe")
+    return found  # type: ignore[return-value] # as far as can be seen from outside
+
+
+def identity(name: str, recipe: Recipe) -> RecipeId:
+    """Name and hash of the rules of a recipe."""
+    rules = {"class": type(recipe).__name__, **dataclasses.asdict(recipe)}
+    text = json.dumps(rules, sort_keys=True)
+    return RecipeId(name=name, hash=hashlib.sha256(text.encode()).hexdigest()[:16])

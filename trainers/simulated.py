@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from trainers.workspace import UnreadableError, Workspace, resume, verify
 
 TICK_SECONDS = 0.02
 """A simulated trial comes up for air this often, so that it can be stopped."""
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 CONDUCT = frozenset({"seconds", "points", "gpus", "diverge", "fail", "hang"})
 """Settings that say how a trial runs; the others are the truth that it samples."""
 _POSITIVE = frozenset({"A", "B", "alpha", "beta", "gamma"})
@@ -85,7 +86,7 @@ class Simulated:
     """Draws a loss from the law in the trial's settings. See `Trainer`."""
 
     def train(self, trial: Trial, workspace: Workspace) -> Iterator[Event]:
-        """Yield a curve along the law, then a measurement with noise seeded by the trial's key."""
+        """Yield a curve along the law, then measurements with noise seeded by the trial's key."""
         truth = SimulatedSettings.of(trial)
         rng = np.random.default_rng(int(trial.key, 16))
         noise = rng.standard_normal()
@@ -93,41 +94,49 @@ class Simulated:
         if fails:
             raise RuntimeError(f"simulated failure of trial {trial.key}")
         course = _Course(trial, truth)
-        first = resume(workspace, partial(_read, trial=trial)) or 0
+        first, _ = resume(workspace, partial(_read, trial=trial), course.fits) or (0, ())
         # Deadlines, not pauses: what the caller does between events does not lengthen the trial.
         started = time.monotonic() - truth.seconds * first / course.ticks
-        for tick in range(first + 1, course.ticks + 1):
-            pause = started + truth.seconds * tick / course.ticks - time.monotonic()
-            if pause > 0:  # even sleep(0) takes a tenth of a millisecond
-                time.sleep(pause)
+        told = resumed_from = course.step(first) if first else 0
+        # What is measured at a tick is measured after its checkpoint: so also on going on from it.
+        for tick in range(first, course.ticks + 1):
             step = course.step(tick)
-            if tick % course.ticks_per_point == 0:
-                yield course.point(tick // course.ticks_per_point)
-            hanging = bool(hangs) and first == 0 and 2 * tick >= course.ticks
-            if hanging or workspace.due(step):
-                workspace.save(step, partial(_write, trial, tick))
-            while hanging:
-                time.sleep(3600)
-            yield Step(step)
-        loss = truth.loss(course.params, trial.tokens) * math.exp(truth.noise * noise)
-        curve = [course.point(i) for i in range(1, truth.points + 1)]
-        curve[-1] = dataclasses.replace(curve[-1], heldout_loss=loss)
-        resumed_from = course.step(first) if first else 0
-        yield Measurement(
-            tokens=trial.tokens,
-            status="diverged" if diverges else "complete",
-            reason="the simulation was told to diverge" if diverges else None,
-            loss=None if diverges else loss,
-            loss_stderr=None if diverges else truth.noise * loss,
-            bits_per_byte=None,
-            seconds=time.monotonic() - started,
-            mfu=None,
-            device="simulated",
-            curve=tuple(curve),
-            versions=_versions(),
-            steps=trial.hyperparameters.steps - resumed_from,
-            resumed_from=resumed_from,
-        )
+            if tick > first:
+                pause = started + truth.seconds * tick / course.ticks - time.monotonic()
+                if pause > 0:  # even sleep(0) takes a tenth of a millisecond
+                    time.sleep(pause)
+                if tick % course.ticks_per_point == 0:
+                    yield course.point(step)
+                hanging = bool(hangs) and first == 0 and 2 * tick >= course.ticks
+                if hanging or workspace.due(step):
+                    workspace.save(step, partial(_write, trial, tick))
+                while hanging:
+                    time.sleep(3600)
+                yield Step(step)
+            for tokens in course.measured(tick):
+                if trial.horizons:
+                    noise = np.random.default_rng([int(trial.key, 16), tokens]).standard_normal()
+                loss = truth.loss(course.params, tokens) * math.exp(truth.noise * noise)
+                curve = course.curve(tokens)
+                curve[-1] = dataclasses.replace(curve[-1], heldout_loss=loss)
+                marginal = trial.marginal_steps[tokens]
+                yield Measurement(
+                    tokens=tokens,
+                    status="diverged" if diverges else "complete",
+                    reason="the simulation was told to diverge" if diverges else None,
+                    loss=None if diverges else loss,
+                    loss_stderr=None if diverges else truth.noise * loss,
+                    bits_per_byte=None,
+                    seconds=(time.monotonic() - started) * marginal / step,
+                    mfu=None,
+                    device="simulated",
+                    curve=tuple(curve),
+                    versions=_versions(),
+                    steps=step - told,
+                    resumed_from=resumed_from,
+                    flops_spent=marginal * course.flops_per_step if trial.horizons else None,
+                )
+                told = step
 
 
 class _Course:
@@ -138,34 +147,58 @@ class _Course:
         self.params = params(trial.shape).non_embedding
         self.ticks_per_point = max(1, math.ceil(truth.seconds / truth.points / TICK_SECONDS))
         self.ticks = truth.points * self.ticks_per_point
+        self.flops_per_step = flops_per_token(trial.shape) * trial.hyperparameters.batch_tokens
+        done = accumulate(trial.marginal_steps.values())
+        ends = [math.ceil(self.ticks * steps / trial.total_steps) for steps in done]
+        self._ends = dict(zip(trial.marginal_steps, ends, strict=True))
+        """Of each horizon, the tick at which it is measured."""
+
+    def fits(self, saved: tuple[int, tuple[int, ...]]) -> bool:
+        """Whether a checkpoint is of the same horizons, none of which lies before it."""
+        tick, horizons = saved
+        return horizons == self._trial.horizons and tick <= min(self._ends.values())
 
     def step(self, tick: int) -> int:
         """Optimiser steps done after `tick`, from 1 on."""
-        return max(1, self._trial.hyperparameters.steps * tick // self.ticks)
+        return max(1, self._trial.total_steps * tick // self.ticks)
 
-    def point(self, index: int) -> Progress:
-        """Point of the curve, from 1 to the setting `points`."""
-        step = self.step(index * self.ticks_per_point)
+    def measured(self, tick: int) -> list[int]:
+        """Horizons that are reached at a tick."""
+        return [tokens for tokens, end in self._ends.items() if end == tick]
+
+    def curve(self, tokens: int) -> list[Progress]:
+        """All points of a training to a horizon."""
+        n, steps = self._truth.points, tokens // self._trial.hyperparameters.batch_tokens
+        return [self.point(max(1, steps * i // n)) for i in range(1, n + 1)]
+
+    def point(self, step: int) -> Progress:
+        """The point of a curve after so many steps of one training."""
         tokens = step * self._trial.hyperparameters.batch_tokens
         return Progress(
             step=step,
             tokens=tokens,
-            flops=tokens * flops_per_token(self._trial.shape),
+            flops=step * self.flops_per_step,
             train_loss=self._truth.loss(self.params, tokens),
         )
 
 
 def _write(trial: Trial, tick: int, path: Path) -> None:
-    content = {"version": CHECKPOINT_VERSION, "key": trial.key, "tick": tick}
+    content = {
+        "version": CHECKPOINT_VERSION,
+        "key": trial.key,
+        "tick": tick,
+        "horizons": trial.horizons,
+    }
     path.write_text(json.dumps(content))
 
 
-def _read(path: Path, trial: Trial) -> int:
+def _read(path: Path, trial: Trial) -> tuple[int, tuple[int, ...]]:
     try:
         content: Any = json.loads(path.read_text())
     except ValueError as error:
         raise UnreadableError(f"it is no JSON ({error})") from error
-    return int(verify(content, key=trial.key, version=CHECKPOINT_VERSION)["tick"])
+    found = verify(content, key=trial.key, version=CHECKPOINT_VERSION)
+    return found["tick"], tuple(found["horizons"])
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""What is trained and what comes back: shapes, trials, measurements, and the trainers' seam.
+"""What is trained and what comes back: trials, measurements, and the trainers' seam.
 
 Values only. A trial is immutable and named by the hash of its content, so that equal content has
 equal keys on every machine, and a new field with a default leaves old keys as they are.
@@ -9,44 +9,37 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from analysis.errors import InputError
 from trainers.corpus import CorpusSource, source_from_dict
+from trainers.schedule import decay_steps
+from trainers.shape import Shape, shape_from_dict
+from trainers.template import Command
 from trainers.workspace import Workspace
 
+Precision = Literal["fp32", "bf16"]
+"""Of products and activations; weights, gradients and optimiser are always fp32."""
+
+_BOUNDS: Sequence[tuple[str, tuple[str, ...], Callable[[float], bool]]] = (
+    ("at least 1", ("steps", "batch_tokens", "warmup_steps"), lambda value: value >= 1),
+    (
+        "finite and above 0",
+        ("matrix_rate", "embedding_rate", "head_rate", "epsilon", "clip"),
+        lambda value: value > 0,
+    ),
+    ("from 0 to below 1", ("beta1", "beta2", "momentum"), lambda value: 0 <= value < 1),
+    ("from 0 to 1", ("final_fraction", "decay_fraction"), lambda value: 0 <= value <= 1),
+    ("finite and at least 0", ("weight_decay",), lambda value: value >= 0),
+)
+"""What hyperparameters are within, whatever recipe made them."""
 _NOT_IN_KEY = {"key": False}
 KEY_LENGTH = 16
 """Hexadecimal digits of a key: 64 bits, a collision among 1e6 trials has odds of 3e-8."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Width, depth, heads, vocabulary and context length of one decoder-only transformer."""
-
-    width: int
-    """d_model, units; a multiple of twice `heads`, since rotary embeddings turn pairs."""
-    depth: int
-    """Transformer blocks."""
-    heads: int
-    """Attention heads."""
-    vocabulary: int
-    """Symbols."""
-    context: int
-    """Context length, tokens."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise InputError(f"a shape's {name} is {value}; it must be at least 1")
-        if self.width % (2 * self.heads):
-            raise InputError(
-                f"width {self.width} is no multiple of {2 * self.heads} (2 x {self.heads} heads): "
-                "choose another width or number of heads"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +71,22 @@ class Hyperparameters:
     clip: float
     """Bound on the global gradient norm."""
     schedule: str = "cosine"
-    """Name of the learning-rate schedule."""
+    """Name of the learning-rate schedule, of `trainers.schedule`."""
+    decay_fraction: float = 0.0
+    """Share of a horizon over which `wsd` decays."""
+    precision: Precision = "fp32"
+    momentum: float = 0.9
+    """Muon's."""
+
+    def __post_init__(self) -> None:
+        for wanted, names, holds in _BOUNDS:
+            for name in names:
+                value = getattr(self, name)
+                if not (math.isfinite(value) and holds(value)):
+                    raise InputError(
+                        f"{name} is {value:g}, but it should be {wanted}: change the constants "
+                        "that make it"
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +119,16 @@ class RecipeId:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probe:
+    """That a trial departs from its recipe, and how far: for no fit, but to see what is better."""
+
+    rate: float = 1.0
+    """Its peak rates over the recipe's."""
+    batch: float = 1.0
+    """Its batch over the recipe's, before it is rounded to whole sequences."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One model to be trained. Same content, same key, same result."""
 
@@ -125,11 +143,74 @@ class Trial:
     seed: int
     settings: tuple[tuple[str, float], ...] = ()
     """What only this trainer understands, sorted by name."""
+    command: Command | None = None
+    """The program that trains it, where the trainer is `command`."""
+    probe: Probe | None = None
+    """In the key: so that nobody's grid takes a probe's row for one of its own."""
+    horizons: tuple[int, ...] = field(default=(), metadata=_NOT_IN_KEY)
+    """Of a trunk (schedule `wsd`): where it is measured, tokens, ascending. A trunk can be extended
+    by further ones. Its hyperparameters' steps are what set its batch and rates."""
+
+    def __post_init__(self) -> None:
+        h, before = self.hyperparameters, 0
+        if self.horizons and h.schedule != "wsd":
+            raise InputError(
+                f"horizons are for the schedule wsd, and this one is {h.schedule}: leave them out"
+            )
+        for tokens in self.horizons:
+            if tokens <= before:
+                raise InputError(f"horizon {tokens:,} follows {before:,}: they must ascend")
+            if tokens % h.batch_tokens:
+                raise InputError(
+                    f"horizon {tokens:,} is no multiple of the batch of {h.batch_tokens:,} tokens"
+                )
+            start = self.decay_start(tokens)
+            if start < h.warmup_steps:
+                raise InputError(
+                    f"horizon {tokens:,}: its decay would begin at step {start}, within the "
+                    f"{h.warmup_steps} steps of warm-up: give a longer horizon or a smaller "
+                    "decay_fraction"
+                )
+            before = tokens
+
+    @property
+    def measured_at(self) -> tuple[int, ...]:
+        """Every horizon D, tokens. A cosine trial has one, part of its key."""
+        h = self.hyperparameters
+        return self.horizons or (h.steps * h.batch_tokens,)
 
     @property
     def tokens(self) -> int:
-        """The horizon D in tokens: a cosine trial has one, part of its key."""
-        return self.hyperparameters.steps * self.hyperparameters.batch_tokens
+        """The last horizon, tokens."""
+        return self.measured_at[-1]
+
+    def decay_start(self, tokens: int) -> int:
+        """The step of the trunk at which the branch to a horizon leaves it."""
+        h = self.hyperparameters
+        steps = tokens // h.batch_tokens
+        return steps - decay_steps(steps, h.decay_fraction)
+
+    def only(self, horizons: Collection[int]) -> Trial:
+        """The same, to be measured at these of its horizons alone."""
+        kept = tuple(tokens for tokens in self.horizons if tokens in horizons)
+        return dataclasses.replace(self, horizons=kept)
+
+    @property
+    def marginal_steps(self) -> dict[int, int]:
+        """Optimiser steps that each horizon takes beyond those before it: trunk, then branch."""
+        h, left = self.hyperparameters, 0
+        if h.schedule != "wsd":
+            return {self.tokens: h.steps}
+        found = {}
+        for tokens in self.measured_at:
+            found[tokens] = tokens // h.batch_tokens - left
+            left = self.decay_start(tokens)
+        return found
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the trunk and all its branches."""
+        return sum(self.marginal_steps.values())
 
     @cached_property
     def key(self) -> str:
@@ -144,15 +225,18 @@ class Trial:
     def from_dict(data: dict[str, Any]) -> Trial:
         """Build a trial from what `to_dict` gave, also after a round trip through JSON."""
         corpus = data["corpus"]
-        source = corpus["source"]
+        source, command, probe = corpus["source"], data.get("command"), data.get("probe")
         return Trial(
             **{
                 **data,
-                "shape": Shape(**data["shape"]),
+                "shape": shape_from_dict(data["shape"]),
                 "hyperparameters": Hyperparameters(**data["hyperparameters"]),
                 "recipe": RecipeId(**data["recipe"]),
                 "corpus": CorpusId(**{**corpus, "source": source and source_from_dict(source)}),
                 "settings": tuple((name, value) for name, value in data["settings"]),
+                "horizons": tuple(data["horizons"]),
+                "command": command and Command.from_dict(command),
+                "probe": probe and Probe(**probe),
             }
         )
 
@@ -177,7 +261,7 @@ class Step:
     """A trial has done an optimiser step, and the checkpoint that was due after it is written."""
 
     step: int
-    """From 1; counted from the trial's beginning, whatever attempt did it."""
+    """From 1; counted from the trial's beginning, whatever attempt did it, branches included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +279,18 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DomainLoss:
+    """Loss on one of a corpus's further held-out sets."""
+
+    name: str
+    loss: float
+    """nats/token."""
+    loss_stderr: float | None
+    """nats/token, clustered by document."""
+    bits_per_byte: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What a trial gave at its horizon."""
 
@@ -208,9 +304,11 @@ class Measurement:
     """Its standard error, nats/token, clustered by held-out segment."""
     bits_per_byte: float | None
     seconds: float
-    """Wall time, training and evaluation, of all attempts up to their checkpoints."""
+    """Wall time, training and evaluation, of all attempts up to their checkpoints; of a trunk,
+    since its last horizon."""
     mfu: float | None
-    """Exact training FLOPs over seconds of training and the device's measured peak."""
+    """Exact training FLOPs over seconds of training and the device's peak, as
+    `trainers.device.peak_flops` has it."""
     device: str
     curve: tuple[Progress, ...]
     versions: dict[str, str]
@@ -219,6 +317,14 @@ class Measurement:
     """Optimiser steps that this attempt did itself."""
     resumed_from: int = 0
     """The step of the checkpoint that this attempt started from; 0 without one."""
+    domains: tuple[DomainLoss, ...] = ()
+    """On the corpus's further held-out sets."""
+    flops_spent: float | None = None
+    """Marginal FLOPs, where they are not those of the curve: of a trunk, since its last horizon."""
+    params: Mapping[str, int] | None = None
+    """Parameters by convention (`trainers.flops.Params`), where they are not those of the shape."""
+    flops: float | None = None
+    """Exact training FLOPs, where they are not those of the shape and the tokens."""
 
 
 Event = Step | Progress | Measurement

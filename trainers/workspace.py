@@ -1,4 +1,4 @@
-"""A trial's place to work and its checkpoints: the seam to whatever stores them.
+"""A trial's place to work, its checkpoints and its models: the seam to whatever stores them.
 
 A trainer writes and reads files; when, how many and where they go is its caller's business.
 """
@@ -25,13 +25,18 @@ class UnreadableError(Exception):
 class Workspace(Protocol):
     """What a trial's caller lends it. One trainer at a time uses it, from one thread.
 
-    Promises: a checkpoint appears whole or not at all, whatever dies and whenever. It may be seen
-    by the next attempt on any machine, but need not be: a trial can always start anew.
+    Promises: a checkpoint or a model appears whole or not at all, whatever dies and whenever. A
+    checkpoint may be seen by the next attempt on any machine, but need not be: a trial can always
+    start anew.
     """
 
     @property
     def directory(self) -> Path:
         """Scratch of this trial on this machine. Exists; may be empty at the next attempt."""
+        ...
+
+    def measured(self, tokens: int) -> bool:
+        """Whether there is a row of this horizon, of whatever attempt. Asked on resuming alone."""
         ...
 
     def due(self, step: int) -> bool:
@@ -58,16 +63,35 @@ class Workspace(Protocol):
         """Keep a checkpoint that cannot be read out of the way of later attempts, and warn."""
         ...
 
+    @property
+    def keeps_models(self) -> bool:
+        """Whether a trainer that has weights should leave those that it measures."""
+        ...
 
-def resume(workspace: Workspace, read: Callable[[Path], State]) -> State | None:
-    """What `read` makes of the newest checkpoint that it can read; None where there is none.
+    def keep_model(self, tokens: int, write: Callable[[Path], None]) -> None:
+        """Keep the one file that `write` makes: the model that was measured at a horizon.
+
+        Called before the measurement is told, so that each has its model. One of an earlier attempt
+        that told none is replaced.
+        """
+        ...
+
+
+def resume(
+    workspace: Workspace,
+    read: Callable[[Path], State],
+    usable: Callable[[State], bool] = lambda state: True,
+) -> State | None:
+    """What `read` makes of the newest checkpoint that it can read and that is of use; or None.
 
     Those for which it raises `UnreadableError` are set aside. Any other error is passed on, from
     the workspace too: a storage that fails now may answer the next attempt.
     """
     for path in workspace.checkpoints():
         try:
-            return read(path)
+            state = read(path)
+            if usable(state):
+                return state
         except FileNotFoundError:  # a newer one has replaced it since it was listed
             continue
         except UnreadableError as error:
@@ -101,7 +125,15 @@ class Scratch:
     """A checkpoint is due whenever another multiple of it is reached or passed; never if None."""
     keep: int = 2
     """Checkpoints kept: one more than needed, in case the newest cannot be read."""
+    keeps_models: bool = False
+    """As `models/<tokens>.safetensors`."""
+    rows: set[int] = field(default_factory=set)
+    """Horizons whose measurements its user keeps, tokens."""
     _asked: int = field(default=0, init=False, repr=False)
+
+    def measured(self, tokens: int) -> bool:
+        """Whether its user has said so."""
+        return tokens in self.rows
 
     def due(self, step: int) -> bool:
         """Whether a multiple of `every_steps` has been reached since it was asked last."""
@@ -113,16 +145,9 @@ class Scratch:
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Write a file beside the others, sync it, name it, drop the oldest."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = self.directory / f".{step}.{uuid.uuid4().hex}"
-        try:
-            write(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(self.directory / f"{step:012d}{SUFFIX}")
-        finally:
-            temporary.unlink(missing_ok=True)
-        for old in list(self.checkpoints())[self.keep :]:
+        _replace(self.directory / f"{step:012d}{SUFFIX}", write)
+        before = [path for path in self.checkpoints() if int(path.stem) <= step]
+        for old in before[self.keep :]:  # later ones: of a training that went further
             old.unlink(missing_ok=True)
 
     def checkpoints(self) -> Iterator[Path]:
@@ -133,3 +158,20 @@ class Scratch:
         """Rename it, so that it is no checkpoint any more."""
         path.replace(path.with_suffix(".unreadable"))
         warnings.warn(f"checkpoint {path} is set aside: {reason}", stacklevel=2)
+
+    def keep_model(self, tokens: int, write: Callable[[Path], None]) -> None:
+        """Write a file beside the others, sync it, name it."""
+        _replace(self.directory / "models" / f"{tokens}.safetensors", write)
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    """Have the file that `write` makes at a path, where it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

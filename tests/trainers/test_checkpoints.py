@@ -1,8 +1,13 @@
 """An interrupted training ends as the uninterrupted one, bit for bit, whatever it resumes from."""
 
 import dataclasses
+import errno
+import hashlib
+import io
 import itertools
+import multiprocessing
 import pickle
+import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +17,9 @@ from typing import Any
 import pytest
 import torch
 
+from trainers import states
 from trainers.pretrain import CURVE_POINTS, Pretrain
+from trainers.states import HASH_BYTES, Place, State, read_state, write_state
 from trainers.trial import Measurement, Progress, Step, Trial
 from trainers.workspace import Scratch
 
@@ -157,15 +164,30 @@ def _damage(kind: str, path: Path, other: Path) -> None:
             path.write_bytes(b"\x00\xff\x80no checkpoint" * 50)
         case "foreign":
             path.write_bytes(other.read_bytes())
+        case "one bit":
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
         case "older format":
-            torch.save({**torch.load(path, weights_only=True), "version": 0}, path)
+            with path.open("rb") as file:
+                file.seek(HASH_BYTES)
+                content = torch.load(file, weights_only=True)
+            older = io.BytesIO()
+            torch.save({**content, "version": 0}, older)
+            path.write_bytes(_hashed(older.getvalue()))
         case "harmful":
-            path.write_bytes(pickle.dumps(_Harmful(path.with_name("harm")), protocol=2))
+            harm = pickle.dumps(_Harmful(path.with_name("harm")), protocol=2)
+            path.write_bytes(_hashed(harm))
+
+
+def _hashed(content: bytes) -> bytes:
+    """What has all the signs of a whole checkpoint."""
+    return hashlib.sha256(content).digest() + content
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["empty", "truncated", "half", "noise", "foreign", "older format", "harmful"],
+    ["empty", "truncated", "half", "noise", "foreign", "one bit", "older format", "harmful"],
 )
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
     trial: Trial, whole: Measurement, tmp_path: Path, kind: str
@@ -183,8 +205,62 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
     assert not (tmp_path / "own" / "harm").exists()
 
 
+def _small(path: Path, numbers: int = 1000) -> None:
+    """A checkpoint of trial k with so many weights."""
+    here = Place(position=1, decaying_to=None, total=0.0, curve=())
+    state = State(
+        here=here, trunk=None, done=1, told=(0, 0.0, 0.0), ahead=(), seconds=1, training_seconds=1
+    )
+    write_state(state, {"here": {"weights": torch.zeros(numbers)}}, path, key="k")
+
+
+class _Failing(io.FileIO):
+    """A file on a disk that cannot be read from some byte on."""
+
+    def readinto(self, buffer: Any) -> int:
+        if self.tell() >= 1024:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().readinto(memoryview(buffer)[:512])
+
+
+def test_a_disk_that_fails_now_says_nothing_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither while it is verified nor, if it was read once, while it is loaded."""
+    path = tmp_path / "small"
+    _small(path)
+    told = path.read_bytes()[:HASH_BYTES]
+    monkeypatch.setattr(Path, "open", lambda self, mode: io.BufferedReader(_Failing(self)))
+    with pytest.raises(OSError, match="Input/output error"):
+        read_state(path, key="k")
+    monkeypatch.setattr(states, "_hash", lambda file: told)
+    with pytest.raises(OSError, match="Input/output error"):
+        read_state(path, key="k")
+
+
+def _read_in_little_memory(path: Path, answers: Any) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (20 << 20),) * 2)
+    try:
+        read_state(path, key="k")
+    except BaseException as error:
+        answers.put(repr(error))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system has no /proc")
+def test_too_little_memory_now_says_nothing_of_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    _small(path, 16 << 20)
+    forks = multiprocessing.get_context("fork")
+    answers = forks.SimpleQueue()
+    child = forks.Process(target=_read_in_little_memory, args=(path, answers))
+    child.start()
+    child.join(60)
+    assert answers.get().startswith("MemoryError")
+
+
 def test_divergence_found_after_a_checkpoint_is_the_same(trial: Trial, tmp_path: Path) -> None:
-    wild = dataclasses.replace(trial.hyperparameters, head_rate=float("inf"))
+    wild = dataclasses.replace(trial.hyperparameters, head_rate=1e38)
     diverging = dataclasses.replace(trial, hyperparameters=wild)
     once = _measured(Pretrain().train(diverging, Scratch(tmp_path / "whole")))
     assert once.status == "diverged"

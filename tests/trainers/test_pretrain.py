@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from analysis.errors import InputError
-from trainers import flops
 from trainers.corpus import Markov, Stdlib, heldout_windows, load
-from trainers.flops import PASS_TOKENS
-from trainers.pretrain import Pretrain, accumulate
+from trainers.evaluation import evaluate
+from trainers.memory import Passes
+from trainers.passes import accumulate
+from trainers.pretrain import Pretrain
+from trainers.shape import Shape
 from trainers.transformer import Transformer
-from trainers.trial import Measurement, Progress, Shape, Trial
+from trainers.trial import Measurement, Progress, Trial
 from trainers.workspace import Scratch
 
 PYTHON_3_11_7 = "5017190f97ec7ac7"
@@ -23,7 +25,7 @@ FIRST_ROW = {24: 1.833}
 
 
 def _train(trial: Trial) -> tuple[list[Progress], Measurement]:
-    *events, measurement = Pretrain().train(trial, Scratch(Path()))
+    *events, measurement = Pretrain().train(trial, Scratch(Path("nowhere")))
     return [event for event in events if isinstance(event, Progress)], measurement
 
 
@@ -72,7 +74,7 @@ def test_no_model_beats_the_entropy_of_a_markov_source(make_trial) -> None:
     ("rates", "reason"),
     [
         ({"matrix_rate": 30.0, "embedding_rate": 30.0, "head_rate": 30.0}, "unigram entropy"),
-        ({"head_rate": float("inf")}, "training loss was nan"),
+        ({"head_rate": 1e38}, "training loss was nan"),
     ],
 )
 @pytest.mark.slow
@@ -84,19 +86,34 @@ def test_divergence_is_a_status_with_a_reason(make_trial, rates: dict, reason: s
     assert reason in measured.reason
 
 
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_is_none(make_trial, tmp_path: Path) -> None:
+    """The only step throws the weights away, which the evaluation is the first to see."""
+    source = Markov(tokens=200_000, symbols=16, order=1)
+    trial = make_trial(16, 1e9, source=source)
+    h = dataclasses.replace(trial.hyperparameters, head_rate=1e38, steps=1)
+    workspace = Scratch(tmp_path, keeps_models=True)
+    *_, measured = Pretrain().train(dataclasses.replace(trial, hyperparameters=h), workspace)
+    assert (measured.status, measured.reason) == ("diverged", "the held-out loss is inf")
+    assert (measured.loss, measured.loss_stderr, measured.bits_per_byte) == (None, None, None)
+    (point,) = measured.curve
+    assert np.isfinite(point.train_loss)
+    assert point.heldout_loss is None
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("sequences", [256, 257, 700])
-def test_gradients_of_several_passes_are_those_of_one(sequences: int, monkeypatch) -> None:
-    """16,384 tokens are 256 sequences of 64; the last pass of 257 is a single one."""
+def test_gradients_of_several_passes_are_those_of_one(sequences: int) -> None:
+    """The last pass of 257 is a single one."""
     shape = Shape(width=24, depth=2, heads=2, vocabulary=64, context=64)
     generator = torch.Generator().manual_seed(0)
     windows = torch.randint(64, (sequences, 65), generator=generator)
     found = {}
-    for tokens in (PASS_TOKENS, 10**9):
-        monkeypatch.setattr(flops, "PASS_TOKENS", tokens)
+    for most in (256, 1000):
         model = Transformer(shape, 0)
         torch.nn.init.normal_(model.head, generator=torch.Generator().manual_seed(1))
-        mean = accumulate(model, windows)
-        found[tokens] = [mean, *(p.grad for p in model.parameters())]
+        mean = accumulate(model.loss, windows, Passes(sequences=most))
+        found[most] = [mean, *(p.grad for p in model.parameters())]
     several, one = found.values()
     plain = Transformer(shape, 0)
     torch.nn.init.normal_(plain.head, generator=torch.Generator().manual_seed(1))
@@ -114,18 +131,8 @@ def test_text_that_changed_since_planning_is_refused(make_trial) -> None:
         _train(stale)
 
 
-def test_several_ranks_are_refused(make_trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(InputError, match="pretrain runs on one process, but WORLD_SIZE is 4"):
-        _train(make_trial(16, 1e9))
-
-
 def test_the_standard_error_counts_segments_not_windows() -> None:
     """Windows of a segment that err together are one draw: checked against a hand-made case."""
-    import torch
-
-    from trainers.pretrain import evaluate
-
     corpus = load(Stdlib())
     held = heldout_windows(corpus, 64, 340)
     by_segment = np.random.default_rng(0).standard_normal(held.segment.max() + 1)

@@ -19,7 +19,7 @@ from trainers.simulated import CONDUCT, Simulated, SimulatedSettings
 from trainers.trial import Measurement, Progress, Step, Trial
 from trainers.workspace import Scratch
 
-NOWHERE = Scratch(Path())
+NOWHERE = Scratch(Path("nowhere"))
 
 
 def _simulated(trial: Trial, seed: int = 0, **told: float) -> Trial:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
 from analysis.errors import InputError
-from trainers.trial import RecipeId, Shape, Trial
+from trainers.shape import Architecture, Shape
+from trainers.trial import RecipeId, Trial
 
 
 @pytest.fixture
@@ -33,16 +35,44 @@ def test_content_changes_the_key(trial: Trial, change: dict) -> None:
     assert dataclasses.replace(trial, **change).key != trial.key
 
 
+OTHER = {
+    "architecture": Architecture(norm="rms"),
+    "optimizer": "adamw",
+    "schedule": "wsd",
+    "precision": "bf16",
+    **dict.fromkeys(("beta1", "beta2", "momentum", "final_fraction", "decay_fraction"), 0.5),
+}
+
+
 @pytest.mark.parametrize("part", ["shape", "hyperparameters"])
 def test_every_value_of_shape_and_hyperparameters_is_in_the_key(trial: Trial, part: str) -> None:
     value = getattr(trial, part)
     for item in dataclasses.fields(value):
         old = getattr(value, item.name)
-        new = old + "x" if isinstance(old, str) else old * 4 + 4
+        new = OTHER[item.name] if item.name in OTHER else old * 4 + 4
         changed = dataclasses.replace(
             trial, **{part: dataclasses.replace(value, **{item.name: new})}
         )
         assert changed.key != trial.key, item.name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"matrix_rate": -0.02}, "matrix_rate is -0.02, but it should be finite and above 0"),
+        ({"head_rate": math.inf}, "head_rate is inf, but it should be finite and above 0"),
+        ({"embedding_rate": math.nan}, "embedding_rate is nan, but it should be finite and above"),
+        ({"beta2": 1.0}, "beta2 is 1, but it should be from 0 to below 1"),
+        ({"steps": 0}, "steps is 0, but it should be at least 1"),
+        ({"final_fraction": 1.5}, "final_fraction is 1.5, but it should be from 0 to 1"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1, but it should be finite and at least 0"),
+    ],
+)
+def test_nothing_is_trained_with_what_is_no_hyperparameter(
+    trial: Trial, change: dict, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(trial.hyperparameters, **change)
 
 
 @pytest.mark.parametrize("name", ["hash", "heldout_hash"])
@@ -73,7 +103,9 @@ def test_a_new_field_at_its_default_keeps_old_keys(trial: Trial) -> None:
 def test_keys_are_the_same_on_every_machine_and_version(trial: Trial) -> None:
     """A change of this key orphans every ledger that there is."""
     pinned = dataclasses.replace(
-        trial, corpus=dataclasses.replace(trial.corpus, hash="a", heldout_hash="b")
+        trial,
+        trainer_version=1,
+        corpus=dataclasses.replace(trial.corpus, hash="a", heldout_hash="b"),
     )
     assert pinned.key == "4b4940343fad680b"
 

@@ -113,3 +113,11 @@ def test_a_checkpoint_that_vanishes_is_passed_over_and_a_failing_disk_is_not(
 def test_a_foreign_checkpoint_is_named(content: object, reason: str) -> None:
     with pytest.raises(UnreadableError, match=reason):
         verify(content, key="a", version=1)
+
+
+def test_scratch_keeps_its_own_and_what_went_further(tmp_path: Path) -> None:
+    """Of a training that began anew: its newest two, and those at later steps."""
+    workspace = Scratch(tmp_path)
+    for step in (500, 700, 100, 200, 300):
+        workspace.save(step, lambda path: path.write_text("state"))
+    assert [int(path.stem) for path in workspace.checkpoints()] == [700, 500, 300, 200]

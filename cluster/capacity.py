@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from cluster.gpus import GpuType, known_type, variants
+from cluster.gpus import variants
 from cluster.machines import UNKNOWN_GPU, Cluster
 from cluster.placement import LAUNCH_SECONDS_PER_BLOCK, Placement
 from trainers.corpus import HELDOUT_WINDOWS
 from trainers.flops import params, pass_sequences, trial_flops
+from trainers.gpus import GpuType, known_type
 from trainers.simulated import SimulatedSettings
-from trainers.trial import Trial
+from trainers.trial import Precision, Trial
 
 ACTOR_SECONDS = 2.5
 """From asking Ray for an actor of a new class to its first step: its placement group, and a new
@@ -81,6 +82,7 @@ class Effort:
     width: int
     depth: int
     context: int
+    precision: Precision
 
     @staticmethod
     def of(trial: Trial) -> Effort:
@@ -93,6 +95,7 @@ class Effort:
             width=trial.shape.width,
             depth=trial.shape.depth,
             context=trial.shape.context,
+            precision=trial.hyperparameters.precision,
         )
 
     def on_gpus(self, gpu: GpuType, gpus: float = 1.0) -> float:
@@ -102,7 +105,7 @@ class Effort:
         held-out windows are evaluated once, forward only.
         """
         whole = max(1.0, gpus)
-        peak = gpu.training_flops
+        peak = gpu.training_flops(self.precision)
         speed = peak * expected_mfu(self.params_total, peak) * whole
         sequences = self.batch_tokens / self.context / whole
         passes = math.ceil(sequences / pass_sequences(self.context))
@@ -124,7 +127,7 @@ class Effort:
 
 PACE_COLUMNS = (
     "device", "seconds", "flops_exact", "tokens", "batch_tokens", "params_total", "width", "depth",
-    "context",
+    "context", "precision",
 )  # fmt: skip
 """What `Pace.from_rows` reads of a ledger; curves are most of it, and say nothing of time."""
 
@@ -148,7 +151,7 @@ class Pace:
             gpu = known_type(device)
             if gpu is None and CPU not in device:
                 continue
-            expected = effort.on_gpus(gpu) if gpu else effort.on_a_core()
+            expected = effort.on_gpus(gpu, _count(device)) if gpu else effort.on_a_core()
             ratio = (math.log(effort.params_total), seconds / expected)
             found.setdefault(gpu.name if gpu else CPU, []).append(ratio)
         return Pace({device: tuple(sorted(ratios)) for device, ratios in found.items()})
@@ -170,6 +173,12 @@ class Pace:
         return median(near)
 
 
+def _count(device: str) -> float:
+    """GPUs of a row, as in "8 x NVIDIA H100 80GB HBM3"."""
+    number = device.partition(" x ")[0]
+    return float(number) if number.isdecimal() else 1.0
+
+
 def _effort_of_row(row: Mapping[str, Any]) -> Effort:
     return Effort(
         params_total=row["params_total"],
@@ -179,6 +188,7 @@ def _effort_of_row(row: Mapping[str, Any]) -> Effort:
         width=row["width"],
         depth=row["depth"],
         context=row["context"],
+        precision=row.get("precision") or "fp32",
     )
 
 
@@ -202,14 +212,15 @@ def mfu(trial: Trial, placement: Placement, cluster: Cluster, pace: Pace | None 
     """
     if not placement.gpus or trial.trainer == "simulated":
         return 0.0
-    peak = slowest(placement, cluster).training_flops * max(1.0, placement.gpus)
+    gpu = slowest(placement, cluster)
+    peak = gpu.training_flops(trial.hyperparameters.precision) * max(1.0, placement.gpus)
     return trial_flops(trial) / seconds(trial, placement, cluster, pace) / peak
 
 
 def slowest(placement: Placement, cluster: Cluster) -> GpuType:
     """The slowest type that `placement` may be given."""
     types = [node.gpu for node in cluster.of_type(placement.gpu_type)]
-    return min(types, key=lambda gpu: gpu.training_flops, default=UNKNOWN_GPU)
+    return min(types, key=lambda gpu: (gpu.peak_flops, gpu.fp32_flops), default=UNKNOWN_GPU)
 
 
 def estimated_seconds(trial: Trial) -> float:

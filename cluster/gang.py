@@ -11,14 +11,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError
-from cluster.rank import Home, Rank
+from cluster.rank import Home, MakeWorkspace, Rank, Sign
 from trainers.registry import trainer
 from trainers.trial import Event, Measurement, Trainer, Trial
-from trainers.workspace import Workspace
 
 if TYPE_CHECKING:
     from ray.exceptions import RayError
@@ -31,6 +31,9 @@ GRACE_SECONDS = 120.0
 """For a rank that is asked to stop: a step and a checkpoint."""
 ANSWER_SECONDS = 5.0
 """For a living rank to say that it lives, once another has raised."""
+SIGN_SECONDS = 2.0
+"""Between questions to the ranks whether they wait for the storage: a small part of any silence
+that is worth permitting."""
 EVENTS_AHEAD = 64
 """Events that rank 0 may be ahead of the leader, before it waits."""
 
@@ -56,11 +59,13 @@ class Seat:
 
 def train_in_gang(
     trial: Trial,
-    workspace: Callable[[], Workspace],
+    workspace: MakeWorkspace,
     *,
     make: Callable[[str], Trainer] = trainer,
-) -> Iterator[Event]:
+) -> Iterator[Event | Sign]:
     """Train `trial` on all ranks of the current placement group, and yield rank 0's events.
+
+    And signs of life of ranks that wait for their workspace, in which time there are no events.
 
     Every rank runs the trainer, with the environment of `torch.distributed`: RANK, WORLD_SIZE,
     LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. CUDA_VISIBLE_DEVICES names the rank's
@@ -76,7 +81,8 @@ def train_in_gang(
         What is trained. Its trainer must run on as many ranks as there are.
     workspace
         Makes the trial's workspace; called in every rank's process, so it is pickled. Rank 0 alone
-        is asked what is due and saves; all ranks see its checkpoints.
+        is asked what is due and saves; all ranks see its checkpoints. What it is given to tell
+        troubles with has them in the next sign of life.
     make
         Makes a trainer by name, in every rank's process.
 
@@ -144,6 +150,7 @@ def _own_group() -> PlacementGroup:
     if group is None:
         raise RuntimeError("a gang needs a placement group, and this process runs in none")
     # Ray leaves this call untyped.
+    # Ray leaves functions like this one without types.
     held: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
     if held.get("GPU"):
         raise InputError(
@@ -163,13 +170,14 @@ class _Gang:
         self._homes: list[Home] = []
         self._stream: Any = None
         self._followers: dict[Any, int] = {}
+        self._last = 0
+        """The last horizon, tokens."""
 
-    def start(
-        self, trial: Trial, workspace: Callable[[], Workspace], make: Callable[[str], Trainer]
-    ) -> None:
+    def start(self, trial: Trial, workspace: MakeWorkspace, make: Callable[[str], Trainer]) -> None:
         """Wait for all processes, tell them of each other and start training."""
         import ray
 
+        self._last = trial.tokens
         asked = [actor.home.remote() for actor in self._actors]
         _, late = ray.wait(asked, num_returns=len(asked), timeout=START_SECONDS)
         if late:
@@ -191,13 +199,21 @@ class _Gang:
         for rank, actor in enumerate(self._actors[1:], 1):
             self._followers[actor.follow.remote(*work[rank])] = rank
 
-    def events(self) -> Iterator[Event]:
-        """Rank 0's events, as long as every rank is well."""
+    def events(self) -> Iterator[Event | Sign]:
+        """Rank 0's events, as long as every rank is well, and signs of life."""
         import ray
 
+        asked = time.monotonic()
         while True:
             # Followers first: rank 0 is nearly always ready, and only the first is returned.
-            (ready,), _ = ray.wait([*self._followers, self._stream], num_returns=1)
+            waited = [*self._followers, self._stream]
+            found, _ = ray.wait(waited, num_returns=1, timeout=SIGN_SECONDS)
+            if time.monotonic() - asked >= SIGN_SECONDS:
+                yield from self._signs()
+                asked = time.monotonic()
+            if not found:
+                continue
+            (ready,) = found
             if ready in self._followers:
                 self._get(ready, self._followers.pop(ready))
                 continue
@@ -207,8 +223,20 @@ class _Gang:
                 return
             event: Event = self._get(ref, 0)
             yield event
-            if isinstance(event, Measurement):
-                return  # one horizon a trial so far; nobody waits for the followers' last words
+            if isinstance(event, Measurement) and event.tokens == self._last:
+                return  # nobody waits for the followers' last words
+
+    def _signs(self) -> Iterator[Sign]:
+        """Of the ranks that answer; of one that has died its own work tells."""
+        import ray
+
+        asked = [actor.sign.remote() for actor in self._actors]
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
+        for ref in answered:
+            with suppress(ray.exceptions.RayError):
+                sign: Sign | None = ray.get(ref)
+                if sign is not None:
+                    yield sign
 
     def stop(self) -> None:
         """Have rank 0 write a checkpoint, for at most `GRACE_SECONDS`. Its events are dropped."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import psutil
 
-from cluster.gpus import GpuType, gpu_type, known_type
+from cluster.gpus import ray_name
+from trainers.gpus import GpuType, gpu_type, known_type
 
 WORKER_BYTES = 1.5e9
 """Memory to allow a CPU worker: Ray and torch take 0.6 GB of it, a mini trial the rest."""
@@ -99,7 +100,8 @@ def uniform(
     """
     cores = max(1, CPUS_PER_GPU * gpus) if cpus is None else cpus
     told = known_type(gpu_type)
-    node = Node(name="", cpus=cores, gpus=gpus, gpu_type=told.ray_name if told else None, told=told)
+    name = ray_name(told) if told else None
+    node = Node(name="", cpus=cores, gpus=gpus, gpu_type=name, told=told)
     return Cluster(nodes=tuple(replace(node, name=f"node {i + 1}") for i in range(nodes)))
 
 
@@ -115,7 +117,7 @@ def as_told(cluster: Cluster, gpu_type: str | None) -> Cluster:
     told = known_type(gpu_type)
     if told is None:
         return cluster
-    nodes = (replace(n, told=told) if n.gpu_type == told.ray_name else n for n in cluster.nodes)
+    nodes = (replace(n, told=told) if n.gpu_type == ray_name(told) else n for n in cluster.nodes)
     return Cluster(nodes=tuple(nodes))
 
 

@@ -11,18 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from cluster.gpus import GpuType, variants
+from cluster.gpus import variants
 from cluster.machines import WORKER_BYTES, Cluster
-from cluster.memory import CONTEXT_BYTES, training_memory
 from trainers.flops import flops_per_token, pass_sequences, trial_flops
-from trainers.registry import most_ranks
+from trainers.gpus import GpuType
+from trainers.memory import CONTEXT_BYTES, HEADROOM, LEAST, Passes, training_memory
 from trainers.simulated import SimulatedSettings
 from trainers.trial import Trial
 
 SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Of one GPU."""
-HEADROOM = 0.1
-"""Of a GPU's memory, left to the allocator: blocks are rounded, and holes stay between them."""
 LAUNCH_SECONDS_PER_BLOCK = 0.4e-3
 """A step of `trainers.transformer` and its optimiser launches 37 to 41 kernels a block (counted by
 a TorchDispatchMode), at about 10 microseconds of eager PyTorch each (own allowance)."""
@@ -118,11 +116,14 @@ class Unplaceable:
 def place(trial: Trial, cluster: Cluster) -> Placement | Unplaceable:
     """The smallest class in which `trial` fits with `HEADROOM`, or why there is none.
 
+    Where it fits nowhere in full passes, the smallest in which smaller ones do, as the trainer
+    finds by itself (`trainers.memory.fitting_passes`).
     Of several types of GPU any will do, unless one with more memory saves GPUs.
     """
     if trial.trainer == "simulated":
-        gpus = SimulatedSettings.of(trial).gpus
-        return _idle(trial, gpus, cluster) if gpus else _one_core(trial, 0.0, cluster)
+        return _as_asked(trial, SimulatedSettings.of(trial).gpus, cluster)
+    if trial.command is not None:
+        return _as_asked(trial, trial.command.gpus, cluster)
     if not cluster.gpus:
         peak = training_memory(trial.shape, trial.hyperparameters).peak
         return _one_core(trial, PROCESS_BYTES + peak, cluster)
@@ -130,12 +131,8 @@ def place(trial: Trial, cluster: Cluster) -> Placement | Unplaceable:
     weakest = min(types.values(), key=lambda gpu: (gpu.memory_bytes, gpu.peak_flops))
     ways: list[tuple[GpuType, str | None]] = [(weakest, None)]
     ways += [(gpu, n) for n, gpu in types.items() if n and gpu.memory_bytes > weakest.memory_bytes]
-    found = [_on_gpus(trial, gpu, name, cluster) for gpu, name in ways]
-    fitting, ranks = [item for item in found if item is not None], most_ranks(trial.trainer)
-    if not fitting:
-        return _too_large(trial, cluster, ranks)
-    best = min(fitting, key=lambda p: p.gpus)
-    return best if best.gpus <= ranks else _too_many(trial, best, cluster, ranks)
+    fitting = _on_any(trial, ways, cluster) or _on_any(trial, ways, cluster, LEAST)
+    return min(fitting, key=lambda p: p.gpus) if fitting else _too_large(trial, cluster)
 
 
 def busy_share(trial: Trial, gpu: GpuType) -> float:
@@ -146,26 +143,38 @@ def busy_share(trial: Trial, gpu: GpuType) -> float:
     """
     h = trial.hyperparameters
     passes = math.ceil(h.batch_tokens / trial.shape.context / pass_sequences(trial.shape.context))
-    computing = flops_per_token(trial.shape) * h.batch_tokens / gpu.training_flops
+    computing = flops_per_token(trial.shape) * h.batch_tokens / gpu.training_flops(h.precision)
     return computing / max(computing, passes * trial.shape.depth * LAUNCH_SECONDS_PER_BLOCK)
 
 
-def _on_gpus(trial: Trial, gpu: GpuType, name: str | None, cluster: Cluster) -> Placement | None:
-    """The smallest class that fits."""
+def _on_any(
+    trial: Trial,
+    ways: list[tuple[GpuType, str | None]],
+    cluster: Cluster,
+    passes: Passes | None = None,
+) -> list[Placement]:
+    found = (_on_gpus(trial, gpu, name, cluster, passes) for gpu, name in ways)
+    return [placement for placement in found if placement is not None]
+
+
+def _on_gpus(
+    trial: Trial, gpu: GpuType, name: str | None, cluster: Cluster, passes: Passes | None
+) -> Placement | None:
+    """The smallest class that fits; a whole GPU at least where passes are not full ones."""
     for gpus, nodes in _classes(cluster, name):
-        if gpus < 1 and gpus < busy_share(trial, gpu):
+        if gpus < 1 and (passes or gpus < busy_share(trial, gpu)):
             continue
         if gpus * trial.shape.context > trial.hyperparameters.batch_tokens:
             break  # a sequence is not split
-        taken = _bytes(trial, gpus)
+        taken = _bytes(trial, gpus, passes)
         if taken <= _usable(gpu) * min(1.0, gpus):
             return Placement(gpus=gpus, nodes=nodes, gpu_type=name, bytes=taken)
     return None
 
 
-def _bytes(trial: Trial, gpus: float) -> float:
-    gpus = max(1, int(gpus))
-    return CONTEXT_BYTES + training_memory(trial.shape, trial.hyperparameters, gpus=gpus).peak
+def _bytes(trial: Trial, gpus: float, passes: Passes | None) -> float:
+    shape, h, gpus = trial.shape, trial.hyperparameters, max(1, int(gpus))
+    return CONTEXT_BYTES + training_memory(shape, h, gpus=gpus, passes=passes).peak
 
 
 def _usable(gpu: GpuType) -> float:
@@ -202,29 +211,27 @@ def _one_core(trial: Trial, taken: float, cluster: Cluster) -> Placement | Unpla
     return Placement(memory_bytes=int(min(asked, most)), bytes=taken)
 
 
-def _idle(trial: Trial, gpus: float, cluster: Cluster) -> Placement | Unplaceable:
-    """The smallest class of at least so many GPUs, for a trial that leaves them idle."""
+def _as_asked(trial: Trial, gpus: float, cluster: Cluster) -> Placement | Unplaceable:
+    """The smallest class of at least so many GPUs, for a trial of whose memory nothing is known."""
+    if not gpus:
+        return _one_core(trial, 0.0, cluster)
     for count, nodes in _classes(cluster):
         if count >= gpus:
             return Placement(gpus=count, nodes=nodes)
     return Unplaceable(trial=trial, shortfall=_too_few(gpus, cluster))
 
 
-def _too_large(trial: Trial, cluster: Cluster, ranks: float) -> Unplaceable:
+def _too_large(trial: Trial, cluster: Cluster) -> Unplaceable:
     """Why a trial does not fit, in the terms of the largest class that could take it."""
     sequences = trial.hyperparameters.batch_tokens // trial.shape.context
-    classes = [gpus for gpus, _ in _classes(cluster) if gpus <= min(sequences, ranks)]
+    classes = [gpus for gpus, _ in _classes(cluster) if gpus <= sequences]
     if not classes:
         return Unplaceable(trial=trial, shortfall=_too_few(1, cluster))
     most = classes[-1]
     largest = max((node.gpu for node in cluster.of_type(None)), key=_usable)
-    taken, usable = _apart(_bytes(trial, most), _usable(largest))
+    taken, usable = _apart(_bytes(trial, most, LEAST), _usable(largest))
     each = f"each of {most:g} GPUs" if most > 1 else "1 GPU"
-    bound = ""
-    if most == ranks:
-        bound = f", and the trainer {trial.trainer} runs on {_number(ranks)}"
-    elif most == sequences:
-        bound = f", and its batch of {sequences} splits no further"
+    bound = f", and its batch of {sequences} splits no further" if most == sequences else ""
     shortfall = (
         f"needs {taken} on {each}{bound}; of the {_gb(largest.memory_bytes)} of the cluster's, "
         f"{usable} may be used ({HEADROOM:.0%} is kept free){_larger(largest)}"
@@ -238,21 +245,6 @@ def _larger(gpu: GpuType) -> str:
     if found.memory_bytes <= gpu.memory_bytes:
         return ""
     return f'; if they are {found.name}, say so in the sweep: [cluster] gpu = "{found.name}"'
-
-
-def _too_many(trial: Trial, found: Placement, cluster: Cluster, ranks: float) -> Unplaceable:
-    """Why a trial does not fit that would on `found`, which its trainer cannot use."""
-    types = (node.gpu for node in cluster.of_type(found.gpu_type))
-    size = _gb(min(gpu.memory_bytes for gpu in types))
-    shortfall = (
-        f"needs {found.gpus:g} GPUs of {size}, and the trainer {trial.trainer} runs on "
-        f"{_number(ranks)}"
-    )
-    return Unplaceable(trial=trial, shortfall=shortfall)
-
-
-def _number(ranks: float) -> str:
-    return "one" if ranks == 1 else f"{ranks:g}"
 
 
 def _too_few(gpus: float, cluster: Cluster) -> str:

@@ -197,8 +197,7 @@ class Queue:
 
     def move(self, cluster: Cluster) -> None:
         """The cluster is now this one: nodes have joined or left. What ran there must be `lost`."""
-        self._room = Room(cluster)
-        self._settle()
+        self._settle(Room(cluster))
 
     @property
     def _full(self) -> bool:
@@ -248,17 +247,23 @@ class Queue:
         if self._purse.settle(run.job.gpu_seconds, taken):
             self._admit()
 
-    def _settle(self) -> None:
+    def _settle(self, room: Room | None = None) -> None:
         """Lay out anew what runs: first what is known to be somewhere, then the rest, by guess.
 
+        A guess stays what it was, since that is where the trial was sent, as long as there is room.
         What finds no room holds none: the guess was wrong, or its node has gone.
         """
+        sent: dict[str, Names] = {}
         for key in self._running:
-            self._room.release(key)
+            held = self._room.release(key)
+            sent[key] = self._room.named(held.spot) if held is not None else NONE
+        self._room = room or self._room
         self._crowded = False
         for key, run in sorted(self._running.items(), key=lambda item: item[1].nodes is None):
             placement = run.job.placement
-            spot = self._room.on(run.nodes, placement) if run.nodes else self._room.find(placement)
+            spot = self._room.on(run.nodes or sent[key], placement)
+            if spot is None and not run.nodes:
+                spot = self._room.find(placement, but=self._avoids(run.job))
             if spot is None:
                 self._crowded = True
             else:

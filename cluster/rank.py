@@ -9,7 +9,9 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,17 +34,32 @@ class Home:
     """One that was free on this node just now."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sign:
+    """Of life, from a rank that waits for the trial's workspace, or has something to say of it."""
+
+    troubles: tuple[str, ...] = ()
+    """What a person should know."""
+
+
+MakeWorkspace = Callable[[Callable[[str], None]], Workspace]
+"""Makes a trial's workspace, given what tells a person of its troubles."""
+
+
 class Rank:
     """One process of a gang: a Ray actor. It answers while it trains."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
+        self._waits = False
+        self._troubles: deque[str] = deque()
 
     def home(self) -> Home:
         """Where it runs; that it answers at all says that it lives."""
         import ray
 
         # Ray leaves this call untyped.
+        # Ray leaves functions like this one without types.
         address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         with socket.socket() as probe:
             probe.bind((address, 0))
@@ -54,12 +71,12 @@ class Rank:
         self,
         environment: dict[str, str],
         trial: Trial,
-        workspace: Callable[[], Workspace],
+        workspace: MakeWorkspace,
         make: Callable[[str], Trainer],
     ) -> Iterator[Event]:
         """Train as rank 0, until the end or the first checkpoint after `stop`."""
         os.environ.update(environment)
-        own = _RankWorkspace(workspace(), self._stop, saves=True)
+        own = self._workspace(workspace, saves=True)
         passed_on = 0.0
         for event in make(trial.trainer).train(trial, own):
             last = isinstance(event, Step) and own.stopping
@@ -77,18 +94,41 @@ class Rank:
         self,
         environment: dict[str, str],
         trial: Trial,
-        workspace: Callable[[], Workspace],
+        workspace: MakeWorkspace,
         make: Callable[[str], Trainer],
     ) -> None:
         """Train as another rank. Its events are rank 0's as well, and are dropped."""
         os.environ.update(environment)
-        own = _RankWorkspace(workspace(), self._stop, saves=False)
+        own = self._workspace(workspace, saves=False)
         for _ in make(trial.trainer).train(trial, own):
             pass
 
     def stop(self) -> None:
         """Make a checkpoint due."""
         self._stop.set()
+
+    def sign(self) -> Sign | None:
+        """One of life, if it waits for its workspace or has troubles to tell, which it tells once.
+
+        While it trains its events say that it lives; if it hangs there, nothing should.
+        """
+        troubles = []
+        while self._troubles:
+            troubles.append(self._troubles.popleft())
+        return Sign(troubles=tuple(troubles)) if self._waits or troubles else None
+
+    def _workspace(self, make: MakeWorkspace, *, saves: bool) -> _RankWorkspace:
+        with self._waiting():
+            inner = make(self._troubles.append)
+        return _RankWorkspace(inner, self._stop, self._waiting, saves=saves)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
 
 
 @dataclass
@@ -97,6 +137,8 @@ class _RankWorkspace:
 
     inner: Workspace
     stop: threading.Event
+    waiting: Callable[[], AbstractContextManager[None]]
+    """Entered while the storage takes its time."""
     saves: bool
     stopping: bool = False
     """Whether what was due last was due because of a stop."""
@@ -104,6 +146,10 @@ class _RankWorkspace:
     @property
     def directory(self) -> Path:
         return self.inner.directory
+
+    def measured(self, tokens: int) -> bool:
+        with self.waiting():
+            return self.inner.measured(tokens)
 
     def due(self, step: int) -> bool:
         if not self.saves:
@@ -113,11 +159,28 @@ class _RankWorkspace:
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         if self.saves:
-            self.inner.save(step, write)
+            with self.waiting():
+                self.inner.save(step, write)
 
     def checkpoints(self) -> Iterator[Path]:
-        return self.inner.checkpoints()
+        found = self.inner.checkpoints()
+        while True:
+            with self.waiting():
+                path = next(found, None)
+            if path is None:
+                return
+            yield path
 
     def set_aside(self, path: Path, reason: str) -> None:
         if self.saves:
-            self.inner.set_aside(path, reason)
+            with self.waiting():
+                self.inner.set_aside(path, reason)
+
+    @property
+    def keeps_models(self) -> bool:
+        return self.inner.keeps_models
+
+    def keep_model(self, tokens: int, write: Callable[[Path], None]) -> None:
+        if self.saves:
+            with self.waiting():
+                self.inner.keep_model(tokens, write)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from cluster.capacity import Effort, Pace, estimated_seconds, expected_mfu, mfu, seconds
-from cluster.gpus import gpu_type
 from cluster.machines import uniform
 from cluster.placement import LAUNCH_SECONDS_PER_BLOCK, Placement, place
 from orchestrator.planner import make_plan
 from orchestrator.spec import read_spec
 from trainers.flops import flops_per_token, params, trial_flops
-from trainers.trial import Shape
+from trainers.gpus import gpu_type
+from trainers.shape import Shape
 
 MINI = Path(__file__).parents[2] / "examples/mini.toml"
 H100S = uniform(gpus=8, gpu_type="H100")
@@ -45,7 +45,9 @@ def test_fp32_is_expected_to_take_what_was_published_or_a_little_longer() -> Non
     gpu = gpu_type("A100")
     published = flops_per_token(shape) * 16 * 1024 / 1.0 / gpu.fp32_flops
     assert published == pytest.approx(0.67, abs=0.005)
-    assert 0.85 * published < expected_mfu(params(shape).total, gpu.training_flops) < published
+    assert (
+        0.85 * published < expected_mfu(params(shape).total, gpu.training_flops("fp32")) < published
+    )
 
 
 def test_mini_is_expected_to_take_what_it_was_measured_to_take() -> None:
@@ -130,3 +132,11 @@ def test_a_gpus_rows_set_the_pace_of_its_type_alone(make_trial) -> None:
     assert mfu(trial, where, H100S, pace) == pytest.approx(mfu(trial, where, H100S) / 3)
     other = uniform(gpus=8, gpu_type="A100")
     assert seconds(trial, where, other, pace) == seconds(trial, where, other)
+
+
+def test_a_row_on_eight_gpus_is_timed_as_one_on_eight(make_trial) -> None:
+    trial = make_trial(64, 1e11)
+    eight = Placement(gpus=8)
+    taken = 3 * seconds(trial, eight, H100S)
+    pace = Pace.from_rows([_row(trial, "8 x NVIDIA H100 80GB HBM3", taken)])
+    assert seconds(trial, eight, H100S, pace) == pytest.approx(taken)

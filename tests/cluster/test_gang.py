@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +20,12 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from analysis.errors import InputError
-from cluster.gang import GangError, environments, seats, train_in_gang
-from cluster.rank import Home
+from cluster.gang import GangError, train_in_gang
+from cluster.rank import Sign
 from tests.waiting import wait
+from trainers.registry import trainer
 from trainers.simulated import Simulated, SimulatedSettings
+from trainers.template import Command
 from trainers.trial import Event, Measurement, Progress, Step, Trial
 from trainers.workspace import Scratch, Workspace
 
@@ -30,28 +33,8 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers can
 
 ON_ONE_NODE = [{"CPU": 2.0, "GPU": 2.0}]
 ON_TWO_NODES = [{"CPU": 2.0, "GPU": 2.0}, {"CPU": 2.0, "GPU": 2.0}]
+ONE_ON_EACH = [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}]
 HELD_BY_THE_SWEEP = {"CPU": 8.0, "GPU": 4.0}
-
-
-def test_a_group_with_gpus_seats_one_rank_a_gpu_and_one_without_one_a_core() -> None:
-    assert [seat.bundle for seat in seats([{"CPU": 1}, {"GPU": 2, "CPU": 1}])] == [1, 1]
-    assert [dict(seat.resources) for seat in seats([{"CPU": 2}])] == [{"CPU": 1}] * 2
-    marked = {"GPU": 8, "CPU": 8, "accelerator_type:H100": 0.001}
-    assert [dict(seat.resources) for seat in seats([marked])] == [{"GPU": 1, "CPU": 1}] * 8
-
-
-def test_ranks_know_their_place_on_nodes_that_share_an_address() -> None:
-    homes = [
-        Home(node=node, address="10.0.0.1", pid=1, port=port)
-        for node, port in (("a", 7), ("a", 8), ("b", 9))
-    ]
-    made = environments(homes)
-    assert [e["RANK"] for e in made] == ["0", "1", "2"]
-    assert [e["LOCAL_RANK"] for e in made] == ["0", "1", "0"]
-    assert [e["LOCAL_WORLD_SIZE"] for e in made] == ["2", "2", "1"]
-    assert {(e["WORLD_SIZE"], e["MASTER_ADDR"], e["MASTER_PORT"]) for e in made} == {
-        ("3", "10.0.0.1", "7")
-    }
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +60,15 @@ class Leader:
         self._events: Iterator[Event] | None = None
 
     def train(self, trial: Trial, directory: Path, make: Callable[[str], Any]) -> list[Event]:
-        return list(train_in_gang(trial, lambda: Scratch(directory), make=make))
+        return list(
+            train_in_gang(trial, lambda tell: Scratch(directory, keeps_models=True), make=make)
+        )
+
+    def train_tardily(self, trial: Trial, make: Callable[[str], Any]) -> list[Event | Sign]:
+        return list(train_in_gang(trial, _tardy, make=make))
 
     def train_and_stop(self, trial: Trial, directory: Path) -> list[Event]:
-        events = train_in_gang(trial, lambda: Scratch(directory))
+        events = train_in_gang(trial, lambda tell: Scratch(directory))
         seen = []
         for event in events:
             seen.append(event)
@@ -90,7 +78,7 @@ class Leader:
         return seen
 
     def begin(self, trial: Trial, directory: Path, make: Callable[[str], Any]) -> Event:
-        self._events = train_in_gang(trial, lambda: Scratch(directory), make=make)
+        self._events = train_in_gang(trial, lambda tell: Scratch(directory), make=make)
         return next(self._events)
 
     def go_on(self) -> None:
@@ -204,6 +192,36 @@ def test_ranks_meet_in_the_trials_own_group(
     assert {place["CUDA_VISIBLE_DEVICES"] for place in places} == {"0", "1"}
 
 
+MEETS = """
+import json, os, sys
+import torch
+import torch.distributed as dist
+
+dist.init_process_group("gloo")
+total = torch.tensor([dist.get_rank() + 1.0])
+dist.all_reduce(total)
+if dist.get_rank() == 0:
+    print(json.dumps({"step": 1, "train_loss": total.item()}))
+    print(json.dumps({"loss": 1.0 + dist.get_world_size(), "tokens": int(sys.argv[1])}))
+dist.barrier()
+dist.destroy_process_group()  # gloo aborts who still listens to one that has left
+"""
+
+
+@pytest.mark.slow
+def test_somebody_elses_program_meets_itself_on_every_rank(
+    leader, trial: Trial, tmp_path: Path
+) -> None:
+    (tmp_path / "meets.py").write_text(MEETS)
+    command = Command(run=("{python}", "meets.py", "{tokens}"), directory=str(tmp_path))
+    commanded = dataclasses.replace(trial, trainer="command", command=command, settings=())
+    actor = leader(ONE_ON_EACH)
+    first, measured = ray.get(
+        actor.train.remote(commanded, tmp_path / "place", trainer), timeout=120
+    )
+    assert (first.train_loss, measured.loss) == (1 + 2, 3.0)
+
+
 @pytest.mark.slow
 def test_a_simulated_trial_is_the_same_on_four_ranks_and_reserves_nothing_twice(
     leader, trial: Trial, tmp_path: Path
@@ -218,15 +236,15 @@ def test_a_simulated_trial_is_the_same_on_four_ranks_and_reserves_nothing_twice(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 3])
+@pytest.mark.parametrize("victim", [0, 1])
 def test_killing_one_rank_ends_all_and_says_which(
     leader, trial: Trial, tmp_path: Path, victim: int
 ) -> None:
-    actor = leader(ON_TWO_NODES)
+    actor = leader(ONE_ON_EACH)
     ray.get(actor.begin.remote(trial, tmp_path, lambda name: Reducing(rounds=10_000)), timeout=120)
     pids = [place["pid"] for place in _places(tmp_path)]
     os.kill(pids[victim], signal.SIGKILL)
-    message = rf"rank {victim} of 4 on node .*process {pids[victim]}\) died"
+    message = rf"rank {victim} of 2 on node .*process {pids[victim]}\) died"
     with pytest.raises(GangError, match=message) as caught:
         ray.get(actor.go_on.remote(), timeout=60)
     assert caught.value.cause.lost
@@ -277,12 +295,36 @@ def test_closing_the_generator_leaves_a_checkpoint_to_go_on_from(
 
 
 @pytest.mark.slow
-def test_a_trainer_of_one_process_refuses_and_is_quoted(leader, make_trial, tmp_path: Path) -> None:
+def test_two_ranks_pretrain_what_one_process_does(leader, make_trial, tmp_path: Path) -> None:
+    from trainers.models import read_model
+    from trainers.pretrain import Pretrain
     from trainers.registry import trainer
 
+    trial = make_trial(16, 3e9)
+    h = dataclasses.replace(trial.hyperparameters, batch_tokens=5 * 64, steps=30)
+    trial = dataclasses.replace(trial, hyperparameters=h)
     actor = leader(ON_ONE_NODE)
-    with pytest.raises(InputError, match="pretrain runs on one process, but WORLD_SIZE is 2"):
-        ray.get(actor.train.remote(make_trial(16, 1e9), tmp_path, trainer), timeout=60)
+    *_, found = ray.get(actor.train.remote(trial, tmp_path / "two", trainer), timeout=120)
+    *_, alone = Pretrain().train(trial, Scratch(tmp_path / "one"))
+    assert found.loss == pytest.approx(alone.loss, rel=1e-5)
+    assert [p.train_loss for p in found.curve] == pytest.approx(
+        [p.train_loss for p in alone.curve], rel=1e-5
+    )
+    (model,) = (tmp_path / "two" / "models").iterdir()
+    assert read_model(model, "the model").loss == found.loss
+
+
+@pytest.mark.slow
+def test_more_ranks_than_sequences_are_refused_and_quoted(
+    leader, make_trial, tmp_path: Path
+) -> None:
+    from trainers.registry import trainer
+
+    trial = make_trial(16, 1e9)
+    assert trial.hyperparameters.batch_tokens == trial.shape.context
+    actor = leader(ON_ONE_NODE)
+    with pytest.raises(InputError, match="has 1 sequences a step, which 2 processes cannot share"):
+        ray.get(actor.train.remote(trial, tmp_path, trainer), timeout=60)
 
 
 @pytest.mark.slow
@@ -292,10 +334,47 @@ def test_a_leader_that_holds_a_gpu_is_refused(leader, trial: Trial, tmp_path: Pa
         ray.get(actor.train.remote(trial, tmp_path, _simulated), timeout=60)
 
 
+class Storing:
+    """Takes its time to store a checkpoint, for the time of several questions."""
+
+    def train(self, trial: Trial, workspace: Workspace) -> Iterator[Event]:
+        yield Step(1)
+        workspace.save(1, lambda path: path.write_text("1"))
+        *_, measured = Simulated().train(trial, workspace)
+        yield measured
+
+
+class Tardy(Scratch):
+    """A workspace whose storage takes five seconds."""
+
+    tell: Callable[[str], None]
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        self.tell("cannot store checkpoints: it is away")
+        time.sleep(5)
+        super().save(step, write)
+
+
+def _tardy(tell: Callable[[str], None]) -> Tardy:
+    made = Tardy(Path(tempfile.mkdtemp()))
+    made.tell = tell
+    return made
+
+
+@pytest.mark.slow
+def test_a_gang_that_waits_for_its_storage_gives_signs_of_life(leader, trial: Trial) -> None:
+    actor = leader(ON_ONE_NODE)
+    events = ray.get(actor.train_tardily.remote(trial, lambda name: Storing()), timeout=120)
+    signs = [event for event in events if isinstance(event, Sign)]
+    assert 2 <= len(signs) <= 4
+    assert [t for sign in signs for t in sign.troubles] == ["cannot store checkpoints: it is away"]
+    assert (events[0], type(events[-1])) == (Step(1), Measurement)
+
+
 def _observe(config: dict[str, Any]) -> None:
     from ray import tune
 
-    *_, measured = train_in_gang(config["trial"], lambda: Scratch(config["directory"]))
+    *_, measured = train_in_gang(config["trial"], lambda tell: Scratch(config["directory"]))
     tune.report({"loss": measured.loss})
 
 
@@ -307,7 +386,7 @@ def test_tunes_actor_leads_from_an_empty_first_bundle(
 
     monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
     monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    factory = tune.PlacementGroupFactory([{}, *ON_TWO_NODES], strategy="STRICT_SPREAD")
+    factory = tune.PlacementGroupFactory([{}, *ONE_ON_EACH], strategy="STRICT_SPREAD")
     trials = [dataclasses.replace(trial, seed=seed) for seed in range(2)]
     config = {"trial": tune.grid_search(trials), "directory": tmp_path}
     results = tune.Tuner(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cluster.gpus import gpu_type
 from cluster.machines import UNKNOWN_GPU, Node, cluster_from_ray, uniform
+from trainers.gpus import gpu_type
 
 
 def _ray_node(name: str, *, alive: bool = True, **resources: float) -> dict:

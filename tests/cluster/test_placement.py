@@ -1,23 +1,15 @@
 """Where trials go: the smallest class that fits, and by name those that fit nowhere."""
 
 import dataclasses
-import math
 import re
 
 import pytest
 
 from cluster.machines import Cluster, Node, as_told, uniform
-from cluster.memory import CONTEXT_BYTES, training_memory
-from cluster.placement import (
-    HEADROOM,
-    PROCESS_BYTES,
-    Placement,
-    Unplaceable,
-    busy_share,
-    place,
-)
-from trainers import registry
-from trainers.trial import Shape, Trial
+from cluster.placement import PROCESS_BYTES, Placement, Unplaceable, busy_share, place
+from trainers.memory import CONTEXT_BYTES, HEADROOM, fitting_passes, training_memory
+from trainers.shape import Shape
+from trainers.trial import Trial
 
 H100S = uniform(nodes=8, gpus=8, gpu_type="H100")
 
@@ -39,12 +31,6 @@ def large(make_trial):
     return make
 
 
-@pytest.fixture
-def many_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if `pretrain` could use any number of GPUs."""
-    monkeypatch.setitem(registry.RANKS, "pretrain", math.inf)
-
-
 def _placed(trial: Trial, cluster: Cluster) -> Placement:
     found = place(trial, cluster)
     assert isinstance(found, Placement), str(found)
@@ -64,14 +50,12 @@ def _simulated(trial: Trial, **settings: float) -> Trial:
         (1856, "2 GPUs"),  # 1.2e9 x 20 = 24 GB, and 57
     ],
 )
-@pytest.mark.usefixtures("many_ranks")
 def test_the_class_grows_with_the_model(large, width: int, label: str) -> None:
     found = _placed(large(width), H100S)
     assert found.label == label
     assert found.bytes <= (1 - HEADROOM) * 80e9 * min(1, found.gpus)
 
 
-@pytest.mark.usefixtures("many_ranks")
 def test_a_larger_model_never_takes_fewer_gpus(large) -> None:
     gpus = [_placed(large(width), H100S).gpus for width in range(64, 2432, 64)]
     assert gpus == sorted(gpus)
@@ -86,18 +70,6 @@ def test_a_share_is_for_models_that_cannot_fill_a_gpu(large) -> None:
     assert _placed(larger, H100S).gpus == 1
 
 
-def test_what_needs_more_gpus_than_its_trainer_can_use_is_named(large, many_ranks) -> None:
-    """Only `pretrain` is bounded; with a bound of four, those that take four are placed."""
-    found = place(large(1856), H100S)
-    assert isinstance(found, Placement)
-    registry.RANKS["pretrain"] = 1
-    found = place(large(1856), H100S)
-    assert isinstance(found, Unplaceable)
-    assert found.shortfall == "needs 2 GPUs of 80 GB, and the trainer pretrain runs on one"
-    registry.RANKS["pretrain"] = 2
-    assert isinstance(place(large(1856), H100S), Placement)
-
-
 def test_a_share_holds_the_model_and_its_own_context(large) -> None:
     """An eighth of a T4 is 2 GB, and CUDA's context takes 0.8 of it."""
     cluster = uniform(gpus=1, gpu_type="T4")
@@ -106,6 +78,18 @@ def test_a_share_holds_the_model_and_its_own_context(large) -> None:
     found = _placed(trial, cluster)
     assert found.bytes == pytest.approx(taken)
     assert found.gpus * 16e9 * 0.9 > taken
+
+
+def test_a_sequence_that_fits_nowhere_whole_is_computed_in_parts(large) -> None:
+    """16,384 tokens x 16 blocks x 14 x 1024 floats are 15 GB, their inputs alone one."""
+    cluster = uniform(gpus=1, gpu_type="T4")
+    trial = large(1024, sequences=1, context=16_384)
+    h, usable = trial.hyperparameters, (1 - HEADROOM) * 16e9
+    assert CONTEXT_BYTES + training_memory(trial.shape, h).peak > usable
+    found = _placed(trial, cluster)
+    assert found.label == "1 GPU"
+    assert found.bytes <= usable
+    assert fitting_passes(trial.shape, h, usable - CONTEXT_BYTES).recomputed
 
 
 def test_without_gpus_a_trial_is_a_core_and_its_memory(make_trial) -> None:
@@ -165,10 +149,10 @@ def test_only_what_needs_the_larger_type_is_tied_to_it(large) -> None:
     ("width", "cluster", "shortfall"),
     [
         (
-            4096,  # 12.9e9 x 20 = 258 GB, and 259 of activations
+            4096,  # 12.9e9 x 20 = 258 GB, of a sequence 64 blocks x 4096 x 1024 floats, 1 GB
             uniform(gpus=1, gpu_type="H100"),
-            r"needs 51\d GB on 1 GPU, and the trainer pretrain runs on one; of the 80 GB of "
-            r"the cluster's, 72 GB may be used \(10% is kept free\)",
+            r"needs 2[67]\d GB on 1 GPU; of the 80 GB of the cluster's, 72 GB may be used "
+            r"\(10% is kept free\)",
         ),
         (64, uniform(gpus=8, cpus=0), r"needs 1 GPU and a core for each, .* taken for T4s"),
     ],
@@ -181,7 +165,7 @@ def test_what_fits_nowhere_is_named_with_its_shortfall(large, width, cluster, sh
 
 
 def test_where_ray_leaves_the_memory_open_a_refusal_says_how_to_tell_it(large) -> None:
-    trial = large(1600)
+    trial = large(2304)  # 2.3e9 parameters x 20 bytes = 46 GB
     node = Node(name="a", cpus=8, gpus=1, gpu_type="A100")
     refused = place(trial, Cluster(nodes=(node,)))
     assert '[cluster] gpu = "A100 80GB"' in refused.shortfall
@@ -190,11 +174,10 @@ def test_where_ray_leaves_the_memory_open_a_refusal_says_how_to_tell_it(large) -
     assert "[cluster]" not in told.shortfall
 
 
-@pytest.mark.usefixtures("many_ranks")
 def test_a_trial_that_no_class_can_hold_is_named_by_the_largest(large) -> None:
-    """1.03e11 x 20 / 8 = 258 GB, and 128 blocks x 15 x 8192 x 16,384 floats, 1030 GB."""
+    """1.03e11 x 20 / 8 = 258 GB, two gathered blocks, 13, and 128 x 8192 x 1024 floats, 4."""
     found = place(large(8192), uniform(gpus=8, gpu_type="A100-40G"))
-    assert re.match(r"needs 13\d\d GB on each of 8 GPUs; of the 40 GB", found.shortfall)
+    assert re.match(r"needs 27\d GB on each of 8 GPUs; of the 40 GB", found.shortfall)
 
 
 def test_sizes_that_differ_are_told_apart(large) -> None:
@@ -220,7 +203,6 @@ def test_simulated_trials_that_fit_nowhere_are_named(make_trial) -> None:
     assert "a core for each" in str(place(_simulated(trial, gpus=4), starved))
 
 
-@pytest.mark.usefixtures("many_ranks")
 def test_a_batch_that_cannot_be_split_bounds_the_gpus(large) -> None:
     """Two sequences are for two GPUs at most, and half of this model fits on neither."""
     found = place(large(5120, sequences=2), H100S)

@@ -48,6 +48,24 @@ def test_side_by_side_trials_take_no_more_memory_than_their_node_has() -> None:
     assert _all(queue, 4.0) == ["6"]
 
 
+def test_a_trial_whose_node_is_not_told_yet_is_taken_to_be_where_it_was_sent() -> None:
+    """Also when all is laid out anew, for what is told of others or since a node joined."""
+    nodes = [Node(name=name, cpus=8, gpus=1) for name in "xyz"]
+    queue = Queue([_job(key, 1, 9) for key in "abc"], Cluster(nodes=tuple(nodes)))
+    assert _all(queue, 0.0) == ["a", "b", "c"]
+    sent = {key: str(queue.where(key)) for key in "abc"}
+    assert queue.avoid("a", sent["a"])
+    queue.lost("a", 1.0)
+    queue.ended("b", 2.0)
+    assert _all(queue, 2.0) == ["a"]
+    assert queue.where("a") == sent["b"]
+    queue.started("a", [], 3.0)
+    assert queue.where("a") == sent["b"]
+    queue.started("c", [sent["c"]], 3.0)
+    queue.move(Cluster(nodes=(*nodes[::-1], Node(name="w", cpus=8, gpus=1))))
+    assert (queue.where("a"), queue.where("c")) == (sent["b"], sent["c"])
+
+
 def test_a_trial_avoids_nodes_while_another_could_hold_it() -> None:
     nodes = [Node(name=name, cpus=8, gpus=gpus) for name, gpus in (("x", 1), ("y", 1), ("z", 0))]
     queue = Queue([_job("a", 1, 9), _job("b", 1, 8), _job("c", 1, 7)], Cluster(nodes=tuple(nodes)))

@@ -25,9 +25,8 @@ import requests
 
 from analysis.errors import InputError
 from cluster.dashboard import Token, connect, hosts
-from cluster.submit import Job, _Log, staged, submit
+from cluster.submit import Job, _Log, submit
 from orchestrator.proof import ROOMS, rooms
-from orchestrator.shipping import pack
 from tests.waiting import free_ports, wait
 
 BIN = Path(sys.executable).parent
@@ -124,51 +123,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         one.kill()
 
 
-# Without a cluster: what travels.
-
-
-def _sweep(path: Path, glob: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'name = "x"\ncorpus = {{kind = "files", glob = "{glob}"}}\nbudgets = [1e10]\n')
-    return path
-
-
-@pytest.mark.parametrize("glob", ["text/*.txt", "../text/**/*.txt"])
-def test_a_sweep_finds_its_corpus_where_it_is_staged(tmp_path: Path, glob: str) -> None:
-    sweep = _sweep(tmp_path / "here/sweeps/x.toml", glob)
-    text = sweep.parent / glob.split("*")[0] / "book.txt"
-    text.parent.mkdir(parents=True)
-    text.write_text("once")
-    shipment = pack(sweep)
-    with staged(Job(name="x", command=(), packages=(), files=shipment.files)) as directory:
-        moved = directory / shipment.sweep
-        assert moved.read_text() == sweep.read_text()
-        (found,) = moved.parent.glob(glob) if ".." not in glob else moved.parents[1].rglob("*.txt")
-        assert found.read_text() == "once"
-    assert not directory.exists()
-
-
-def test_a_corpus_at_an_absolute_path_stays_there(tmp_path: Path) -> None:
-    (tmp_path / "book.txt").write_text("once")
-    assert len(pack(_sweep(tmp_path / "x.toml", f"{tmp_path}/*.txt")).files) == 1
-
-
-def test_a_corpus_that_is_not_there_is_named_before_anything_is_sent(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no file matches .*\*\.txt"):
-        pack(_sweep(tmp_path / "x.toml", "*.txt"))
-
-
-def test_a_corpus_too_large_to_travel_is_refused(tmp_path: Path) -> None:
-    with (tmp_path / "book.txt").open("w") as file:
-        file.truncate(70 << 20)
-    files = pack(_sweep(tmp_path / "x.toml", "*.txt")).files
-    with (
-        pytest.raises(InputError, match="73 MB, more than the 67 MB"),
-        staged(Job(name="x", command=(), packages=(), files=files)),
-    ):
-        pass
-
-
 class _Breaking:
     """A client whose connection breaks in the middle of the log, which then starts afresh."""
 
@@ -186,7 +140,7 @@ def test_a_log_is_written_once_however_often_the_connection_breaks() -> None:
     log = _Log(written.append)
     for _ in range(3):
         # It has of a client what the log needs.
-        asyncio.run(log.tail(client, "job"))  # type: ignore[arg-type]
+        asyncio.run(log.tail(client, "job"))  # type: ignore[arg-type] # all that a log needs of one
     assert "".join(written) == "one\ntwo\nthree\n"
 
 

@@ -6,19 +6,22 @@ too (a TorchDispatchMode would see only what operators return), so its peak is e
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from cluster.memory import training_memory
+from trainers import transformer
 from trainers.flops import EVALUATION_TOKENS, PASS_TOKENS, params
+from trainers.memory import LEAST, Passes, fitting_passes, training_memory
 from trainers.optimizer import Optimizer
-from trainers.pretrain import accumulate
-from trainers.recipe import named
+from trainers.passes import accumulate, prepared
+from trainers.recipes import named
+from trainers.shape import Shape
 from trainers.transformer import Transformer
-from trainers.trial import Hyperparameters, Shape
+from trainers.trial import Hyperparameters
 
 SHAPES = [  # width, depth, heads, vocabulary, context, sequences, optimiser
     (64, 2, 2, 256, 64, 16, "muon"),
@@ -39,29 +42,46 @@ SHAPES = [  # width, depth, heads, vocabulary, context, sequences, optimiser
 
 
 def _setting(
-    width: int, depth: int, heads: int, vocabulary: int, context: int, sequences: int, optimizer
+    width: int,
+    depth: int,
+    heads: int,
+    vocabulary: int,
+    context: int,
+    sequences: int,
+    optimizer,
+    *,
+    recipe: str = "mini",
 ) -> tuple[Shape, Hyperparameters]:
-    shape = Shape(width=width, depth=depth, heads=heads, vocabulary=vocabulary, context=context)
-    h = named("mini").resolve(shape, 1e6)
+    rules = named(recipe, None if recipe == "mini" else {"precision": "fp32"})
+    shape = Shape(
+        width=width,
+        depth=depth,
+        heads=heads,
+        vocabulary=vocabulary,
+        context=context,
+        architecture=rules.architecture,
+    )
+    h = rules.resolve(shape, 1e6)
     changed = {"batch_tokens": sequences * context, "optimizer": optimizer}
     return shape, dataclasses.replace(h, **changed)
 
 
-def _train(shape: Shape, h: Hyperparameters, device: str) -> None:
+def _train(shape: Shape, h: Hyperparameters, device: str, passes: Passes | None = None) -> None:
     """Two steps and an evaluation batch, as `pretrain` makes them."""
-    model = Transformer(shape, 0).to(device)
+    passes = passes or fitting_passes(shape, h, None)
+    model = Transformer(shape, 0, partial(prepared, passes=passes)).to(device)
     optimizer = Optimizer(model, h)
     for sequences in [h.batch_tokens // shape.context] * 2:
         windows = torch.zeros(sequences, shape.context + 1, dtype=torch.int64, device=device)
-        accumulate(model, windows)
+        accumulate(model.loss, windows, passes, after_pass=optimizer.collect)
         optimizer.step(1.0)
     size = max(1, EVALUATION_TOKENS // shape.context)
     model.token_losses(torch.zeros(size, shape.context + 1, dtype=torch.int64, device=device))
 
 
-def _cpu_peak(shape: Shape, h: Hyperparameters, trace: Path) -> float:
+def _cpu_peak(shape: Shape, h: Hyperparameters, trace: Path, passes: Passes | None = None) -> float:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        _train(shape, h, "cpu")
+        _train(shape, h, "cpu", passes)
     profiler.export_chrome_trace(str(trace))
     events = [e for e in json.loads(trace.read_text())["traceEvents"] if e["name"] == "[memory]"]
     events.sort(key=lambda event: event["ts"])
@@ -69,12 +89,55 @@ def _cpu_peak(shape: Shape, h: Hyperparameters, trace: Path) -> float:
     return max(totals) - (totals[0] - events[0]["args"]["Bytes"])
 
 
-@pytest.mark.parametrize("setting", SHAPES)
-def test_the_peak_is_what_torch_allocates(tmp_path: Path, setting) -> None:
-    """Measured, it was from 1.9% below to 2.6% above for these and a dozen others."""
-    shape, h = _setting(*setting)
+@pytest.mark.parametrize(
+    ("setting", "recipe", "precision"),
+    [
+        *((shape, "mini", "fp32") for shape in SHAPES),
+        *((shape, "llama-adamw", "fp32") for shape in SHAPES[::2]),
+        *((shape, "mini", "bf16") for shape in SHAPES[1::2]),
+    ],
+)
+def test_the_peak_is_what_torch_allocates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting, recipe: str, precision: str
+) -> None:
+    """With the blocks that a GPU runs; those by hand for one core need less.
+
+    RMSNorm in bf16 is not among them: on a CPU torch makes it of pieces, which keep copies in fp32.
+    """
+    monkeypatch.setattr(transformer, "_on_one_core", lambda *_: False)
+    shape, h = _setting(*setting, recipe=recipe)
+    h = dataclasses.replace(h, precision=precision)
     measured = _cpu_peak(shape, h, tmp_path / "trace.json")
-    assert 0.95 * measured <= training_memory(shape, h).peak <= 1.15 * measured
+    assert 0.95 * measured <= training_memory(shape, h).peak <= 1.2 * measured
+
+
+@pytest.mark.parametrize("recipe", ["mini", "llama-adamw"])
+def test_blocks_that_are_computed_again_keep_their_input_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    monkeypatch.setattr(transformer, "_on_one_core", lambda *_: False)
+    shape, h = _setting(64, 8, 2, 256, 256, 16, "adamw", recipe=recipe)
+    passes = Passes(sequences=h.batch_tokens // shape.context, recomputed=True)
+    kept = training_memory(shape, h).peak
+    measured = _cpu_peak(shape, h, tmp_path / "trace.json", passes)
+    assert 0.95 * measured <= training_memory(shape, h, passes=passes).peak <= 1.2 * measured
+    assert measured < 0.6 * kept
+
+
+def test_blocks_are_computed_again_only_where_not_one_sequence_fits() -> None:
+    """As room shrinks: fewer sequences a pass, then one of which less is kept, then no way out."""
+    shape, h = _setting(256, 8, 4, 256, 1024, 8, "adamw")
+    every = [Passes(sequences=n, recomputed=r) for r in (False, True) for n in (8, 4, 2, 1)]
+    needs = {passes: training_memory(shape, h, passes=passes).peak for passes in every}
+    assert fitting_passes(shape, h, None) == every[0]
+    for passes, taken in needs.items():
+        found = fitting_passes(shape, h, taken)
+        assert needs[found] <= taken
+        assert found.recomputed <= passes.recomputed
+        assert not found.recomputed or needs[Passes(sequences=1)] > taken
+    assert fitting_passes(shape, h, needs[every[3]]) == every[3]
+    assert fitting_passes(shape, h, needs[LEAST]) == LEAST
+    assert fitting_passes(shape, h, 0.0) == LEAST
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,0 +1,82 @@
+"""The device that a process trains on, and how fast it is."""
+
+from __future__ import annotations
+
+import platform
+import time
+from functools import lru_cache
+
+import torch
+
+from trainers.gpus import known_type
+from trainers.memory import CONTEXT_BYTES, HEADROOM
+from trainers.trial import Precision
+
+PRODUCTS = 30
+"""That a peak is measured by."""
+
+
+@lru_cache(maxsize=4)
+def peak_flops(device: torch.device, precision: Precision = "fp32") -> float:
+    """Peak FLOP/s of a device in a precision: a GPU's by its datasheet, if its type is known.
+
+    Otherwise measured, once a process, as the best of many products: of a CPU by the time that its
+    thread computes, so that neighbours do not count; of a GPU by the clock.
+    """
+    if device.type == "cuda":
+        known = datasheet_flops(torch.cuda.get_device_name(device), precision)
+        if known is not None:
+            return known
+    # On a GPU 0.2 GB at most, a part of what `HEADROOM` leaves.
+    size = 1024 if device.type == "cpu" else 4096
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(PRODUCTS):
+        synchronise(device)
+        start = clock()
+        torch.mm(a, b)
+        synchronise(device)
+        best = min(best, clock() - start)
+    return float(2 * size**3 / best)
+
+
+def datasheet_flops(name: str, precision: Precision) -> float | None:
+    """Peak FLOP/s of a GPU by what its driver calls it; None for unknown types and parts of one.
+
+    >>> datasheet_flops("NVIDIA H100 80GB HBM3", "bf16")
+    989000000000000.0
+    >>> datasheet_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16")
+    """
+    known = known_type(name)
+    return None if known is None or "MIG" in name.split() else known.training_flops(precision)
+
+
+def room(device: torch.device) -> float | None:
+    """Bytes that training may take on a device; None on a CPU.
+
+    There a result is the same to the bit whatever the machine, so nothing may depend on its memory.
+    """
+    if device.type != "cuda":
+        return None
+    return (1 - HEADROOM) * torch.cuda.get_device_properties(device).total_memory - CONTEXT_BYTES
+
+
+def this_device() -> torch.device:
+    """The GPU that this process was given, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name(device: torch.device, count: int = 1) -> str:
+    """What a row says that it was measured on, as in "8 x NVIDIA H100 80GB HBM3"."""
+    several = f"{count} x " if count > 1 else ""
+    if device.type == "cuda":
+        return several + torch.cuda.get_device_name(device)
+    return f"{several}{platform.machine()} CPU, 1 thread"
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until what is queued is done, so that clocks are right."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,113 @@
+"""The user's own program: what it is given, and what of it is in a trial's key."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from analysis.errors import InputError
+from tests.trainers.commands import RESULT, MakeCommand, measure
+from trainers.command import Commanded, values
+from trainers.template import PLACEHOLDERS, expand
+from trainers.trial import Trial
+from trainers.workspace import Scratch
+
+
+def test_a_program_gets_what_the_trial_has(commanded: MakeCommand, workspace: Scratch) -> None:
+    names = [name for name in PLACEHOLDERS if name != "python"]
+    trial = commanded(
+        f"""
+        import json, os, sys
+        json.dump([sys.argv[1:], os.environ["SIZE"], os.getcwd()], open(sys.argv[1], "w"))
+        print('{RESULT}')
+        """,
+        str(workspace.directory / "seen.json"),
+        *(f"{{{name}}}" for name in names),
+        env=(("SIZE", "{width}x{depth} {{}}"),),
+    )
+    measure(trial, workspace)
+    (_, *given), size, where = json.loads((workspace.directory / "seen.json").read_text())
+    expected = values(trial, workspace.directory / "command-0")
+    assert dict(zip(names, given, strict=True)) == {name: expected[name] for name in names}
+    assert size == "24x2 {}"
+    assert where == trial.command.directory
+    h = trial.hyperparameters
+    assert float(expected["learning_rate"]) == h.matrix_rate
+    assert int(expected["sequences"]) * trial.shape.context == h.batch_tokens
+    assert int(expected["steps"]) * h.batch_tokens == int(expected["tokens"]) == trial.tokens
+
+
+def test_every_placeholder_has_a_value(commanded: MakeCommand, tmp_path: Path) -> None:
+    assert set(values(commanded(""), tmp_path)) == set(PLACEHOLDERS)
+
+
+@pytest.mark.parametrize("text", ["{widht}", "{width:03d}", "{width!r}", "{}", "{0}", "{width.x}"])
+def test_an_unknown_placeholder_is_named_with_the_known_ones(text: str) -> None:
+    with pytest.raises(InputError, match=r"has the placeholder \{.*\}; there are width, depth"):
+        expand(text, dict.fromkeys(PLACEHOLDERS, ""))
+
+
+@pytest.mark.parametrize("text", ["{width", "width}", "{"])
+def test_a_single_brace_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="has a brace without its partner: double it"):
+        expand(text, dict.fromkeys(PLACEHOLDERS, ""))
+
+
+def test_no_shell_sees_the_command(
+    commanded: MakeCommand, workspace: Scratch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = commanded(
+        f"""
+        import sys
+        print(sys.argv[1])
+        print('{RESULT}')
+        """,
+        "$HOME; rm -rf * `id`",
+    )
+    assert measure(trial, workspace).loss == 3.0
+    assert "$HOME; rm -rf * `id`" in capsys.readouterr().out
+
+
+# What decides a trial
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run": ("other",)},
+        {"files": (("train.py", "0"),)},
+        {"env": (("A", "b"),)},
+    ],
+)
+def test_what_decides_the_result_is_in_the_key(commanded: MakeCommand, change: dict) -> None:
+    trial = commanded("")
+    changed = dataclasses.replace(trial, command=dataclasses.replace(trial.command, **change))
+    assert changed.key != trial.key
+    assert changed.command.hash != trial.command.hash
+
+
+@pytest.mark.parametrize("change", [{"directory": "/"}, {"gpus": 2.0}, {"timeout_seconds": 9.0}])
+def test_what_says_how_it_runs_is_not(commanded: MakeCommand, change: dict) -> None:
+    trial = commanded("")
+    changed = dataclasses.replace(trial, command=dataclasses.replace(trial.command, **change))
+    assert (changed.key, changed.command.hash) == (trial.key, trial.command.hash)
+
+
+def test_a_commanded_trial_survives_json(commanded: MakeCommand) -> None:
+    trial = commanded("", env=(("A", "b"),))
+    again = Trial.from_dict(json.loads(json.dumps(trial.to_dict())))
+    assert again == trial
+    assert again.key == trial.key
+
+
+def test_a_file_that_changed_since_the_plan_is_named(
+    commanded: MakeCommand, workspace: Scratch, tmp_path: Path
+) -> None:
+    trial = commanded("")
+    (tmp_path / "train.py").write_text("print()")
+    with pytest.raises(InputError, match=r"train\.py has hash .* was planned with .*: it changed"):
+        list(Commanded().train(trial, workspace))
+    (tmp_path / "train.py").unlink()
+    with pytest.raises(InputError, match=r"train\.py cannot be read on .*: No such file"):
+        list(Commanded().train(trial, workspace))

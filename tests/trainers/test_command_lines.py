@@ -1,0 +1,178 @@
+"""What the user's own program may say, and what is made of it."""
+
+import time
+
+import pytest
+
+from tests.trainers.commands import RESULT, MakeCommand, failure, measure
+from trainers.command import Commanded
+from trainers.flops import flops_per_token
+from trainers.trial import Measurement, Progress, Step
+from trainers.workspace import Scratch
+
+TALKS = """
+import json, sys
+steps, batch = int(sys.argv[1]), int(sys.argv[2])
+print("a line of log")
+print("and one of errors", file=sys.stderr)
+for step in (1, steps // 2, steps):
+    line = {"step": step, "train_loss": 5.0 - step / steps}
+    if step > 1:
+        line["heldout_loss"] = 5.1 - step / steps
+    print(json.dumps(line))
+print('{"of": "another kind"}')
+print(json.dumps({"loss": 3.25, "loss_stderr": 0.01, "tokens": steps * batch}))
+"""
+
+
+def test_its_lines_become_events_and_a_measurement(
+    commanded: MakeCommand, workspace: Scratch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = commanded(TALKS, "{steps}", "{batch_tokens}")
+    *events, measured = Commanded().train(trial, workspace)
+    steps = trial.hyperparameters.steps
+    half = steps // 2
+    kinds = [(type(event), event.step) for event in events]
+    assert kinds == [(kind, step) for step in (1, half, steps) for kind in (Progress, Step)]
+    assert isinstance(measured, Measurement)
+    assert (measured.status, measured.loss, measured.loss_stderr) == ("complete", 3.25, 0.01)
+    assert (measured.tokens, measured.steps, measured.resumed_from) == (trial.tokens, steps, 0)
+    assert [p.train_loss for p in measured.curve] == [5 - 1 / steps, 5 - half / steps, 4.0]
+    assert measured.curve[-1].heldout_loss == 3.25
+    assert measured.curve[-1].flops == pytest.approx(trial.tokens * flops_per_token(trial.shape))
+    assert (measured.params, measured.flops) == (None, None)
+    printed = capsys.readouterr().out.splitlines()
+    assert sorted(printed) == ["a line of log", "and one of errors", '{"of": "another kind"}']
+
+
+def test_its_lines_may_come_in_a_file(commanded: MakeCommand, workspace: Scratch) -> None:
+    trial = commanded(
+        """
+        import sys, time
+        with open(sys.argv[1], "w") as file:
+            file.write('{"step": 100, "train_loss": 4.0}\\n')
+            file.flush()
+            time.sleep(0.3)
+            file.write('{"loss": 3.0}')
+        """,
+        "{result}",
+    )
+    events = list(Commanded().train(trial, workspace))
+    assert [type(event) for event in events] == [Progress, Step, Measurement]
+    assert events[-1].loss == 3.0
+
+
+def test_what_it_declares_of_its_model_is_taken(commanded: MakeCommand, workspace: Scratch) -> None:
+    told = {"params_non_embedding": 9_000, "params_matmul": 10_000, "params_total": 11_000}
+    trial = commanded(
+        f"""
+        import json
+        print(json.dumps({{"step": 100, "train_loss": 4.0}}))
+        print(json.dumps({{"loss": 3.0, "flops": 1.5e9, **{told}}}))
+        """
+    )
+    measured = measure(trial, workspace)
+    assert measured.params == {"non_embedding": 9_000, "matmul": 10_000, "total": 11_000}
+    assert measured.flops == 1.5e9
+    (point,) = measured.curve
+    assert point.flops == pytest.approx(1.5e9 * point.tokens / trial.tokens)
+
+
+def test_flops_follow_declared_parameters(commanded: MakeCommand, workspace: Scratch) -> None:
+    """3 x 2 FLOPs a token for each further parameter that multiplies an activation."""
+    told = RESULT.replace("}", ', "params_matmul": 30000, "params_total": 40000}')
+    trial = commanded(f"print('{told}')")
+    measured = measure(trial, workspace)
+    ours = flops_per_token(trial.shape) * trial.tokens
+    assert measured.flops == pytest.approx(ours + 6 * (30_000 - 19_968) * trial.tokens)
+
+
+def test_a_loss_that_is_none_is_a_divergence(commanded: MakeCommand, workspace: Scratch) -> None:
+    for said, reason in (
+        ('{"loss": NaN}', "the held-out loss is nan"),
+        ('{"loss": Infinity}', "the held-out loss is inf"),
+        ('{"loss": null, "status": "diverged", "reason": "spiked"}', "spiked"),
+        (RESULT.replace("3.0", "5.6"), "the held-out loss 5.600 is above 5.545 nats/token, that o"),
+    ):
+        measured = measure(commanded(f"print('{said}')"), workspace)
+        assert (measured.status, measured.loss) == ("diverged", None)
+        assert measured.reason is not None
+        assert reason in measured.reason
+
+
+def test_a_training_loss_that_is_none_ends_the_program(
+    commanded: MakeCommand, workspace: Scratch
+) -> None:
+    trial = commanded(
+        """
+        import time
+        print('{"step": 7, "train_loss": NaN}')
+        time.sleep(600)
+        """
+    )
+    started = time.monotonic()
+    measured = measure(trial, workspace)
+    assert time.monotonic() - started < 20
+    assert (measured.status, measured.steps) == ("diverged", 7)
+    assert measured.reason == (
+        f"the training loss was nan at step 7 of {trial.hyperparameters.steps}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ('{"loss": "3.0"}', "loss is '3.0', but it should be a valid number"),
+        ('{"loss": 3.0, "los_stderr": 0.1}', "has the key 'los_stderr'; there are loss, loss_std"),
+        ('{"loss": -1.0}', "its loss is -1, but nats/token are above 0"),
+        ('{"loss": null}', "its loss is null, but its status is not diverged"),
+        ('{"loss": 3.0, "tokens": true}', "tokens is True, but it should be a valid integer"),
+        ('{"loss": 3.0, "status": "fine"}', "should be 'complete' or 'diverged'"),
+        ('{"loss": 3.0, "flops": 0}', "flops is 0, but it should be greater than 0"),
+        ('{"train_loss": 3.0}', "is no progress: the key 'step' is missing"),
+        ('{"train_loss": 3.0, "step": 1.5}', "step is 1.5, but it should be a valid integer"),
+        ('{"checkpoint": 0}', "is no checkpoint: checkpoint is 0, but it should be greater than"),
+        ('{"train_loss": 3.0, "step": 100000}', "it told of step 100000, but the trial has"),
+        ('{"loss": 3.0, "params_total": 5}', "params_total = 5, of which each includes the one"),
+        ('{"loss": 3.0, "tokens": 5}', "its result is of 5 tokens, but the trial's horizon is"),
+        ('{"loss": 3.0}\\n{"loss": 3.1}', "it gave a second result, '{\"loss\": 3.1}'"),
+        (
+            '{"step": 9, "train_loss": 3.0}\\n{"step": 8, "train_loss": 3.0}',
+            "it told of step 8 after step 9",
+        ),
+    ],
+)
+def test_a_line_that_makes_no_sense_is_an_error_that_shows_it(
+    commanded: MakeCommand, workspace: Scratch, said: str, why: str
+) -> None:
+    assert why in failure(commanded(f"print('{said}')"), workspace)
+
+
+def test_a_result_may_be_a_batch_off(commanded: MakeCommand, workspace: Scratch) -> None:
+    program = """
+    import sys
+    print('{"loss": 3.0, "tokens": %d}' % (int(sys.argv[1]) + int(sys.argv[2])))
+    """
+    trial = commanded(program, "{tokens}", "{batch_tokens}")
+    assert measure(trial, workspace).tokens == trial.tokens
+    assert "may be a batch off" in failure(commanded(program, "{tokens}", "1{steps}"), workspace)
+
+
+def test_a_horizon_that_was_not_reached_is_no_row(
+    commanded: MakeCommand, workspace: Scratch
+) -> None:
+    """Without tokens in the result its last step tells that, which some count from 0."""
+    program = """
+    import sys
+    for step in sys.argv[1:]:
+        print('{"step": %s, "train_loss": 3.0}' % step)
+    print('{"loss": 3.0}')
+    """
+    for steps in (["50", "100"], ["99"], ["101"]):
+        assert measure(commanded(program, *steps), workspace).status == "complete"
+    for steps, seen in (
+        (["50"], "of 100 steps the last one that it told of is 50, and its result does not say"),
+        (["49", "98"], "of 100 steps the last one that it told of is 98, and its result does"),
+        ([], "of 100 steps it told of none, and its result does not say after how many tokens"),
+    ):
+        assert failure(commanded(program, *steps), workspace).startswith(seen)

@@ -67,7 +67,10 @@ def published_basis(name: str) -> Basis:
     """
     usable = {key: paper for key, paper in PUBLISHED.items() if paper.law.variables[1]}
     if name not in usable:
-        raise InputError(f"no published law {name!r} of N and D; there are {', '.join(usable)}")
+        raise InputError(
+            f"{name} is neither a file or project nor a published law of N and D, which are "
+            f"{', '.join(usable)}"
+        )
     paper = usable[name]
     return Basis(
         name=name,

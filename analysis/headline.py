@@ -16,7 +16,7 @@ from analysis.errors import InputError
 from analysis.fitting import LEAST_SQUARES, Method
 from analysis.forecast import TESTED_REACH, Forecast, forecast, intervals, natural_values
 from analysis.intervals import Interval
-from analysis.lack_of_fit import lack_of_fit
+from analysis.lack_of_fit import lack_of_fit, strays
 from analysis.observations import Observations
 from analysis.optimum import FlopsPerToken, log_optimal_params
 from analysis.pair import RECENT_BUDGETS, Basis, Pair, fit_basis
@@ -231,7 +231,8 @@ def _basis_notes(basis: Basis, obs: Observations, valleys: IsoflopFit) -> list[s
             if pair is basis.all:
                 found.append(lack_of_fit(item, obs, valleys))
             notes += [f"{item.law.name} law{where}: {note}" for note in found if note]
-    return notes
+    stray = strays(basis.all.fits, obs)
+    return [*notes, stray] if stray else notes
 
 
 def _require_a_model(flops: float, params: Interval, tokens: Interval) -> None:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from analysis.errors import InputError
+from analysis.losses import floats, losses_of
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -25,7 +26,7 @@ FlopsConvention = Literal["exact", "given", "6nd"]
 ObservationId = tuple[str, int]
 """(trial key, tokens): the name of one observation."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 4
 
 _CURVE = pa.list_(
     pa.struct(
@@ -35,6 +36,18 @@ _CURVE = pa.list_(
             pa.field("flops", pa.float64()),
             pa.field("train_loss", pa.float64()),
             pa.field("heldout_loss", pa.float64()),
+        ]
+    )
+)
+
+
+_DOMAINS = pa.list_(
+    pa.struct(
+        [
+            pa.field("name", pa.string()),
+            pa.field("loss", pa.float64()),
+            pa.field("loss_stderr", pa.float64()),
+            pa.field("bits_per_byte", pa.float64()),
         ]
     )
 )
@@ -85,14 +98,18 @@ SCHEMA = pa.schema(
         _column("flops_given", pa.float64(), "FLOPs, as the source counts them"),
         _column("weight", pa.float64(), "of the squared residual, 1 where null"),
         _column("trunk", pa.string(), "rows that share noise, else null"),
+        _column("domains", _DOMAINS, "further held-out sets: nats/token, bits/byte"),
+        _column("precision", pa.string(), "of products and activations, fp32 where null"),
+        _column("probe_rate", pa.float64(), "of a probe: its peak rates over its recipe's"),
+        _column("probe_batch", pa.float64(), "of a probe: its batch over its recipe's"),
     ]
 )
 
-LATER = ("budget", "params_given", "flops_given", "weight", "trunk")
-"""Columns that version 1 had not: null where a file lacks them."""
-
-LOSSES = {"loss": "nats/token", "bits_per_byte": "bits/byte"}
-"""What of an observation can be fitted, with its unit."""
+LATER = (
+    *("budget", "params_given", "flops_given", "weight", "trunk", "domains", "precision"),
+    *("probe_rate", "probe_batch"),
+)
+"""Columns that earlier versions had not: null where a file lacks them."""
 
 KIND_COLUMNS = ("trainer", "recipe_hash", "schedule", "context", "vocabulary", "corpus_hash")
 """What observations of one fit must share: otherwise their losses are not comparable."""
@@ -315,7 +332,7 @@ def observations(
     params, flops
         How N and C are counted. `6nd` multiplies by the N of `params`.
     loss
-        The column to fit; its standard errors are known for `loss` only.
+        The column to fit, or the name of a further held-out set.
 
     Raises
     ------
@@ -324,8 +341,6 @@ def observations(
     """
     if params not in get_args(ParamsConvention) or flops not in get_args(FlopsConvention):
         raise ValueError(f"unknown convention {params!r}, {flops!r}")
-    if loss not in LOSSES:
-        raise InputError(f"--loss {loss}: no such loss; choose among {', '.join(LOSSES)}")
     complete = table.filter(pc.equal(table["status"], "complete"))
     if complete.num_rows == 0:
         if table.num_rows:
@@ -333,19 +348,20 @@ def observations(
         raise InputError("the ledger is empty: run the sweep first")
 
     def column(name: str) -> FloatArray:
-        return np.asarray(complete[name].to_numpy(), dtype=np.float64)
+        return floats(complete[name])
 
     n, d = column(f"params_{params}"), column("tokens")
+    losses, stderr, unit = losses_of(complete, loss)
     found = Observations(
         params=n,
         tokens=d,
         flops=6 * n * d if flops == "6nd" else column(f"flops_{flops}"),
-        loss=column(loss),
-        loss_stderr=column("loss_stderr") if loss == "loss" else np.full(len(n), np.nan),
+        loss=losses,
+        loss_stderr=stderr,
         budget=_budgets(complete, budgets),
         params_convention=params,
         flops_convention=flops,
-        loss_unit=LOSSES[loss],
+        loss_unit=unit,
         weight=np.nan_to_num(column("weight"), nan=1.0),
         trunk=_trunks(complete),
     )

@@ -14,11 +14,12 @@ from analysis.fitting import LEAST_SQUARES, Fit, Method, fit
 from analysis.forecast import Forecast, forecast
 from analysis.headline import Headline, headline
 from analysis.heldout import Heldout, leave_one_out, roll_forward
-from analysis.lack_of_fit import lack_of_fit
+from analysis.lack_of_fit import lack_of_fit, strays
 from analysis.laws import GENERALISED, HOFFMANN, KAPLAN
 from analysis.observations import Observations
 from analysis.optimum import FlopsPerToken
 from analysis.pair import Basis, GammaTest, fit_basis
+from analysis.rungs import Rung
 from analysis.uncertainty import IntervalKind, LawIntervals, law_intervals
 
 NEXT_STEP = (2.0, 10.0)
@@ -60,6 +61,8 @@ class Study:
     """The forecast at the next budget; None where there is none."""
     next_refusal: str | None
     """Why the laws that were fitted give no forecast at the next budget, else None."""
+    rungs: tuple[Rung, ...] = ()
+    """Observations that were probed at other learning rates."""
 
     @property
     def top_flops(self) -> float:
@@ -74,11 +77,12 @@ class Study:
             f"{name} law: {reason}" for name, reason in self.refusals.items() if name != KAPLAN.name
         ]
         found += self.isoflop.faults
-        for item in self.fits:
-            if item.law.name == KAPLAN.name:
-                continue  # shown for comparison: nothing rests on it
+        laws = [item for item in self.fits if item.law.name != KAPLAN.name]
+        for item in laws:  # Kaplan's is shown for comparison: nothing rests on it
             misfit = lack_of_fit(item, self.obs, self.isoflop)
             found += [f"{item.law.name} law: {s}" for s in (item.reason, item.warning, misfit) if s]
+        if self.next is None and (stray := strays(laws, self.obs)):  # else its notes say so
+            found.append(stray)
         found += [
             f"{item.law.name} law: {known.note}"
             for item, known in zip(self.fits, self.intervals, strict=True)
@@ -100,6 +104,7 @@ def study(
     curves: Sequence[Curve] | None = None,
     heldout: int | None = None,
     intervals: IntervalKind = "t",
+    rungs: Sequence[Rung] = (),
 ) -> Study:
     """Fit everything to `obs`.
 
@@ -124,6 +129,8 @@ def study(
         each in turn.
     intervals
         Of which kind those of the laws' constants and exponents are.
+    rungs
+        Observations that were probed at other learning rates, to be reported.
 
     Raises
     ------
@@ -162,6 +169,7 @@ def study(
         left_out=() if heldout == 0 else leave_one_out(obs, method=method),
         next=ahead,
         next_refusal=refusal,
+        rungs=tuple(rungs),
     )
 
 

@@ -16,6 +16,7 @@ from analysis.heldout import HEADLINE, Heldout, median_error
 from analysis.intervals import Interval
 from analysis.laws import LAWS
 from analysis.optimum import FlopsPerToken
+from analysis.rungs import rungs_json
 from analysis.study import Study
 from analysis.tradeoffs import within
 from analysis.uncertainty import LawIntervals
@@ -54,6 +55,7 @@ def to_json(found: Study) -> dict[str, Any]:
         if found.gamma
         else None,
         "forecast": forecast_json(found.next, found.cost) if found.next else None,
+        "rungs": rungs_json(found.rungs),
         "warnings": list(found.warnings),
     }
 

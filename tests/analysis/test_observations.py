@@ -123,3 +123,16 @@ def test_external_rows_are_counted_as_given() -> None:
     assert (obs.params[0], obs.flops[0]) == (120.0, 9e5)
     with pytest.raises(InputError, match="none of 1 observations has loss, N as total"):
         observations(_table(row), {}, params="total", flops="6nd")
+
+
+def test_a_further_heldout_set_is_a_loss_too() -> None:
+    def domains(code: float) -> list[dict]:
+        web = {"name": "web", "loss": 3.0, "loss_stderr": None, "bits_per_byte": None}
+        return [web, {**web, "name": "code", "loss": code, "loss_stderr": 0.02}]
+
+    rows = [_row(domains=domains(1.5)), _row(trial="b", domains=domains(1.25)), _row(trial="c")]
+    found = observations(_table(*rows), {}, loss="code")
+    assert (found.loss.tolist(), found.loss_stderr.tolist()) == ([1.5, 1.25], [0.02, 0.02])
+    assert found.loss_unit == "nats/token"
+    with pytest.raises(InputError, match="choose among loss, bits_per_byte, code, web"):
+        observations(_table(*rows), {}, loss="prose")

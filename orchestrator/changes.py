@@ -42,7 +42,9 @@ def changes(old: Plan, new: Plan) -> Changes:
 
     Names of files, prices and whatever else a sweep may say do not count.
     """
-    gone, added = _lacking(old, new), _lacking(new, old)
+    # A probe that is not wanted any more is in nobody's way: no fit takes it.
+    gone = tuple(p for p in _lacking(old, new) if p.role != "probe")
+    added = _lacking(new, old)
     # Budgets, sizes and seeds are told by what they ask for.
     keys = _keys(old, new) if _cells(gone) == _cells(added) else ()
     return Changes(gone=gone, new=added, keys=keys)
@@ -56,7 +58,29 @@ def _keys(old: Plan, new: Plan) -> tuple[str, ...]:
     """Keys of two sweeps that differ, as in "simulated.gpus (2.0, was 0.0)"."""
     before, after = _flat(old.spec.model_dump(mode="json")), _flat(new.spec.model_dump(mode="json"))
     names = [name for name in {**after, **before} if after.get(name) != before.get(name)]
-    return tuple(f"{name} ({after.get(name)}, was {before.get(name)})" for name in names)
+    found = [f"{name} ({after.get(name)}, was {before.get(name)})" for name in names]
+    return (*found, *_hashes(old, new))
+
+
+def _hashes(old: Plan, new: Plan) -> list[str]:
+    """What a sweep names and is told by content: its text, files and rules have changed."""
+    pairs = list(zip(_contents(old), _contents(new), strict=True))
+    return [
+        f"{what} ({after}, was {before}, by hash)"
+        for (what, before), (_, after) in pairs
+        if before != after
+    ]
+
+
+def _contents(plan: Plan) -> list[tuple[str, str]]:
+    """What all trials of a plan share, by hash."""
+    trial = plan.trials[0]
+    files = trial.command.files if trial.command else ()
+    return [
+        ("the corpus's text", trial.corpus.combined_hash),
+        ("the recipe's rules", trial.recipe.hash),
+        ("the command's files", " and ".join(digest for _, digest in files)),
+    ]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

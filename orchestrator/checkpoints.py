@@ -1,4 +1,7 @@
-"""A trial's checkpoints in the project's storage, where the next attempt finds them on any node."""
+"""A trial's checkpoints in the project's storage, where the next attempt finds them on any node.
+
+Its models too, which stay.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from orchestrator.ledger import Ledger
+from orchestrator.models import file_name
 from orchestrator.spec_running import Checkpoints
 from orchestrator.storage import Result, Storage, patiently, reason_of
 
@@ -29,7 +34,8 @@ class StoredWorkspace:
 
     One is due when the settings say so, and at once when the sweep is told to stop. What cannot be
     stored is missed, not mourned: training goes on, and the next is tried when it is due. What
-    cannot be listed or fetched now is waited for: that is cheaper than to train it again.
+    cannot be listed or fetched now is waited for: that is cheaper than to train it again. So is a
+    model that cannot be stored: every row should have its own.
     """
 
     directory: Path
@@ -43,12 +49,17 @@ class StoredWorkspace:
     paused: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, init=False)
     """Entered while the storage takes its time."""
     resumed_from: int | None = field(default=None, init=False)
-    """Step of the checkpoint that was handed out last."""
+    """Step of the checkpoint that was handed out last, and taken."""
     _last: int = field(default=0, init=False)
     """The step of the last checkpoint that was tried, or started from."""
     _saved_at: float = field(default_factory=lambda: time.monotonic(), init=False)
     _pause: float = field(default=0.0, init=False)
     """Seconds before the next one by what the last one cost."""
+
+    def measured(self, tokens: int) -> bool:
+        """See `Workspace`: by the ledger."""
+        find = partial(Ledger(self.storage).find, (self.key, tokens))
+        return self._waited(find, "read the ledger") is not None
 
     def due(self, step: int) -> bool:
         """See `Workspace`."""
@@ -63,14 +74,19 @@ class StoredWorkspace:
         return by_steps or (seconds is not None and rest >= seconds)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """See `Workspace`. Keeps the newest few; a failure of the storage is told, and no more."""
+        """See `Workspace`. A failure of the storage is told, and no more.
+
+        Keeps the newest few of this step and before. Later ones are of a training that had gone
+        further when this one, to an earlier horizon, began anew.
+        """
         started, self._last = time.monotonic(), step
         path = self.directory / f"{step}.{uuid.uuid4().hex}"
         with self.paused():
             try:
                 write(path)
                 self.storage.upload(path, f"{directory_of(self.key)}/{step:012d}")
-                for old in self._names()[: -self.settings.keep]:
+                before = [name for name in self._names() if int(name) <= step]
+                for old in before[: -self.settings.keep]:
                     self.storage.remove(f"{directory_of(self.key)}/{old}")
             except OSError as error:
                 self.tell(f"cannot store checkpoints: {reason_of(error)}")
@@ -81,14 +97,16 @@ class StoredWorkspace:
 
     def checkpoints(self) -> Iterator[Path]:
         """See `Workspace`. Waits for a storage that does not answer, unless it is to stop."""
-        for name in reversed(self._waited(self._names)):
+        for name in reversed(self._waited(self._names, "read checkpoints")):
             path = self.directory / name
-            if self._waited(partial(self._fetch, name, path)):
+            if self._waited(partial(self._fetch, name, path), "read checkpoints"):
+                found = self.resumed_from, self._last
                 self.resumed_from = self._last = int(name)
                 try:
                     yield path
                 finally:  # it may be large, and nobody clears up after ranks on other nodes
                     path.unlink(missing_ok=True)
+                self.resumed_from, self._last = found  # asked for another: it was of no use
 
     def set_aside(self, path: Path, reason: str) -> None:
         """See `Workspace`: into `unreadable/` below, where no attempt looks."""
@@ -101,11 +119,29 @@ class StoredWorkspace:
             reason += f"; it stays where it is: {reason_of(error)}"
         self.tell(f"a checkpoint of {self.key} at step {int(path.name)} is set aside: {reason}")
 
-    def _waited(self, action: Callable[[], Result]) -> Result:
+    @property
+    def keeps_models(self) -> bool:
+        """See `Workspace`."""
+        return self.settings.models
+
+    def keep_model(self, tokens: int, write: Callable[[Path], None]) -> None:
+        """See `Workspace`: `models/<key>-<tokens>.safetensors`. Waits as for checkpoints."""
+        path = self.directory / f"{tokens}.{uuid.uuid4().hex}"
+
+        def store() -> None:
+            try:
+                write(path)
+                self.storage.upload(path, file_name((self.key, tokens)))
+            finally:
+                path.unlink(missing_ok=True)
+
+        self._waited(store, "store the model")
+
+    def _waited(self, action: Callable[[], Result], what: str) -> Result:
         with self.paused():
             return patiently(
                 action,
-                tell=lambda error: self.tell(f"cannot read checkpoints: {reason_of(error)}"),
+                tell=lambda error: self.tell(f"cannot {what}: {reason_of(error)}"),
                 unless=self.stop,
             )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analysis.errors import InputError
-from orchestrator import cli_analysis, cli_cluster, cli_sync
+from orchestrator import cli_analysis, cli_cluster, cli_models, cli_sync, cli_tune
 from orchestrator.grouped import grouped
 from orchestrator.options import (
     INTERRUPTED,
@@ -155,8 +155,10 @@ def status(project: ProjectPath, as_json: Json = False) -> None:
         show_status(console(), found)
 
 
+cli_tune.add_verbs(app)
 cli_sync.add_verbs(app)
 cli_analysis.add_verbs(app)
+cli_models.add_verbs(app)
 
 
 @app.command()
@@ -215,7 +217,9 @@ def ui(
 
 def _run(spec: Path, running: Running, as_json: bool, *, address: str | None = None) -> None:
     from orchestrator.connection import check, prepare
+    from orchestrator.family import corpus_caution
     from orchestrator.planner import make_plan
+    from orchestrator.probes import cautions
     from orchestrator.project import create_project, directory_for
     from orchestrator.spec import read_spec
 
@@ -223,6 +227,8 @@ def _run(spec: Path, running: Running, as_json: bool, *, address: str | None = N
     if address is not None:
         check(address)
     made = make_plan(read_spec(spec))
+    for caution in (*cautions(made), *filter(None, [corpus_caution(made.spec)])):
+        console(stderr=True).print(f"! {caution}", style="yellow", markup=False)
     project = create_project(running.project or directory_for(spec, made.name))
     from orchestrator.loop import run as run_loop
 
@@ -253,10 +259,8 @@ def _show(outcome: Outcome) -> None:
         show_files(printed, outcome.project, outcome.proposal)
     if outcome.tracking_error:
         printed.print(f"! {outcome.tracking_error}", style="yellow", markup=False)
-    printed.print(
-        f"{outcome.trained} trained now, {outcome.seconds:.0f} s, "
-        f"{outcome.training_share:.0%} of it training"
-    )
+    share = f", {outcome.training_share:.0%} of it training" if outcome.trained else ""
+    printed.print(f"{outcome.trained} trained now, {outcome.seconds:.0f} s{share}")
 
 
 def main() -> None:

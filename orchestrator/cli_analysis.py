@@ -6,6 +6,8 @@ before a verb needs it.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -150,7 +152,8 @@ def diagnose(
     from orchestrator.verdict import diagnose_observed, show_diagnosis
 
     notes: tuple[str, ...] = ()
-    if data.source in PUBLISHED:
+    is_name = re.fullmatch(r"[\w-]+", data.source) and not Path(data.source).exists()
+    if data.source in PUBLISHED or is_name:
         basis = diagnosis.published_basis(data.source)
         found = [diagnosis.diagnose(basis, params, tokens, fitting.level)]
     else:

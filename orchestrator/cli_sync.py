@@ -64,6 +64,8 @@ def _show(done: Synced, store: Store) -> None:
         markup=False,
         highlight=False,
     )
+    if done.evaluated:
+        out.print(f"{done.evaluated} runs given the scores of their models")
     counted = ((done.half_written, "half-written runs"), (done.duplicates, "doubled runs"))
     for n, what in counted:
         if n:

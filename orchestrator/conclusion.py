@@ -20,7 +20,6 @@ from orchestrator.source import Source
 from orchestrator.spec import Budget, SweepSpec, to_toml
 from orchestrator.storage import split
 from trainers.flops import params as count_params
-from trainers.recipe import named
 
 SIZES = 7
 """Sizes of a proposal, unless its spend allows fewer."""
@@ -64,7 +63,7 @@ def propose_next(
     spec = found.plan.spec
     ahead_flops = flops or next_budget(obs)
     # A little inside, since whole steps may round a horizon up.
-    shapes = trainable(spec, ahead_flops * (1 + 0.5 / named(spec.recipe).min_steps))
+    shapes = trainable(spec, ahead_flops * (1 + 0.5 / spec.recipe.rules.min_steps))
     n = np.array([count_params(shape).non_embedding for shape in shapes], dtype=np.float64)
 
     def forecast_at(c: float) -> Centre:
@@ -87,7 +86,7 @@ def propose_next(
         if spend is None or allowed is None or plan.flops <= spend:
             break
         allowed *= spend / plan.flops * (1 - 1e-6)  # whole steps round a horizon up or down
-    _write(output, to_toml(next_spec, _why(found_sizes, forecast_at(found_sizes.flops), plan)))
+    write(output, to_toml(next_spec, _why(found_sizes, forecast_at(found_sizes.flops), plan)))
     return found_sizes, plan
 
 
@@ -117,7 +116,14 @@ def _why(chosen: Proposal, ahead: Centre, plan: Plan) -> str:
     return "\n".join([*lines, *([f"Note: {chosen.reason}."] if chosen.reason else [])])
 
 
-def _write(location: str | Path, text: str) -> None:
+def write(location: str | Path, text: str) -> None:
+    """Write a text to a path or URI, of which the directory is there.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
     storage, name = split(location)
     try:
         if storage.local is not None and not storage.local.is_dir():
@@ -144,7 +150,7 @@ def write_report(
 
     figures = draw(seen)
     html = page(seen, figures, table=found.table, name=found.name, proposal=proposal)
-    _write(output, html)
+    write(output, html)
     return save(figures, pictures) if pictures else []
 
 

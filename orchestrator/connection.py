@@ -193,5 +193,6 @@ def nodes() -> list[dict[str, Any]]:
     import ray
 
     # Ray leaves this call untyped.
+    # Ray leaves functions like this one without types.
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return found

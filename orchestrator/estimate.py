@@ -10,18 +10,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import InputError
 from cluster.budget import HOUR
 from cluster.capacity import PACE_COLUMNS, Pace, mfu, seconds
 from cluster.machines import Cluster, this_machine
 from cluster.placement import Placement, Unplaceable, place
 from cluster.queue import Job
 from cluster.simulation import Schedule, simulate
+from orchestrator.family import corpus_caution
 from orchestrator.planner import Plan
-from orchestrator.project import directory_for, open_project
+from orchestrator.probes import cautions_json, probe_cost
+from orchestrator.project import directory_for, is_project, open_project
 from orchestrator.spec_running import Checkpoints
-from trainers.flops import PRECISION, params, trial_flops
-from trainers.trial import Trial
+from orchestrator.storage import open_storage
+from trainers.flops import params, trial_flops
+from trainers.trial import Precision, Trial
 
 CHECKPOINT_BYTES_PER_PARAM = 12
 """fp32: the weight and the optimiser's two moments."""
@@ -35,7 +37,7 @@ class Placed:
     job: Job
     """It as the queue sees it."""
     mfu: float | None
-    """Share of its GPUs' peak in `PRECISION`; None on a core."""
+    """Share of its GPUs' peak in its precision; None on a core."""
 
     @property
     def placement(self) -> Placement:
@@ -79,6 +81,11 @@ class Estimate:
     schedule: Schedule
     """With the spec's caps kept."""
 
+    @property
+    def precision(self) -> Precision:
+        """In which its trials are trained: a recipe has one."""
+        return self.plan.planned[0].trial.hyperparameters.precision
+
     @cached_property
     def cost(self) -> Cost:
         """Of the trials that are started within the limits."""
@@ -119,7 +126,7 @@ class Estimate:
                 "description": str(self.cluster),
             },
             "measured": self.measured,
-            "precision": PRECISION,
+            "precision": self.precision,
             "classes": class_counts(self.placed.values()),
             "gpu_hours": cost.gpu_hours,
             "core_hours": cost.core_hours,
@@ -132,6 +139,9 @@ class Estimate:
             "checkpoint_bytes": cost.checkpoint_bytes,
             "held_back": schedule.held,
             "unplaceable": [str(item) for item in self.unplaceable],
+            "probes": asdict(probe_cost(self.plan)),
+            "cautions": cautions_json(self.plan),
+            "corpus_caution": corpus_caution(self.plan.spec),
         }
 
     def _placement_json(self, key: str) -> dict[str, Any] | None:
@@ -208,15 +218,12 @@ def measured_pace(sweep_file: str | Path, name: str, project: str | Path | None)
     Raises
     ------
     InputError
-        If `project` is given and is none.
+        If it cannot be read.
     """
-    try:
-        opened = open_project(project or directory_for(sweep_file, name))
-    except InputError:
-        if project is not None:
-            raise
+    where = project or directory_for(sweep_file, name)
+    if not is_project(open_storage(where)):
         return Pace()
-    return Pace.from_rows(opened.ledger.read(columns=PACE_COLUMNS).to_pylist())
+    return Pace.from_rows(open_project(where).ledger.read(columns=PACE_COLUMNS).to_pylist())
 
 
 def _writes(item: Placed, checkpoints: Checkpoints) -> bool:

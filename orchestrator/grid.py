@@ -13,7 +13,6 @@ often as the limits allow.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,9 +24,10 @@ from cluster.machines import Cluster
 from cluster.placement import Placement
 from cluster.queue import Queue
 from orchestrator.attempts import Kind
+from orchestrator.nodes import Nodes
+from orchestrator.order import Order
 from orchestrator.spec_running import Limits
 from orchestrator.stop import Stop
-from orchestrator.worker import Order
 
 LOOK_SECONDS = 5.0
 """Between looks at which nodes there are."""
@@ -35,12 +35,6 @@ ASK_SECONDS = 0.1
 """Between questions whether an actor has gone."""
 GIVE_UP_SECONDS = 30.0
 """For an actor to go, after which its room is taken to be free."""
-AGAIN_SECONDS = 300.0
-"""Until a node is tried again that could not work on the sweep, or came back without rows."""
-LEFT_OUT = f"nothing more is started there for {AGAIN_SECONDS / 60:.0f} minutes"
-FRUITLESS = 3
-"""So many trials that a node ended without a row, and none with one, while another gave a row, are
-its fault."""
 BLAMED: frozenset[Kind] = frozenset({"raised", "silent", "slow"})
 """Ends that count against `limits.retries`; the others are not the trial's fault."""
 
@@ -106,11 +100,9 @@ class Grid(Searcher):
         """The queue's: seconds since the sweep started."""
         self._orders, self._limits, self._stop = orders, limits, stop
         self._cluster, self._gone, self._grow, self._idle = cluster, gone, grow, idle
-        self._left_out = left_out
         self._known = cluster()
-        self._unfit: dict[str, float] = {}  # until when
-        self._row_at: dict[str, float] = {}  # when a node gave its last row
-        self._fruitless: dict[str, dict[str, float]] = {}  # trials it ended since, and when
+        self._left_out = Nodes(clock, left_out)
+        self._out: frozenset[str] = frozenset()  # of these, those that the queue knows of
         self._looked = self._asked = clock()
         self._keys: dict[str, str] = {}  # by Tune's name of a trial, while Tune has it
         self._rows: set[str] = set()
@@ -172,12 +164,15 @@ class Grid(Searcher):
             self._nodes[actor] = node
             self._place(key, node)
 
-    def measured(self, key: str) -> None:
-        """A trial's row is in the ledger: its actor is about to be free."""
+    def row(self, key: str) -> None:
+        """A row of a trial's is in the ledger, perhaps not its last: its node works."""
         node = self._node(key)
         if node is not None:
-            self._row_at[node] = self.clock()
-            self._fruitless.pop(node, None)
+            self._left_out.row(node)
+
+    def measured(self, key: str) -> None:
+        """A trial's last row is in the ledger: its actor is about to be free."""
+        self.row(key)
         self._rows.add(key)
         self._ending.append(key)
 
@@ -211,13 +206,13 @@ class Grid(Searcher):
         """A trial's node cannot work on the sweep: the trial starts again, and nothing there."""
         node = self._actors[key].node
         if node is not None:
-            self._leave_out(node)
+            self._left_out.unfit(node)
         self._leave(key, again=not self._stop.wanted)
 
     @property
     def lacks(self) -> str:
         """Why no trial may have a worker though some wait."""
-        n = len(self._unfit)
+        n = len(self._out)
         if n:
             rest = ", and the others have no room" if self._known.nodes else ""
             return f"{n} node{'s are' if n > 1 else ' is'} left out for a while{rest}"
@@ -232,22 +227,13 @@ class Grid(Searcher):
     def _turn_from_node(self, key: str) -> bool:
         """Start a trial on other nodes than the one that just ended it; whether any could hold it.
 
-        So a bad node costs each trial one try. It is left out for a while where it is bad for sure.
+        So a bad node costs each trial one try.
         """
         node, wide = self._node(key), self.queue.job(key).placement.nodes
         if node is None or wide > 1:  # of a gang's nodes it may have been any
             return len(self._known.nodes) > wide
-        now, ended = self.clock(), self._fruitless.setdefault(node, {})
-        ended.setdefault(key, now)
-        others = max((at for other, at in self._row_at.items() if other != node), default=-math.inf)
-        if len(ended) >= FRUITLESS and others > min(ended.values()) and node not in self._unfit:
-            self._left_out(node, f"ended {len(ended)} trials and gave no row: {LEFT_OUT}")
-            self._leave_out(node)
+        self._left_out.ended(node, key)
         return self.queue.avoid(key, node)
-
-    def _leave_out(self, node: str) -> None:
-        self._unfit[node] = self.clock() + AGAIN_SECONDS
-        self._looked -= LOOK_SECONDS
 
     def _relayed(self, now: float) -> str | None:
         """The trial that takes over the actor of one that was just measured."""
@@ -299,12 +285,13 @@ class Grid(Searcher):
 
     def _look(self, now: float) -> None:
         """Let the queue know of nodes that joined or left, and the cluster of what waits."""
-        if now - self._looked >= LOOK_SECONDS:
-            self._looked = now
-            self._grow(bool(self.queue.waiting))
-            self._unfit = {node: until for node, until in self._unfit.items() if until > now}
-            nodes = self._cluster().nodes
-            found = Cluster(nodes=tuple(node for node in nodes if node.name not in self._unfit))
-            if found != self._known:
-                self._known = found
-                self.queue.move(found)
+        out = self._left_out.out
+        if out == self._out and now - self._looked < LOOK_SECONDS:
+            return
+        self._looked, self._out = now, out
+        self._grow(bool(self.queue.waiting))
+        nodes = self._cluster().nodes
+        found = Cluster(nodes=tuple(node for node in nodes if node.name not in out))
+        if found != self._known:
+            self._known = found
+            self.queue.move(found)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cluster.gpus import ray_name
 from cluster.machines import Cluster, Node
 
 PATIENCE_SECONDS = 2.0
@@ -35,7 +36,7 @@ def announced(found: Cluster, named: Cluster) -> Cluster:
 def _is_one(found: Node, named: Node) -> bool:
     if not named.gpus:
         return found.cpus >= named.cpus
-    same = named.gpu_type is None or named.gpu.ray_name == found.gpu.ray_name
+    same = named.gpu_type is None or ray_name(named.gpu) == ray_name(found.gpu)
     return found.gpus >= named.gpus and same
 
 

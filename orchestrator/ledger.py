@@ -19,6 +19,7 @@ from analysis.observations import SCHEMA, SCHEMA_VERSION, ObservationId, observa
 from orchestrator.compaction import KEYS, copies, read_copies, write_copy
 from orchestrator.storage import Storage
 from trainers.flops import flops_per_token, params
+from trainers.shape import DIMENSIONS
 from trainers.simulated import CONDUCT
 from trainers.trial import Measurement, Trial
 
@@ -127,8 +128,10 @@ class Ledger:
 
 
 def _trainer_name(trial: Trial) -> str:
-    """Trainer and version; for a simulation also which truth, since truths do not mix."""
+    """Trainer and version; also which truth or which command, since neither's losses mix."""
     name = f"{trial.trainer}-{trial.trainer_version}"
+    if trial.command is not None:
+        return f"{name}-{trial.command.hash[:8]}"
     truth = [pair for pair in trial.settings if pair[0] not in CONDUCT]
     if not truth:
         return name
@@ -141,25 +144,31 @@ def _file_name(name: ObservationId) -> str:
 
 def _row(trial: Trial, measurement: Measurement) -> dict[str, Any]:
     """One row of `SCHEMA`."""
-    counted = params(trial.shape)
-    flops = flops_per_token(trial.shape) * measurement.tokens
+    counted = {**asdict(params(trial.shape)), **(measurement.params or {})}
+    flops = measurement.flops or flops_per_token(trial.shape) * measurement.tokens
+    complete = measurement.status == "complete" or not measurement.curve
+    spent = measurement.flops_spent
+    if spent is None:
+        spent = flops if complete else measurement.curve[-1].flops
     return {
         "trial": trial.key,
         "tokens": measurement.tokens,
         "status": measurement.status,
         "reason": measurement.reason,
-        "params_non_embedding": counted.non_embedding,
-        "params_matmul": counted.matmul,
-        "params_total": counted.total,
+        **{f"params_{convention}": count for convention, count in counted.items()},
         "flops_exact": flops,
-        "flops_6nd": 6.0 * counted.non_embedding * measurement.tokens,
-        "flops_spent": measurement.curve[-1].flops if measurement.curve else flops,
+        "flops_6nd": 6.0 * counted["non_embedding"] * measurement.tokens,
+        "flops_spent": spent,
         "loss": measurement.loss,
         "loss_stderr": measurement.loss_stderr,
         "bits_per_byte": measurement.bits_per_byte,
-        **asdict(trial.shape),
+        **{name: getattr(trial.shape, name) for name in DIMENSIONS},
         "batch_tokens": trial.hyperparameters.batch_tokens,
         "learning_rate": trial.hyperparameters.matrix_rate,
+        "precision": trial.hyperparameters.precision,
+        "trunk": trial.key if trial.horizons else None,
+        "probe_rate": trial.probe and trial.probe.rate,
+        "probe_batch": trial.probe and trial.probe.batch,
         "schedule": trial.hyperparameters.schedule,
         "recipe": trial.recipe.name,
         "recipe_hash": trial.recipe.hash,
@@ -170,6 +179,7 @@ def _row(trial: Trial, measurement: Measurement) -> dict[str, Any]:
         "seconds": measurement.seconds,
         "device": measurement.device,
         "mfu": measurement.mfu,
+        "domains": [asdict(domain) for domain in measurement.domains],
         "curve": [asdict(point) for point in measurement.curve],
         "versions": json.dumps(measurement.versions),
         "finished_at": datetime.now(UTC),

@@ -93,7 +93,7 @@ class Outcome:
         analysed = to_json(self.study) if self.study else {}
         keys = (
             *("convention", "observations", "excluded", "budgets", "vertices", "exponents"),
-            *("laws", "heldout", "forecast", "warnings"),
+            *("laws", "heldout", "forecast", "rungs", "warnings"),
         )
         return {
             "trials": len(self.plan.planned),
@@ -185,8 +185,9 @@ def _tidy(project: Project, plan: Plan, generation: int, end: End) -> None:
     with suppress(OSError):
         rows, interrupted = project.ledger.ids(), end.interrupted
         project.attempts.settle(rows, driver=generation, interrupted=interrupted)
-        if plan.spec.checkpoints.after == "remove" and not missing(project, plan):
-            checkpoints.remove(project.storage, (trial.key for trial in plan.trials))
+        if not missing(project, plan):
+            over = (t.key for t in plan.trials if plan.spec.checkpoints.removes(t))
+            checkpoints.remove(project.storage, over)
         project.ledger.compact_if_worthwhile()
 
 
@@ -258,10 +259,10 @@ def _propose(found: Evidence, drafts: Drafts) -> tuple[str, bool]:
     return f"{drafts.proposal.name}: {sizes}{count(chosen.centre)}, {plan.flops:.3g} in all", True
 
 
-def _losses(project: Project, plan: Plan) -> dict[str, float]:
-    table = project.ledger.read({p.id for p in plan.planned}, ("trial", "loss"))
-    pairs = zip(table["trial"].to_pylist(), table["loss"].to_pylist(), strict=True)
-    return {key: loss for key, loss in pairs if loss is not None}
+def _losses(project: Project, plan: Plan) -> dict[ObservationId, float]:
+    table = project.ledger.read({p.id for p in plan.planned}, ("trial", "tokens", "loss"))
+    pairs = zip(observation_ids(table), table["loss"].to_pylist(), strict=True)
+    return {name: loss for name, loss in pairs if loss is not None}
 
 
 def _training_seconds(project: Project, fresh: set[tuple[str, int]]) -> float:

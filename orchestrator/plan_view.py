@@ -10,9 +10,11 @@ from rich.text import Text
 
 from analysis.wording import count
 from orchestrator.estimate import Cost, Estimate, class_counts
-from orchestrator.planner import PF_DAY
+from orchestrator.family import corpus_caution
+from orchestrator.planner import PF_DAY, Plan, Planned
+from orchestrator.probes import cautions, probe_cost
 from orchestrator.tables import plain_table, show_table
-from trainers.flops import PRECISION, params, trial_flops
+from trainers.flops import params, trial_flops
 
 DAY = 86_400
 """Seconds."""
@@ -32,12 +34,14 @@ def show_plan(console: Console, found: Estimate) -> None:
         "N, non-embedding",
         "D",
         "on",
-        f"MFU, {PRECISION}",
+        f"MFU, {found.precision}",
         "time of one",
         "FLOPs",
     )
-    for budget in sorted({p.budget for p in plan.planned}):
-        trials = list({p.trial.key: p.trial for p in plan.planned if p.budget == budget}.values())
+    grid = [p for p in plan.planned if p.role != "probe"]
+    for budget in sorted({p.budget for p in grid}):
+        planned = list({p.id: p for p in grid if p.budget == budget}.values())
+        trials = [p.trial for p in planned]
         placed = [found.placed[t.key] for t in trials if t.key in found.placed]
         held = sum(t.key in found.schedule.held for t in trials)
         table.add_row(
@@ -45,13 +49,13 @@ def show_plan(console: Console, found: Estimate) -> None:
             f"{len(trials) - held} of {len(trials)}" if held else str(len(trials)),
             _widths(sorted({t.shape.width for t in trials})),
             _range([float(params(t.shape).non_embedding) for t in trials], count),
-            _range([float(t.tokens) for t in trials], count),
+            _range([float(p.tokens) for p in planned], count),
             _classes(class_counts(placed)),
             _range([item.mfu for item in placed if item.mfu], lambda share: f"{share:.0%}"),
-            _range([item.seconds for item in placed], duration),
-            f"{sum(map(trial_flops, trials)):.3g}",
+            _range([_seconds(found, p) for p in planned if p.trial.key in found.placed], duration),
+            f"{sum(p.flops_spent for p in planned):.3g}",
         )
-    show_table(console, f"{plan.name}: {len(plan.planned)} trials", table)
+    show_table(console, f"{plan.name}: {_counted(plan)}", table)
     total = f"{plan.flops:.4g} FLOPs in all, {plan.flops / PF_DAY:.3g} PF-days"
     if found.schedule.held:
         total += f"; {found.cost.flops:.3g} FLOPs within the limits"
@@ -59,13 +63,47 @@ def show_plan(console: Console, found: Estimate) -> None:
     _show_costs(console, found)
 
 
+def _counted(plan: Plan) -> str:
+    """As in "28 trials and 4 probes", or "28 observations on 9 trunks"."""
+    probes = probe_cost(plan).trials
+    observations, trials = len(plan.planned) - probes, len(plan.trials) - probes
+    more = f" and {probes} probes" if probes else ""
+    if observations == trials:
+        return f"{trials} trials{more}"
+    return f"{observations} observations on {trials} trunks{more}"
+
+
+def _probes(plan: Plan) -> str | None:
+    """What its probes are and take; None where it has none."""
+    found = probe_cost(plan)
+    if not found.trials:
+        return None
+    widths = " and ".join(map(str, found.widths))
+    return (
+        f"{found.trials} trials at half and double the rate, of width {widths} at "
+        f"{found.budget:.3g} FLOPs: {found.flops:.3g} FLOPs, {found.share:.1%} of all"
+    )
+
+
+def _seconds(found: Estimate, planned: Planned) -> float:
+    """Of a trial, or of what a horizon of a trunk takes beyond those before it."""
+    return (
+        found.placed[planned.trial.key].seconds * planned.flops_spent / trial_flops(planned.trial)
+    )
+
+
 def _show_costs(console: Console, found: Estimate) -> None:
     """What the plan takes on the cluster, and what of it does not come about there."""
     schedule, cost = found.schedule, found.cost
     basis = "as measured in this project" if found.measured else "expected"
     if cost.gpu_hours and not found.measured:
-        basis = f"expected in {PRECISION}, from published MFUs"
-    lines = [("On", str(found.cluster)), ("Classes", _classes(class_counts(found.placed.values())))]
+        basis = f"expected in {found.precision}, from published MFUs"
+    probes = _probes(found.plan)
+    lines = [("Probes", probes)] if probes else []
+    lines += [
+        ("On", str(found.cluster)),
+        ("Classes", _classes(class_counts(found.placed.values()))),
+    ]
     if found.unlimited.gpu_hours:
         text = _price(found, cost)
         if schedule.held:
@@ -79,11 +117,13 @@ def _show_costs(console: Console, found: Estimate) -> None:
         lines.append(("Idle", f"{schedule.idle:.1%} of the {_machines(found)}"))
     if cost.checkpoint_bytes:
         kept = f"{size(cost.checkpoint_bytes)} of checkpoints"
-        if found.plan.spec.checkpoints.after == "remove":
+        if found.plan.spec.checkpoints.removes(found.plan.planned[0].trial):
             kept = f"at most {kept}, each trial's until it is measured"
         lines.append(("Storage", kept))
     for name, text in lines:
         console.print(Text.assemble((f"{name:<10}", "bold"), text))
+    for caution in (*cautions(found.plan), *filter(None, [corpus_caution(found.plan.spec)])):
+        console.print(Text(f"! {caution}", style="yellow"))
     for cap, n in Counter(schedule.held.values()).items():
         trials = f"{n} trial{'s' * (n > 1)}"
         console.print(Text(f"! limits.{cap}: {trials} would be held back by it", style="yellow"))

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from analysis.design import spread
 from analysis.errors import InputError
-from analysis.observations import FloatArray, FlopsConvention, ObservationId, ParamsConvention
-from analysis.optimum import FlopsPerToken
+from analysis.observations import ObservationId
+from orchestrator.family import corpus_id, family, family_params, vocabulary
+from orchestrator.probes import probes
 from orchestrator.spec import Budget, SweepSpec
-from trainers.corpus import (
-    HuggingFace,
-    declared_hash,
-    describe,
-    heldout_windows,
-    load,
-    windows_per_pass,
-)
-from trainers.corpus import vocabulary as corpus_vocabulary
+from orchestrator.spec_recipe import Recorded
+from trainers.corpus import windows_per_pass
 from trainers.flops import flops_per_token, params, trial_flops
-from trainers.recipe import identity, named
 from trainers.registry import trainer_version
+from trainers.shape import Shape
 from trainers.simulated import SimulatedSettings
-from trainers.trial import CorpusId, Shape, Trial
+from trainers.template import Command
+from trainers.trial import CorpusId, Hyperparameters, Trial
 
 Role = Literal["grid", "replicate", "probe", "held-out", "confirm"]
 FIT_ROLES: tuple[Role, ...] = ("grid", "replicate")
@@ -33,8 +28,6 @@ FIT_ROLES: tuple[Role, ...] = ("grid", "replicate")
 
 PF_DAY = 1e15 * 86400
 """FLOPs of a petaFLOP/s-day (Kaplan et al. 2020)."""
-
-SIMULATED_VOCABULARY = 256
 
 MAX_SPAN_ERROR = 1.5
 """By what factor the span of N may differ from the one asked for, for want of buildable shapes."""
@@ -45,6 +38,8 @@ class Planned:
     """One observation that a sweep asks for."""
 
     trial: Trial
+    tokens: int
+    """Its horizon, one of the trial's."""
     budget: float
     """Nominal FLOPs."""
     role: Role
@@ -52,7 +47,14 @@ class Planned:
     @property
     def id(self) -> ObservationId:
         """Its name in the ledger."""
-        return self.trial.key, self.trial.tokens
+        return self.trial.key, self.tokens
+
+    @property
+    def flops_spent(self) -> float:
+        """Exact training FLOPs beyond those of the trial's earlier horizons."""
+        steps = self.trial.marginal_steps[self.tokens]
+        batch = self.trial.hyperparameters.batch_tokens
+        return flops_per_token(self.trial.shape) * steps * batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +92,10 @@ class Plan:
         return {
             "name": self.name,
             "spec": self.spec.model_dump(mode="json"),
+            "recipe": Recorded.to_record(self.spec.recipe),
             "trials": [trial.to_dict() for trial in self.trials],
             "planned": [
-                {"trial": p.trial.key, "tokens": p.trial.tokens, "budget": p.budget, "role": p.role}
+                {"trial": p.trial.key, "tokens": p.tokens, "budget": p.budget, "role": p.role}
                 for p in self.planned
             ],
         }
@@ -103,9 +106,14 @@ class Plan:
         trials = {trial.key: trial for trial in map(Trial.from_dict, data["trials"])}
         return Plan(
             name=data["name"],
-            spec=SweepSpec.model_validate(data["spec"], strict=False),
+            spec=SweepSpec.model_validate(data["spec"], strict=False, context=data.get("recipe")),
             planned=tuple(
-                Planned(trial=trials[p["trial"]], budget=p["budget"], role=p["role"])
+                Planned(
+                    trial=trials[p["trial"]],
+                    tokens=p["tokens"],
+                    budget=p["budget"],
+                    role=p["role"],
+                )
                 for p in data["planned"]
             ),
         )
@@ -125,9 +133,10 @@ def _trial_summary(group: list[Planned]) -> dict[str, Any]:
         "seed": trial.seed,
         "horizons": [
             {
-                "tokens": p.trial.tokens,
+                "tokens": p.tokens,
                 "budget": p.budget,
-                "flops_exact": trial_flops(p.trial),
+                "flops_exact": flops_per_token(p.trial.shape) * p.tokens,
+                "flops_spent": p.flops_spent,
                 "role": p.role,
             }
             for p in group
@@ -141,73 +150,85 @@ def make_plan(spec: SweepSpec) -> Plan:
     Raises
     ------
     InputError
-        If a budget is too small for a shape, too few shapes can be built, the corpus is missing or
-        too small, or a horizon is longer than the corpus allows.
+        If a budget is too small for a shape, too few shapes can be built, the corpus or a file of
+        the command is missing or has the wrong size, or a horizon is longer than the corpus allows.
     """
-    corpus = _corpus_id(spec)
-    planned = []
-    for budget in spec.budgets:
-        for shape in _sizes(spec, budget):
-            for seed in spec.seeds:
-                trial = _trial(spec, budget, shape, corpus, seed)
-                role: Role = "grid" if seed == spec.seeds[0] else "replicate"
-                planned.append(Planned(trial=trial, budget=budget.flops, role=role))
+    corpus = corpus_id(spec)
+    command = spec.command.command() if spec.command else None
+    cells = [
+        (budget, shape, seed)
+        for budget in spec.budgets
+        for shape in _sizes(spec, budget)
+        for seed in spec.seeds
+    ]
+    if trunks_wanted(spec):
+        if command is not None:
+            raise InputError(
+                'trainer = "command" measures a training at its end alone, and schedule = "wsd" at '
+                "every budget's horizon: leave the schedule out, which is cosine then"
+            )
+        planned = _trunks(spec, cells, corpus)
+    else:
+        planned = []
+        for budget, shape, seed in cells:
+            trial = _trial(spec, budget, shape, corpus, seed, command)
+            planned.append(_planned(spec, trial, trial.tokens, budget))
     _check_epochs(spec, planned)
     _check_distinct(planned)
+    planned += probes(spec, planned)
     return Plan(name=spec.name, spec=spec, planned=tuple(planned))
 
 
-def vocabulary(spec: SweepSpec) -> int:
-    """Symbols of the models of a sweep."""
-    return SIMULATED_VOCABULARY if spec.trainer == "simulated" else corpus_vocabulary(spec.corpus)
+def trunks_wanted(spec: SweepSpec) -> bool:
+    """Whether one training of a size serves all budgets."""
+    return getattr(spec.recipe.rules, "schedule", "cosine") == "wsd"
 
 
-def family_params(spec: SweepSpec, convention: ParamsConvention) -> tuple[list[Shape], FloatArray]:
-    """Every buildable shape of a sweep, and its N, ascending."""
-    shapes = spec.shapes.family(vocabulary(spec))
-    return shapes, np.array([getattr(params(s), convention) for s in shapes], dtype=np.float64)
+def _planned(spec: SweepSpec, trial: Trial, tokens: int, budget: Budget) -> Planned:
+    role: Role = "grid" if trial.seed == spec.seeds[0] else "replicate"
+    return Planned(trial=trial, tokens=tokens, budget=budget.flops, role=role)
 
 
-def family_cost(
-    spec: SweepSpec, *, params: ParamsConvention, flops: FlopsConvention
-) -> FlopsPerToken:
-    """Training FLOPs a token of a sweep's family of shapes as a function of N."""
-    if flops == "6nd":
-        return FlopsPerToken.six_n()
-    shapes, n = family_params(spec, params)
-    return FlopsPerToken(n, np.array([flops_per_token(shape) for shape in shapes]))
+def _trunks(
+    spec: SweepSpec, cells: list[tuple[Budget, Shape, int]], corpus: CorpusId
+) -> list[Planned]:
+    """One trial for all budgets of a size and seed, measured at the horizon of each.
 
-
-def _corpus_id(spec: SweepSpec) -> CorpusId:
-    if spec.trainer == "simulated":
-        return CorpusId(name="none", hash="", heldout_hash="", train_tokens=0, source=None)
-    source = spec.corpus
-    if isinstance(source, HuggingFace):  # planned without downloading it
-        declared = declared_hash(source)
-        return CorpusId(
-            name=describe(source),
-            hash=declared,
-            heldout_hash=declared,
-            train_tokens=source.train_tokens,
-            source=source,
-        )
-    corpus = load(source)
-    heldout_windows(corpus, spec.shapes.context)
-    return CorpusId(
-        name=corpus.name,
-        hash=corpus.hashes[0],
-        heldout_hash=corpus.hashes[1],
-        train_tokens=len(corpus.train),
-        source=source,
-    )
+    Batch and rates are those of the prior optimum, `tokens_per_param` tokens a parameter, whatever
+    the horizons are: so a trunk that is extended by another budget is the same trial.
+    """
+    by_trunk: dict[tuple[Shape, int], dict[int, Budget]] = {}
+    made: dict[tuple[Shape, int], Trial] = {}
+    for budget, shape, seed in cells:
+        if (shape, seed) not in made:
+            tokens = spec.tokens_per_param * params(shape).non_embedding
+            made[shape, seed] = trial_of(spec, shape, tokens, corpus, seed)
+        batch = made[shape, seed].hyperparameters.batch_tokens
+        steps = max(1, round(budget.flops / flops_per_token(shape) / batch))
+        other = by_trunk.setdefault((shape, seed), {}).setdefault(steps * batch, budget)
+        if other is not budget:
+            raise InputError(
+                f"budgets {other.flops:.10g} and {budget.flops:.10g} are so close that width "
+                f"{shape.width} has one and the same horizon at both: drop one of them"
+            )
+    planned = []
+    for name, horizons in by_trunk.items():
+        try:
+            trunk = replace(made[name], horizons=tuple(sorted(horizons)))
+        except InputError as error:
+            raise InputError(f"width {name[0].width}: {error}") from error
+        planned += [_planned(spec, trunk, n, budget) for n, budget in horizons.items()]
+    order = {budget.flops: i for i, budget in enumerate(spec.budgets)}
+    return sorted(planned, key=lambda p: order[p.budget])
 
 
 def _sizes(spec: SweepSpec, budget: Budget) -> list[Shape]:
     """The shapes of one budget: as given, or log-spaced around the prior optimum."""
     if budget.widths:
-        return [spec.shapes.shape(width, vocabulary(spec)) for width in budget.widths]
-    family, n = family_params(spec, "non_embedding")
-    tokens = budget.flops / np.array([flops_per_token(shape) for shape in family])
+        architecture = spec.recipe.rules.architecture
+        return [spec.shapes.shape(w, vocabulary(spec), architecture) for w in budget.widths]
+    shapes, n = family_params(spec, "non_embedding")
+    tokens = budget.flops / np.array([flops_per_token(shape) for shape in shapes])
     # D/N falls with N, so ln N of the prior optimum is where it crosses tokens_per_param.
     log_ratio = np.log(tokens / n / spec.tokens_per_param)
     centre = float(np.exp(np.interp(0.0, -log_ratio, np.log(n))))
@@ -217,8 +238,12 @@ def _sizes(spec: SweepSpec, budget: Budget) -> list[Shape]:
             f"parameter, lies outside the sizes that can be built ({n[0]:.3g} to {n[-1]:.3g} "
             "parameters): change tokens_per_param, shapes or the budget"
         )
-    half = spec.span**0.5
-    chosen = spread(n, max(centre / half, n[0]), min(centre * half, n[-1]), spec.sizes)
+    low, high = centre / spec.span**0.5, centre * spec.span**0.5
+    if trunks_wanted(spec):  # the rungs of one ladder, so that budgets share their trunks
+        rung = spec.span ** (1 / (spec.sizes - 1))
+        lowest = max(0, round(np.log(low / n[0]) / np.log(rung)))
+        low, high = n[0] * rung**lowest, n[0] * rung**lowest * spec.span
+    chosen = spread(n, max(low, n[0]), min(high, n[-1]), spec.sizes)
     span = n[chosen[-1]] / n[chosen[0]]
     if not 1 / MAX_SPAN_ERROR < span / spec.span < MAX_SPAN_ERROR:
         raise InputError(
@@ -226,11 +251,18 @@ def _sizes(spec: SweepSpec, budget: Budget) -> list[Shape]:
             f"not the {spec.span:g}x asked for: give other sizes or span, a smaller "
             "width_multiple, or widths"
         )
-    return [family[i] for i in chosen]
+    return [shapes[i] for i in chosen]
 
 
-def _trial(spec: SweepSpec, budget: Budget, shape: Shape, corpus: CorpusId, seed: int) -> Trial:
-    recipe = named(spec.recipe)
+def _trial(
+    spec: SweepSpec,
+    budget: Budget,
+    shape: Shape,
+    corpus: CorpusId,
+    seed: int,
+    command: Command | None,
+) -> Trial:
+    recipe = spec.recipe.rules
     tokens = budget.flops / flops_per_token(shape)
     least = recipe.min_steps * shape.context
     if tokens < least:
@@ -240,17 +272,46 @@ def _trial(spec: SweepSpec, budget: Budget, shape: Shape, corpus: CorpusId, seed
             f"least are {least:,}: give the budget {flops_per_token(shape) * least:.2g} FLOPs or "
             "more, or smaller widths"
         )
-    settings = _settings(spec)
+    return trial_of(spec, shape, tokens, corpus, seed, command)
+
+
+def trial_of(
+    spec: SweepSpec,
+    shape: Shape,
+    tokens: float,
+    corpus: CorpusId,
+    seed: int,
+    command: Command | None = None,
+) -> Trial:
+    """A trial of a sweep: a shape trained on about so many tokens, as its recipe says."""
     return Trial(
         trainer=spec.trainer,
         trainer_version=trainer_version(spec.trainer),
         shape=shape,
-        hyperparameters=recipe.resolve(shape, tokens),
+        hyperparameters=_resolved(spec, shape, tokens),
         corpus=corpus,
-        recipe=identity(spec.recipe),
+        recipe=spec.recipe.id,
         seed=seed,
-        settings=settings,
+        settings=_settings(spec),
+        command=command,
     )
+
+
+def _resolved(spec: SweepSpec, shape: Shape, tokens: float) -> Hyperparameters:
+    """What a sweep's recipe makes of them.
+
+    Raises
+    ------
+    InputError
+        If that is nothing to train with.
+    """
+    where = f"recipe {spec.recipe.name} at width {shape.width} on {tokens:,.0f} tokens"
+    try:
+        return spec.recipe.rules.resolve(shape, tokens)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    except (ArithmeticError, ValueError) as error:  # of rules, where constants are extreme
+        raise InputError(f"{where} gives no numbers ({error}): change its constants") from error
 
 
 def _settings(spec: SweepSpec) -> tuple[tuple[str, float], ...]:
@@ -266,26 +327,23 @@ def trainable(spec: SweepSpec, flops: float) -> list[Shape]:
 
     Too short is fewer than the recipe's least steps; too long, more epochs than the spec allows.
     """
-    least = named(spec.recipe).min_steps * spec.shapes.context
-    most = _most_tokens(spec, _corpus_id(spec))
-    return [
-        shape
-        for shape in spec.shapes.family(vocabulary(spec))
-        if least <= flops / flops_per_token(shape) <= most
-    ]
+    least = spec.recipe.rules.min_steps * spec.shapes.context
+    most = most_tokens(spec, corpus_id(spec))
+    return [shape for shape in family(spec) if least <= flops / flops_per_token(shape) <= most]
 
 
-def _most_tokens(spec: SweepSpec, corpus: CorpusId) -> float:
-    if corpus.source is None:
+def most_tokens(spec: SweepSpec, corpus: CorpusId) -> float:
+    """The longest horizon that a sweep's corpus and epochs allow, tokens."""
+    if not corpus.train_tokens:
         return float("inf")
     context = spec.shapes.context
     return windows_per_pass(corpus.train_tokens, context) * context * spec.epochs
 
 
 def _check_distinct(planned: list[Planned]) -> None:
-    budgets: dict[str, float] = {}
+    budgets: dict[ObservationId, float] = {}
     for p in planned:
-        other = budgets.setdefault(p.trial.key, p.budget)
+        other = budgets.setdefault(p.id, p.budget)
         if other != p.budget:
             raise InputError(
                 f"budgets {other:.10g} and {p.budget:.10g} are so close that width "
@@ -294,14 +352,14 @@ def _check_distinct(planned: list[Planned]) -> None:
 
 
 def _check_epochs(spec: SweepSpec, planned: list[Planned]) -> None:
-    longest = max(planned, key=lambda p: p.trial.tokens)
+    longest = max(planned, key=lambda p: p.tokens)
     trial = longest.trial
-    most = _most_tokens(spec, trial.corpus)
-    if trial.tokens > most:
+    most = most_tokens(spec, trial.corpus)
+    if longest.tokens > most:
         one_pass = most / spec.epochs
-        epochs = trial.tokens / one_pass
+        epochs = longest.tokens / one_pass
         raise InputError(
-            f"budget {longest.budget:g} trains width {trial.shape.width} on {trial.tokens:,} "
+            f"budget {longest.budget:g} trains width {trial.shape.width} on {longest.tokens:,} "
             f"tokens, {epochs:.2f} epochs of corpus {trial.corpus.name} ({one_pass:,.0f} tokens): "
             f"give more text, or set epochs = {np.ceil(epochs):.0f} to allow repetition"
         )

@@ -39,7 +39,7 @@ REPEAT_SECONDS = 60.0
 
 @dataclass
 class Cell:
-    """One trial on the board."""
+    """One observation on the board."""
 
     planned: Planned
     state: State = "waiting"
@@ -50,33 +50,39 @@ class Cell:
     seconds: float | None = None
     """Wall time, if trained in this run."""
 
+    @property
+    def open(self) -> bool:
+        """Whether it is still to be measured."""
+        return self.state in ("waiting", "running")
+
     @cached_property
     def expected(self) -> float:
         """Seconds on one core: in proportion, how long it takes."""
-        return estimated_seconds(self.planned.trial)
+        trial = self.planned.trial
+        return estimated_seconds(trial) * self.flops / trial_flops(trial)
 
     @cached_property
     def flops(self) -> float:
-        """Of its training."""
-        return trial_flops(self.planned.trial)
+        """Of its training, beyond that of the trial's earlier horizons."""
+        return self.planned.flops_spent
 
 
 @dataclass
 class Board:
-    """States of all trials of a plan, by key. Plain data; `Progress` shows it."""
+    """States of all observations of a plan. Plain data; `Progress` shows it."""
 
     plan: Plan
     slots: int = 1
     """Trials that are trained at once, about."""
-    cells: dict[str, Cell] = field(init=False)
+    cells: dict[ObservationId, Cell] = field(init=False)
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.cells = {p.trial.key: Cell(p) for p in self.plan.planned}
+        self.cells = {p.id: Cell(p) for p in self.plan.planned}
 
     @property
     def done(self) -> int:
-        """Trials that have ended."""
+        """Observations that have ended."""
         return sum(c.state in ("complete", "diverged", "failed") for c in self.cells.values())
 
     @property
@@ -85,13 +91,20 @@ class Board:
         cells = self.cells.values()
         return sum(c.fraction * c.flops for c in cells) / sum(c.flops for c in cells)
 
-    def know(self, outcomes: Mapping[ObservationId, str], losses: Mapping[str, float]) -> None:
-        """Enter what the ledger holds already: states, and losses by key."""
-        for key, cell in self.cells.items():
-            state = outcomes[cell.planned.id]
+    def know(
+        self, outcomes: Mapping[ObservationId, str], losses: Mapping[ObservationId, float]
+    ) -> None:
+        """Enter what the ledger holds already: states and losses."""
+        for name, cell in self.cells.items():
+            state = outcomes[name]
             if state in ("complete", "diverged"):
                 cell.state = "complete" if state == "complete" else "diverged"
-                cell.loss, cell.fraction = losses.get(key), 1.0
+                cell.loss, cell.fraction = losses.get(name), 1.0
+
+    def of(self, key: str) -> list[Cell]:
+        """What a trial measures in this run, by horizon."""
+        cells = [cell for (k, _), cell in sorted(self.cells.items()) if k == key]
+        return [c for c in cells if c.open or c.seconds is not None]
 
     def seconds_left(self) -> float | None:
         """Estimate from the trials ended so far; None before the first."""
@@ -107,16 +120,16 @@ class Board:
         ]
         return max(sum(left) / self.slots, max(left, default=0.0))
 
-    def best(self) -> set[str]:
-        """Keys of the lowest loss of each budget."""
+    def best(self) -> set[ObservationId]:
+        """The lowest loss of each budget; probes, which are no part of its valley, left out."""
         best: dict[float, Cell] = {}
         for cell in self.cells.values():
             budget = cell.planned.budget
-            if cell.state != "complete" or cell.loss is None:
+            if cell.state != "complete" or cell.loss is None or cell.planned.role == "probe":
                 continue
             if budget not in best or cell.loss < (best[budget].loss or 0.0):
                 best[budget] = cell
-        return {cell.planned.trial.key for cell in best.values()}
+        return {cell.planned.id for cell in best.values()}
 
 
 class Progress:
@@ -150,10 +163,18 @@ class Progress:
         self._live.stop()
 
     def running(self, key: str, fraction: float = 0.0, loss: float | None = None) -> None:
-        """A trial has started, or has come so far."""
+        """A trial has started, or has come so far in what it has to do."""
         self._doing = ""
-        cell = self.board.cells[key]
-        cell.state, cell.fraction, cell.loss = "running", fraction, loss
+        cells = self.board.of(key)
+        done = fraction * sum(cell.flops for cell in cells)
+        first = True
+        for cell in cells:
+            if cell.open:
+                cell.fraction = min(1.0, max(0.0, done / cell.flops))
+                cell.state = "running" if first or done > 0 else "waiting"
+                cell.loss = loss if cell.state == "running" else None
+                first = False
+            done -= cell.flops
 
     def doing(self, text: str) -> None:
         """What goes on before the first trial, shown until then."""
@@ -177,15 +198,27 @@ class Progress:
 
     def waiting(self, key: str) -> None:
         """A trial has to start again."""
-        self.board.cells[key] = Cell(self.board.cells[key].planned)
+        for cell in self.board.of(key):
+            if cell.open:
+                self.board.cells[cell.planned.id] = Cell(cell.planned)
 
-    def ended(self, key: str, state: State, loss: float | None, seconds: float | None) -> None:
-        """A trial has ended."""
-        cell = self.board.cells[key]
+    def failed(self, key: str) -> None:
+        """A trial has been given up."""
+        for cell in self.board.of(key):
+            if cell.open:
+                self.measured(cell.planned.id, "failed", None, None)
+
+    def measured(
+        self, name: ObservationId, state: State, loss: float | None, seconds: float | None
+    ) -> None:
+        """An observation is made, or is not to be had."""
+        cell = self.board.cells[name]
         cell.state, cell.loss, cell.seconds, cell.fraction = state, loss, seconds, 1.0
         if not self.console.is_terminal:
             p = cell.planned
             value = f"loss {loss:.4f}" if loss is not None else state
+            if state == "diverged" and loss is not None:
+                value = f"diverged at a loss of {loss:.4f}"
             took = f", {seconds:.1f} s" if seconds is not None else ""
             count = f"{self.board.done}/{len(self.board.cells)}"
             self.console.print(
@@ -225,13 +258,14 @@ def _matrix(board: Board) -> Table:
     return table
 
 
-def _cell(cells: list[Cell], best: set[str]) -> Text:
+def _cell(cells: list[Cell], best: set[ObservationId]) -> Text:
     """Width and state of a size; with replicates, the state of the least advanced."""
     width = cells[0].planned.trial.shape.width
+    cells = [c for c in cells if c.planned.role != "probe"] or cells
     order: list[State] = ["failed", "diverged", "running", "waiting", "complete"]
     shown = min(cells, key=lambda c: order.index(c.state))
     style = STYLES[shown.state]
-    if any(c.planned.trial.key in best for c in cells):
+    if any(c.planned.id in best for c in cells):
         style = "bold black on green"
     losses = [c.loss for c in cells if c.loss is not None]
     below = {"diverged": "diverged", "failed": "failed", "waiting": "·"}.get(shown.state, "")

@@ -20,6 +20,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.planner import Plan, Planned, Role
 from orchestrator.records import parse_record, timestamp
 from orchestrator.spec import to_toml
+from orchestrator.spec_recipe import modules_of
 from orchestrator.storage import Storage, is_uri, open_storage, prove
 
 PROJECTS = Path("projects")
@@ -143,9 +144,10 @@ class Project:
         read = self.storage.read_many(f"{_PLANS}/{name}" for name in names)
         records = [parse_record(self.storage.place(n), data, ("name",)) for n, data in read.items()]
         records.sort(key=lambda record: str(record.get("saved_at", "")))
-        return [Plan.from_dict(record) for record in records]
+        with modules_of(Path.cwd()):  # of recipes of a person's own
+            return [Plan.from_dict(record) for record in records]
 
-    def save_plan(self, plan: Plan, *, extend: bool = False) -> None:
+    def save_plan(self, plan: Plan, *, extend: bool = False, told: str | None = None) -> None:
         """Keep a plan: a new one, or one that asks for the same as the one of its name.
 
         Parameters
@@ -154,6 +156,8 @@ class Project:
             What to keep. Its file has the sweep beside it, as TOML that runs.
         extend
             Whether it may ask for more than the one of its name.
+        told
+            What its file says of itself, where it is not the sweep that was run.
 
         Raises
         ------
@@ -172,15 +176,14 @@ class Project:
         record = {**plain, "saved_at": timestamp()}
         name = f"{_PLANS}/{plan.name}"
         self.storage.replace(f"{name}.json", json.dumps(record, indent=1).encode())
-        comment = f"The sweep {plan.name}, as it was run in this project."
+        comment = told or f"The sweep {plan.name}, as it was run in this project."
         self.storage.replace(f"{name}.toml", to_toml(plan.spec, comment).encode())
 
     def _begun(self, plan: Plan) -> bool:
         """Whether any trial of a plan was ever started: until then nobody minds another one."""
         ids = {p.id for p in plan.planned}
-        return bool(ids & self.ledger.ids()) or any(
-            a.observation in ids for a in self.attempts.all()
-        )
+        keys = {key for key, _ in ids}
+        return bool(ids & self.ledger.ids()) or any(a.trial in keys for a in self.attempts.all())
 
     def _plan_record(self, plan: str) -> dict[str, Any] | None:
         name = f"{_PLANS}/{plan}.json"
@@ -216,18 +219,19 @@ class Project:
         table = self.ledger.read({p.id for p in plan.planned}, ("trial", "tokens", "status"))
         state = dict(zip(observation_ids(table), table["status"].to_pylist(), strict=True))
         activity = activity or self.activity()
-        running = {a.observation for a in activity.running}
-        for name, last in _last(activity.attempts).items():
-            if name in running:
-                state.setdefault(name, "running")
+        running = {a.trial for a in activity.running}
+        tried = {}
+        for key, last in _last(activity.attempts).items():
+            if key in running:
+                tried[key] = "running"
             elif not last.open and last.kind not in BLAMELESS:
-                state.setdefault(name, "failed")
-        return {p.id: state.get(p.id, "waiting") for p in plan.planned}
+                tried[key] = "failed"
+        return {p.id: state.get(p.id) or tried.get(p.id[0], "waiting") for p in plan.planned}
 
 
-def _last(attempts: Iterable[Attempt]) -> dict[ObservationId, Attempt]:
-    """The last attempt at each observation, by their numbers: clocks of machines differ."""
-    return {a.observation: a for a in sorted(attempts, key=lambda a: a.number)}
+def _last(attempts: Iterable[Attempt]) -> dict[str, Attempt]:
+    """The last attempt at each trial, by their numbers: clocks of machines differ."""
+    return {a.trial: a for a in sorted(attempts, key=lambda a: a.number)}
 
 
 def _plain(plan: Plan) -> dict[str, Any]:
@@ -252,12 +256,12 @@ def open_project(location: str | Path) -> Project:
         If there is none at `location`, or it cannot be read.
     """
     storage = open_storage(location)
-    if not _is_project(storage):
+    if not is_project(storage):
         raise InputError(f"there is no project at {storage.uri}: run a sweep into it first")
     return Project(storage)
 
 
-def _is_project(storage: Storage) -> bool:
+def is_project(storage: Storage) -> bool:
     """Whether it has the mark of one, or plans, as a project of before the mark."""
     return storage.exists(MARK) or bool(storage.names(_PLANS))
 
@@ -285,7 +289,7 @@ def directory_for(sweep_file: str | Path, name: str) -> str | Path:
         path = Path(sweep_file).resolve()
         candidates = [path.parent, path.parent.parent]
     for place in candidates:
-        if _is_project(open_storage(place)):
+        if is_project(open_storage(place)):
             return place
     return PROJECTS / name
 

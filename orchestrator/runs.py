@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime
 from typing import Any
 
@@ -73,10 +74,16 @@ def points_of(row: dict[str, Any]) -> list[Point]:
     curve = row["curve"] or []
     last = curve[-1]["step"] if curve else 0
     points = [(k, row[k], end, last) for k in METRICS]
+    points += [(plain(f"loss {d['name']}"), d["loss"], end, last) for d in row["domains"] or []]
     for point in curve:
         at = start + int((end - start) * point["step"] / max(last, 1))
         points += [(k, point[k], at, point["step"]) for k in CURVES]
     return [point for point in points if point[1] is not None and math.isfinite(point[1])]
+
+
+def plain(name: str) -> str:
+    """A name as MLflow takes it: few signs."""
+    return re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)
 
 
 def span_of(row: dict[str, Any]) -> tuple[int, int]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.errors import InputError
-from orchestrator.spec import SweepSpec, read_spec
-from trainers.corpus import Files
+from orchestrator.spec import SweepSpec, rooted, spec_as_written
+from trainers.sources import named_files
 
 DIRECTORY = "files"
 """Where they are, in the job's working directory."""
@@ -28,7 +27,7 @@ class Shipment:
 
 
 def pack(sweep: Path) -> Shipment:
-    """The sweep file and the corpus files that it names relative to itself.
+    """The sweep file, and those of its corpus, its command and its recipe that lie beside it.
 
     Files that it names by an absolute path stay where they are: on storage that the cluster shares.
 
@@ -37,20 +36,31 @@ def pack(sweep: Path) -> Shipment:
     InputError
         If the sweep cannot be read, is invalid, or names no file.
     """
-    spec = read_spec(sweep)
+    written = spec_as_written(sweep)
     sweep = sweep.resolve()
-    named = []
-    if isinstance(spec.corpus, Files) and not Path(_glob_as_written(sweep)).is_absolute():
-        # Not resolved: the cluster must see the names that the glob is to match.
-        found = glob.iglob(spec.corpus.glob, recursive=True)
-        named = [Path(os.path.normpath(path)) for path in found if Path(path).is_file()]
-        if not named:
-            raise InputError(f"no file matches {spec.corpus.glob}, the corpus of {sweep.name}")
+    # Not resolved: the cluster must see the names that the globs are to match.
+    named = [Path(os.path.normpath(path)) for path in _corpus_files(written, sweep)]
+    spec = rooted(written, sweep)
+    if spec.command is not None and written.command is not None:
+        paths = spec.command.paths().values()
+        here = not Path(written.command.directory).is_absolute()
+        named += [Path(os.path.normpath(path)) for path in paths if here]
+    recipe = sweep.parent / f"{spec.recipe.name.partition(':')[0]}.py"
+    if ":" in spec.recipe.name and recipe.is_file():
+        named.append(recipe)
     root = Path(os.path.commonpath([sweep.parent, *(path.parent for path in named)]))
     files = {f"{DIRECTORY}/{path.relative_to(root)}": path for path in [sweep, *named]}
     return Shipment(spec=spec, sweep=f"{DIRECTORY}/{sweep.relative_to(root)}", files=files)
 
 
-def _glob_as_written(sweep: Path) -> str:
-    """The corpus glob of a valid sweep file, which `read_spec` makes absolute."""
-    return str(tomllib.loads(sweep.read_text())["corpus"]["glob"])
+def _corpus_files(written: SweepSpec, sweep: Path) -> list[str]:
+    """The files of a sweep's corpus that it names by a relative path."""
+    found: list[str] = []
+    for pattern in named_files(written.corpus):
+        if not Path(pattern).is_absolute():
+            here = str(Path(glob.escape(str(sweep.parent))) / pattern)
+            matched = [path for path in glob.iglob(here, recursive=True) if Path(path).is_file()]
+            if not matched:
+                raise InputError(f"no file matches {here}, the corpus of {sweep.name}")
+            found += matched
+    return sorted(set(found))

@@ -5,7 +5,6 @@ What follows from them is for `conclusion.py`; what columns and files mean, for 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,19 +27,21 @@ from analysis.observations import (
     ParamsConvention,
     as_schema,
     has_schema,
-    observation_ids,
     observations,
     require_one_kind,
     where,
 )
 from analysis.optimum import FlopsPerToken
 from analysis.pooling import CELL, pool, sample
+from analysis.rungs import Rung, rungs, undertuned
 from analysis.study import Study, study
 from analysis.uncertainty import IntervalKind
 from orchestrator.exclusion import read_exclusions, rule_out
-from orchestrator.planner import Plan, Role, family_cost
+from orchestrator.family import family_cost
+from orchestrator.planner import Plan
 from orchestrator.project import Project, open_project
 from orchestrator.reading import Convention, Conventions, Reading, read_file
+from orchestrator.roles import of_roles
 
 MLFLOW = "mlflow:"
 """How a source begins that is an MLflow experiment's name."""
@@ -53,6 +54,7 @@ class Options(TypedDict, total=False):
     next_flops: float | None
     heldout: int | None
     intervals: IntervalKind
+    rungs: Sequence[Rung]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,8 @@ class Evidence:
     """Rows that were left out, by reason."""
     notes: tuple[str, ...] = ()
     """What is doubtful in reading, a sentence each."""
+    rungs: tuple[Rung, ...] = ()
+    """Those of its rows that were probed at other rates."""
     reading: Reading = field(default_factory=Reading)
     project: Project | None = None
     """None where the rows are a file's or an experiment's."""
@@ -138,6 +142,7 @@ class Evidence:
             own = flops != "given"  # external rows have no curves
             curves = training_curves(self.table, params=params, flops=flops) if own else ()
         seen = self.observed(convention, options.get("method", LEAST_SQUARES))
+        options["rungs"] = self.rungs
         return seen.study(convention.level, curves, **options)
 
 
@@ -290,12 +295,20 @@ def _evidence_of(table: pa.Table, name: str, reading: Reading) -> Evidence:
         kept = distinct.filter(pc.is_in(distinct["role"], pa.array(reading.roles)))
         excluded |= _left("asked for in another role", distinct, kept)
         distinct = kept
-    ours = as_schema(distinct, name)
+    every = as_schema(distinct, name)
+    ours, marked = of_roles(every, {}, reading.roles)
+    excluded |= marked
     chosen = where(ours, reading.where)
     _require_rows(chosen, total=table.num_rows, excluded=excluded)
     require_one_kind(chosen)
     excluded |= _left("not selected", ours, chosen)
-    return Evidence(name=name, table=chosen, excluded=excluded, reading=reading)
+    return _probed(Evidence(name=name, table=chosen, excluded=excluded, reading=reading), every)
+
+
+def _probed(found: Evidence, every: pa.Table) -> Evidence:
+    """With what probes among `every` row, those of no fit included, say of its rates."""
+    probed = rungs(found.table, every)
+    return replace(found, rungs=probed, notes=(*undertuned(probed), *found.notes))
 
 
 def _require_rows(chosen: pa.Table, *, total: int, excluded: Mapping[str, int]) -> None:
@@ -335,7 +348,7 @@ def evidence(
     if every.num_rows == 0:
         raise InputError(f"the ledger of {project.uri} is empty: run its sweep first")
     allowed, excluded, notes = rule_out(every, read_exclusions(project.storage))
-    table, other_roles = _of_roles(allowed, project, reading.roles)
+    table, other_roles = of_roles(allowed, project.roles(), reading.roles)
     chosen = where(table, reading.where)
     if kind_of is not None:
         own = pc.is_in(every["trial"], pa.array([trial.key for trial in kind_of.trials]))
@@ -356,7 +369,7 @@ def evidence(
                 "with --where depth=... or heads=..."
             )
         chosen, excluded = family, excluded | foreign_shapes
-    return Evidence(
+    found = Evidence(
         name=plan.name if plan else project.name,
         table=chosen,
         excluded=excluded,
@@ -365,20 +378,7 @@ def evidence(
         project=project,
         plan=plan,
     )
-
-
-def _of_roles(
-    table: pa.Table, project: Project, roles: tuple[Role, ...]
-) -> tuple[pa.Table, dict[str, int]]:
-    """Rows that some plan asks for in one of `roles`, or that none asks for."""
-    asked = project.roles()
-    kept, excluded = [], Counter[str]()
-    for name in observation_ids(table):
-        found = asked.get(name, frozenset())
-        kept.append(not found or not found.isdisjoint(roles))
-        if not kept[-1]:
-            excluded[f"asked for as {' and '.join(sorted(found))} only"] += 1
-    return table.filter(pa.array(kept, pa.bool_())), dict(excluded)
+    return _probed(found, allowed)
 
 
 def _of_family(table: pa.Table, plan: Plan) -> pa.Array:

@@ -8,7 +8,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,11 +17,13 @@ import numpy as np
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from analysis.errors import InputError
+from orchestrator.spec_command import CommandSpec, Declared
+from orchestrator.spec_recipe import RecipeSpec, modules_of
 from orchestrator.spec_running import NEVER, Checkpoints, ClusterSpec, Limits, Strict
 from orchestrator.storage import split
-from trainers.corpus import CorpusSource, Files, Stdlib
+from trainers.shape import Architecture, Shape
 from trainers.simulated import SimulatedSettings
-from trainers.trial import Shape
+from trainers.sources import CorpusSource, Stdlib, TokenizerSource, with_files
 
 MAX_WIDTH = 65_536
 RUNNING = ("limits", "checkpoints", "cluster")
@@ -52,7 +54,7 @@ class Shapes(Strict):
             raise ValueError("give either heads or head_width")
         return self
 
-    def shape(self, width: int, vocabulary: int) -> Shape:
+    def shape(self, width: int, vocabulary: int, architecture: Architecture) -> Shape:
         """The member of the family of that width."""
         heads = self.heads or max(1, width // (self.head_width or 1))
         return Shape(
@@ -61,18 +63,19 @@ class Shapes(Strict):
             heads=heads,
             vocabulary=vocabulary,
             context=self.context,
+            architecture=architecture,
         )
 
     def depth_at(self, width: int) -> int:
         """Blocks of the member of the family of that width."""
         return self.depth or max(1, round(width / (self.aspect or 1)))
 
-    def family(self, vocabulary: int) -> list[Shape]:
+    def family(self, vocabulary: int, architecture: Architecture) -> list[Shape]:
         """Every buildable shape, narrowest first."""
         step = self.width_multiple
         pair = self.head_width or 2 * (self.heads or 1)
         return [
-            self.shape(width, vocabulary)
+            self.shape(width, vocabulary, architecture)
             for width in range(step, MAX_WIDTH + 1, step)
             if width % pair == 0
         ]
@@ -98,14 +101,16 @@ class SweepSpec(Strict):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)]
     """Names the plan and its MLflow run; letters, digits, and . _ + -"""
-    trainer: Literal["pretrain", "simulated"] = "pretrain"
+    trainer: Literal["pretrain", "simulated", "command"] = "pretrain"
     """What makes a trial's loss."""
-    recipe: Literal["mini", "mini-adamw", "ladder-adamw"] = "mini"
-    """Rules from (shape, D) to batch, learning rates and schedule."""
-    corpus: Annotated[CorpusSource, Field(discriminator="kind")] = Stdlib()
+    recipe: RecipeSpec = RecipeSpec(name="mini")
+    """Rules from (shape, D) to batch, learning rates and schedule; and the kind of decoder."""
+    corpus: Annotated[CorpusSource | Declared, Field(discriminator="kind")] = Stdlib()
     """Where tokens come from; not used by `simulated`."""
     simulated: SimulatedSettings = SimulatedSettings()
     """The law that `simulated` samples."""
+    command: CommandSpec | None = None
+    """The program that `command` runs."""
     shapes: Shapes = Shapes(depth=2, heads=2)
     """The family of models."""
     budgets: Annotated[list[Annotated[Budget, BeforeValidator(_budget)]], Field(min_length=1)]
@@ -118,6 +123,9 @@ class SweepSpec(Strict):
     """D/N (N non-embedding) of the prior optimum, the middle of each budget's sizes."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = Field([0])
     """The first trains the grid, the others replicate it."""
+    probes: Annotated[int, Field(ge=0)] | None = None
+    """Sizes that are also trained at half and double the rate, at the smallest budget, to see that
+    the recipe's rates hold; by default 2, or as few as take a tenth of the FLOPs, or none."""
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Passes over the corpus that a trial may make."""
     limits: Limits = Limits()
@@ -139,17 +147,32 @@ class SweepSpec(Strict):
                 raise ValueError(f"{name} has the same value twice")
         if self.limits.money is not None and self.cluster.price_per_gpu_hour is None:
             raise ValueError("limits.money bounds nothing without cluster.price_per_gpu_hour")
+        if self.trainer == "command" and self.command is None:
+            raise ValueError('trainer = "command" needs a table [command] with run = [...]')
+        if self.trainer != "command" and self.command is not None:
+            raise ValueError(
+                f'has a table [command], but trainer = "{self.trainer}": set "command"'
+            )
+        if self.trainer == "pretrain" and isinstance(self.corpus, Declared):
+            raise ValueError('corpus.kind = "declared" is for trainer = "command" only')
+        if getattr(self.corpus, "weight", 1.0) != 1.0:
+            raise ValueError("corpus.weight means nothing: it is for the parts of a mixture")
         return self
 
 
 def read_spec(path: Path) -> SweepSpec:
-    """Read and check a sweep file, a local one or at a URI; its corpus glob becomes absolute.
+    """Read and check a sweep file, a local one or at a URI; its paths become absolute.
 
     Raises
     ------
     InputError
         If the file cannot be read, is no TOML, or holds an unknown key or an impossible value.
     """
+    return rooted(spec_as_written(path), path)
+
+
+def spec_as_written(path: Path) -> SweepSpec:
+    """Read and check a sweep file, and leave its corpus's files relative to it."""
     storage, name = split(path)
     try:
         data = tomllib.loads(storage.read(name).decode())
@@ -157,22 +180,35 @@ def read_spec(path: Path) -> SweepSpec:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid TOML: {error}") from error
-    return parse_spec(data, source=path)
+    return _checked(data, path)
 
 
 def parse_spec(data: Mapping[str, Any], *, source: Path) -> SweepSpec:
-    """Check what a sweep file holds. `source` names it in errors and roots its corpus glob."""
+    """Check what a sweep file holds. `source` names it in errors and roots what it has of paths."""
+    return rooted(_checked(data, source), source)
+
+
+def rooted(spec: SweepSpec, path: Path) -> SweepSpec:
+    """The spec with its paths, which are relative to the sweep file, absolute."""
+    directory = path.parent.resolve()
+    update: dict[str, Any] = {}
+    if not isinstance(spec.corpus, Declared):
+        update["corpus"] = with_files(
+            spec.corpus,
+            pattern=lambda pattern: str(Path(glob.escape(str(directory))) / pattern),
+            file=lambda name: str(directory / name),
+        )
+    if spec.command is not None:
+        update["command"] = spec.command.rooted(path.parent)
+    return spec.model_copy(update=update)
+
+
+def _checked(data: Mapping[str, Any], path: Path) -> SweepSpec:
     try:
-        spec = SweepSpec.model_validate_json(json.dumps(data, default=str))
+        with modules_of(path.parent, Path.cwd()):
+            return SweepSpec.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        raise InputError(f"{source.name}: {_sentence(error)}") from error
-    if isinstance(spec.corpus, Files):
-        pattern = spec.corpus.glob
-        if not Path(pattern).is_absolute():
-            pattern = str(Path(glob.escape(str(source.parent.resolve()))) / pattern)
-        rooted = Files(glob=pattern)
-        spec = spec.model_copy(update={"corpus": rooted})
-    return spec
+        raise InputError(f"{path.name}: {_sentence(error)}") from error
 
 
 def with_cluster(spec: SweepSpec, **given: Any) -> SweepSpec:
@@ -204,11 +240,11 @@ def to_toml(spec: SweepSpec, comment: str) -> str:
     Keys at their default are left out.
     """
     data = spec.model_dump(exclude_defaults=True, exclude={"budgets", "corpus", "simulated"})
-    tables = {name: data.pop(name) for name in ("shapes", *RUNNING) if name in data}
+    tables = {name: data.pop(name) for name in ("command", "shapes", *RUNNING) if name in data}
     if spec.trainer == "simulated":
         tables["simulated"] = asdict(spec.simulated)
     else:
-        tables["corpus"] = {k: v for k, v in asdict(spec.corpus).items() if v is not None}
+        tables["corpus"] = _told(spec.corpus)
     lines = [f"# {line}".rstrip() for line in comment.splitlines()] + [""]
     lines += [f"{key} = {_toml(value)}" for key, value in data.items()]
     for name, table in tables.items():
@@ -219,15 +255,49 @@ def to_toml(spec: SweepSpec, comment: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _told(source: Any) -> dict[str, Any]:
+    """What of a source, or of a value in it, is not the default."""
+    given = {f.name: getattr(source, f.name) for f in fields(source)}
+    return {
+        f.name: given[f.name]
+        for f in fields(source)
+        if f.name == "kind" or (given[f.name] != f.default and given[f.name] != {})
+    }
+
+
+def recipe_toml(recipe: RecipeSpec) -> str:
+    """A recipe as the value of the key `recipe`."""
+    return _toml(recipe.model_dump())
+
+
 def _toml(value: Any) -> str:
-    """A TOML value: JSON's strings, numbers and flat arrays are TOML's too."""
+    """A TOML value: JSON's numbers are TOML's too; tables are inline."""
+    if is_dataclass(value):
+        value = _told(value)
+    if isinstance(value, Mapping):
+        pairs = (f"{_key(name)} = {_toml(item)}" for name, item in value.items())
+        return f"{{ {', '.join(pairs)} }}"
     if isinstance(value, datetime):
         return value.isoformat()
     if value is None:
-        return json.dumps(NEVER)
+        return _string(NEVER)
+    if isinstance(value, str):
+        return _string(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, float) and value >= 1e6:
         return np.format_float_scientific(value, trim="-", exp_digits=1).replace("e+", "e")
     return json.dumps(value)
+
+
+def _key(name: str) -> str:
+    """A TOML key: bare where that is allowed."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _string(name)
+
+
+def _string(text: str) -> str:
+    """A TOML string: JSON's, but without pairs of surrogates, and with no DEL as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _sentence(error: ValidationError) -> str:
@@ -235,14 +305,18 @@ def _sentence(error: ValidationError) -> str:
     # An unknown key first: it explains a missing one.
     first = min(error.errors(), key=lambda e: e["type"] not in _UNKNOWN_KEY)
     path = [str(part) for part in first["loc"]]
-    if path[:1] == ["corpus"] and len(path) > 1:
-        del path[1]  # the kind, which pydantic puts between table and key
-    where = ".".join(path)
+    if path[:1] == ["corpus"]:
+        path = _without_tags(path)
+    where = re.sub(r"\.(\d+)", r"[\1]", ".".join(path))
     given = first["input"]
     if first["type"] in _UNKNOWN_KEY:
         return f"unknown key {where!r}{_nearest(path)}"
     if first["type"] in ("missing", "missing_argument"):
         return f"the key {where!r} is missing"
+    if path[-1:] == ["tokenizer"] and first["type"] != "value_error":
+        return (
+            f'{where} is {given!r}, but it should be "bytes" or a table such as {{ train = 4096 }}'
+        )
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return f"{where}.kind must be one of {first['ctx'].get('expected_tags', _KINDS)}"
     if first["type"] == "value_error":
@@ -250,12 +324,26 @@ def _sentence(error: ValidationError) -> str:
     if isinstance(given, str) and first["type"] in ("float_type", "int_type"):
         return f"{where} is the string {given!r}: write the number without quotes"
     shown = "" if isinstance(given, dict) else f" is {given!r}"
-    _, wanted = str(first["msg"]).split(" ", 1)  # "Input", "List" or "String"
-    return f"{where}{shown}, but it {wanted}"
+    # "Input should be ..." or "List should have at least 1 item after validation, not 0"
+    _, wanted = str(first["msg"]).split(" ", 1)
+    return f"{where}{shown}, but it {wanted.split(' after validation')[0]}"
 
 
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
-_KINDS = "'stdlib', 'files', 'markov', 'hugging_face'"
+_KINDS = "'stdlib', 'files', 'markov', 'hugging_face', 'mixture', 'declared'"
+
+
+def _without_tags(path: list[str]) -> list[str]:
+    """A place in the corpus without what pydantic puts between a table and its key.
+
+    That is the kind of a source, after `corpus` and after a part's number, and what a tokenizer is.
+    """
+    kept: list[str] = []
+    for before, part in zip(["", *path], path, strict=False):
+        of_source = before == "corpus" or (before.isdigit() and kept[-2:-1] == ["parts"])
+        if not of_source and before != "tokenizer":
+            kept.append(part)
+    return kept
 
 
 def _nearest(path: list[str]) -> str:
@@ -264,14 +352,21 @@ def _nearest(path: list[str]) -> str:
         "shapes": list(Shapes.model_fields),
         "budgets": list(Budget.model_fields),
         "simulated": list(SimulatedSettings.__dataclass_fields__),
+        "command": list(CommandSpec.model_fields),
         "limits": list(Limits.model_fields),
         "checkpoints": list(Checkpoints.model_fields),
         "cluster": list(ClusterSpec.model_fields),
         "corpus": sorted(
-            {name for source in CorpusSource.__args__ for name in source.__dataclass_fields__}
+            {
+                name
+                for source in (*CorpusSource.__args__, Declared)
+                for name in source.__dataclass_fields__
+            }
         ),
+        "tokenizer": list(TokenizerSource.__dataclass_fields__),
     }
-    known = tables.get(path[0] if len(path) > 1 else "", [])
+    table = path[0] if len(path) > 1 else ""
+    known = tables.get("tokenizer" if path[-2:-1] == ["tokenizer"] else table, [])
     close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
     if close:
         return f": did you mean {close[0]!r}?"

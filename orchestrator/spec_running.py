@@ -10,8 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from analysis.errors import InputError
 from cluster.budget import Caps
-from cluster.gpus import KNOWN, gpu_type, known_type
 from cluster.machines import Cluster, uniform
+from trainers.gpus import KNOWN, gpu_type, known_type
+from trainers.trial import Trial
 
 NEVER = "never"
 """What a person writes for None, which TOML does not have."""
@@ -102,7 +103,7 @@ class Limits(Strict):
 
 
 class Checkpoints(Strict):
-    """When trials write their state, and how much of it is kept."""
+    """When trials write their state, how much of it is kept, and whether their models are."""
 
     every_seconds: Annotated[_Positive | None, _OrNever] = 300.0
     """Wall time between checkpoints of a trial; "never" for none by time."""
@@ -112,8 +113,15 @@ class Checkpoints(Strict):
     """Share of the time that saving may take: after one that took t s, none for t / 0.02 s."""
     keep: Annotated[int, Field(ge=1)] = 2
     """Newest checkpoints of each trial that are kept: if one is damaged, there is another."""
-    after: Literal["remove", "keep"] = "remove"
-    """What becomes of a trial's when it is measured."""
+    after: Literal["remove", "keep"] | None = None
+    """What becomes of a trial's when it is measured. By default those of a trunk are kept, so that
+    it can be extended, and others removed."""
+    models: bool = True
+    """Whether the weights of every measured model stay in the project."""
+
+    def removes(self, trial: Trial) -> bool:
+        """Whether a trial's checkpoints go when it is measured."""
+        return self.after == "remove" or (self.after is None and not trial.horizons)
 
 
 class ClusterSpec(Strict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from analysis.rungs import COLUMNS, Rung, rungs, rungs_json, undertuned, verdict
 from orchestrator.attempts import Attempt
 from orchestrator.external import external_counts
 from orchestrator.lease import LeaseRecord
-from orchestrator.planner import Planned
+from orchestrator.planner import Plan, Planned
 from orchestrator.project import Activity, Project, counts
 from orchestrator.tables import clock, plain_table
 
@@ -36,6 +37,8 @@ class Status:
     activity: Activity
     planned: Mapping[str, Planned]
     """By trial."""
+    rungs: tuple[Rung, ...] = ()
+    """Observations that were probed at other learning rates."""
 
     def progress(self, attempt: Attempt) -> tuple[float | None, float | None]:
         """Share of a running trial's steps done, and its training loss, at the last beat."""
@@ -51,6 +54,7 @@ class Status:
             "driver": _driver(self.activity.driver),
             "plans": [{"name": k, **{s: v[s] for s in STATES}} for k, v in self.plans.items()],
             "external": [{"name": k, "complete": n} for k, n in self.external.items()],
+            "rungs": rungs_json(self.rungs),
             "running": [self._running(attempt) for attempt in self.activity.running],
             "attempts_without_row": [
                 {k: v for k, v in asdict(a).items() if k not in ("traceback", "log", "id")}
@@ -73,7 +77,17 @@ def status(project: Project) -> Status:
         external=external_counts(project),
         activity=activity,
         planned={p.trial.key: p for plan in plans for p in plan.planned},
+        rungs=_rungs(project, plans),
     )
+
+
+def _rungs(project: Project, plans: Sequence[Plan]) -> tuple[Rung, ...]:
+    """What probes say of the plans' rates; the ledger is read where there are any."""
+    asked = [p for plan in plans for p in plan.planned]
+    if not any(p.role == "probe" for p in asked):
+        return ()
+    table = project.ledger.read({p.id for p in asked}, COLUMNS)
+    return rungs(table, table)
 
 
 def show_status(console: Console, found: Status) -> None:
@@ -86,6 +100,10 @@ def show_status(console: Console, found: Status) -> None:
         table.add_row(f"{name} (external)", str(n), str(n), *("–" for _ in STATES[1:]))
     console.print(table)
     console.print()
+    for said in undertuned(found.rungs):
+        console.print(Text(f"! {said}", style="yellow"))
+    if held := verdict(found.rungs):
+        console.print(Text(held, style="dim"))
     console.print(_who(found.activity.driver), markup=False)
     if found.activity.running:
         console.print(_runs(found))

@@ -11,6 +11,7 @@ from rich.text import Text
 from analysis.approaches import Vertex
 from analysis.heldout import HEADLINE, median_error
 from analysis.intervals import Interval
+from analysis.rungs import PROBES, verdict
 from analysis.study import Study
 from analysis.wording import CONVENTIONS, count, figures_of, percent, span
 from orchestrator.project import Project
@@ -45,7 +46,10 @@ def show_study(console: Console, found: Study) -> None:
     for warning in found.warnings:
         console.print(Text(f"! {warning}", style="yellow"))
     for reason, n in found.excluded.items():
-        console.print(Text(f"! {n} observations not in the fit: {reason}", style="yellow"))
+        mark, style = ("", "dim") if reason == PROBES else ("! ", "yellow")
+        console.print(Text(f"{mark}{n} observations not in the fit: {reason}", style=style))
+    if held := verdict(found.rungs):
+        console.print(Text(held, style="dim"))
 
 
 def show_files(console: Console, project: Project, proposal: str) -> None:

@@ -31,6 +31,7 @@ from orchestrator.estimate import jobs_of
 from orchestrator.grid import Grid
 from orchestrator.growth import announced, wish
 from orchestrator.lease import Lease
+from orchestrator.order import Order
 from orchestrator.planner import Plan
 from orchestrator.progress import Progress
 from orchestrator.project import Project, missing
@@ -38,7 +39,7 @@ from orchestrator.proof import forget_drivers_before, nonce_name, prove_nodes
 from orchestrator.scratch import scratch
 from orchestrator.stop import Stop, interruptible
 from orchestrator.watch import Over, Watch, quit_now
-from orchestrator.worker import Order, observe
+from orchestrator.worker import observe
 from trainers.trial import Trial
 
 SHOWN = 3
@@ -83,7 +84,10 @@ def train(
         If a trial fits nowhere on the cluster, a node does not see the project, or nothing answers
         at `address`.
     """
-    trials = {p.trial.key: p.trial for p in missing(project, plan)}
+    left: dict[str, set[int]] = {}
+    for key, tokens in (p.id for p in missing(project, plan)):
+        left.setdefault(key, set()).add(tokens)
+    trials = {t.key: t.only(left[t.key]) for t in plan.trials if t.key in left}
     if not trials:
         return End()
     progress.doing("starting Ray …" if address is None else f"joining Ray at {address} …")

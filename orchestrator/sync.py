@@ -30,6 +30,8 @@ class Synced:
     experiment: str
     """Its name in MLflow."""
     written: int
+    evaluated: int
+    """Runs that were given scores of their models, which they lacked."""
     half_written: int
     """Runs of a writer that died, removed."""
     duplicates: int
@@ -73,6 +75,7 @@ def sync(
         return Synced(
             experiment=tracker.experiment,
             written=written,
+            evaluated=tracker.add_evaluations(),
             half_written=tracker.half_written,
             duplicates=tracker.duplicates,
             refused=tracker.refused,
@@ -80,10 +83,40 @@ def sync(
             differences=differences(project, tracker),
         )
     except (MlflowException, OSError) as error:
-        raise InputError(
-            f"MLflow at {store.shown} failed ({masked(first_line(error, named=True))}): what it "
-            "has is kept, run isoflop sync again when it answers"
-        ) from error
+        raise _failed(store, error) from error
+
+
+def add_scores(project: Project, store: Store, name: ObservationId) -> None:
+    """Give MLflow's runs the scores of their models that they lack, above all those of `name`.
+
+    Parameters
+    ----------
+    project, store
+        As for `sync`.
+    name
+        Whose run must be there.
+
+    Raises
+    ------
+    InputError
+        If it is not, or as for `sync`.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tracker = Tracker(project, store)
+        tracker.add_evaluations()
+        if name in tracker.missing():
+            raise InputError(f"MLflow at {store.shown} has no run of {name[0]} yet")
+    except (MlflowException, OSError) as error:
+        raise _failed(store, error) from error
+
+
+def _failed(store: Store, error: Exception) -> InputError:
+    return InputError(
+        f"MLflow at {store.shown} failed ({masked(first_line(error, named=True))}): what it "
+        "has is kept, run isoflop sync again when it answers"
+    )
 
 
 def differences(project: Project, tracker: Tracker) -> list[str]:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 WORDS = frozenset(
     {"", "by", "law", "status", "where", "widths", "plan", "on", "why"}
-    | {"running trial", "attempt without a row"}
+    | {"running trial", "attempt without a row", "task", "metric"}
 )
 """Columns that hold words."""
 

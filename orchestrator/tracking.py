@@ -20,6 +20,7 @@ from typing import Any
 
 from analysis.errors import InputError, first_line
 from analysis.observations import ObservationId
+from orchestrator import evaluations
 from orchestrator.planner import Plan, Planned
 from orchestrator.project import Project
 from orchestrator.runs import (
@@ -187,6 +188,19 @@ class Tracker:
                         self._runs[name] = run
                         yield name
 
+    def add_evaluations(self) -> int:
+        """Give runs the scores of their models that they lack; of how many runs."""
+        from mlflow.entities import Metric
+
+        scores, n = evaluations.points(self._project.storage), 0
+        for run in self.search(TRIAL_TAG) if scores else []:
+            own, there = scores.get(name_of(run), []), run.data.metrics
+            lacking = [Metric(*point, 0) for point in own if there.get(point[0]) != point[1]]
+            if lacking:
+                self.client.log_batch(run.info.run_id, lacking)
+                n += 1
+        return n
+
     def conclude(self, results: Results) -> None:
         """Attach a sweep's results to its run, and close it if the sweep has ended.
 
@@ -258,7 +272,7 @@ class Tracker:
             "flops": f"{plan.flops:.4g}",
             "budgets": " ".join(f"{b.flops:g}" for b in plan.spec.budgets),
             "trainer": plan.spec.trainer,
-            "recipe": plan.spec.recipe,
+            "recipe": plan.spec.recipe.name,
         }
         if not tags.items() <= run.data.tags.items():
             self.client.log_batch(run.info.run_id, tags=[RunTag(k, v) for k, v in tags.items()])

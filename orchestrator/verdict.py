@@ -22,8 +22,8 @@ from analysis.fitting import Method
 from analysis.headline import headline
 from analysis.pair import fit_basis
 from analysis.wording import count
-from cluster.gpus import gpu_type
 from orchestrator.source import Observed
+from trainers.gpus import gpu_type
 
 
 def rate_of(

@@ -22,8 +22,9 @@ from analysis.errors import InputError, first_line, last_line
 from analysis.observations import ObservationId
 from orchestrator.attempts import Attempts, Kind
 from orchestrator.checkpoints import directory_of
-from orchestrator.grid import LEFT_OUT, Grid
+from orchestrator.grid import Grid
 from orchestrator.lease import current
+from orchestrator.nodes import LEFT_OUT
 from orchestrator.options import INTERRUPTED
 from orchestrator.progress import Progress
 from orchestrator.project import Project
@@ -176,6 +177,9 @@ class Watch(Callback):
             self._grid.seen(key, _name(run.actor), result["node"], result["group"])
         if "trouble" in result:
             self._progress.trouble(result["trouble"])
+        elif "horizon" in result:
+            self._grid.row(key)
+            self._measured((key, result["horizon"]), result)
         elif "fraction" in result:
             run.fraction, run.loss = result["fraction"], result["train_loss"]
             self._progress.running(key, run.fraction, run.loss)
@@ -189,8 +193,12 @@ class Watch(Callback):
             # Of what was found, resumed or cut short the time says nothing.
             if result["whole"] and result["status"] == "complete":
                 self._paces.append((run.heard - run.since) / max(self._expected(key), 1e-9))
-            self._progress.ended(key, result["status"], result["loss"], result["seconds"])
-            self._finished((key, self._trials[key].tokens))
+            self._measured((key, self._trials[key].tokens), result)
+
+    def _measured(self, name: ObservationId, result: dict[str, Any]) -> None:
+        """A row is in the ledger."""
+        self._progress.measured(name, result["status"], result["loss"], result["seconds"])
+        self._finished(name)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's function has returned."""
@@ -215,7 +223,7 @@ class Watch(Callback):
         if self._grid.failed(key, kind, step=self._checkpoint(key), hopeless=hopeless):
             self._progress.waiting(key)
         else:
-            self._progress.ended(key, "failed", None, None)
+            self._progress.failed(key)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tune has done something, or waited a tenth of a second."""

@@ -7,7 +7,6 @@ an attempt that the next one of the trial finds open and explains.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import socket
 import sys
@@ -24,20 +23,21 @@ from contextlib import (
     redirect_stdout,
     suppress,
 )
-from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
 from analysis.errors import InputError
 from cluster.gang import GangError, train_in_gang
+from cluster.rank import Sign
 from orchestrator import lease
+from orchestrator.advance import Advance
 from orchestrator.attempts import Attempts, Kind
 from orchestrator.checkpoints import StoredWorkspace, directory_of
 from orchestrator.ledger import Ledger
+from orchestrator.order import Order
 from orchestrator.proof import UnfitNodeError, fingerprint, witness
 from orchestrator.scratch import scratch
-from orchestrator.spec_running import Checkpoints
 from orchestrator.storage import LONGEST_WAIT, Result, Storage, open_storage, patiently, reason_of
 from orchestrator.watchdog import Watchdog
 from trainers.registry import trainer
@@ -51,41 +51,6 @@ UNFIT_SECONDS = 60.0
 """That a node may take to see the project."""
 
 Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """What the driver wants of a worker: one trial, and under which conditions."""
-
-    trial: Trial
-    project: str
-    """URI of its storage."""
-    generation: int
-    """Of the driver's lease."""
-    nonce: str
-    """What lies in the project, if this node sees the same one as the driver."""
-    ranks: int
-    """Processes that train it together."""
-    report_seconds: float
-    """Between reports of a running trial: each waits for the driver."""
-    silent_seconds: float | None
-    """After which a trial that gives no sign of life is ended; None is never."""
-    checkpoints: Checkpoints
-    sources: str = field(default_factory=fingerprint)
-    """Which isoflop the driver is."""
-
-    def dump(self) -> str:
-        """As text, as Tune carries it."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        nested = {"trial": self.trial.to_dict(), "checkpoints": self.checkpoints.model_dump()}
-        return json.dumps(values | nested)
-
-    @staticmethod
-    def load(text: str) -> Order:
-        """What `dump` made text of."""
-        data = json.loads(text)
-        trial = Trial.from_dict(data.pop("trial"))
-        return Order(trial=trial, checkpoints=Checkpoints(**data.pop("checkpoints")), **data)
 
 
 class Interrupted(Exception):
@@ -107,7 +72,7 @@ class Work:
         self.storage = _storage(order.project)
         self.ledger, self.attempts = Ledger(self.storage), Attempts(self.storage)
         self.row: Mapping[str, Any] | None = None
-        """The trial's row in the ledger, or the measurement that became it."""
+        """The row of the last horizon in the ledger, or the measurement that became it."""
         self.whole = False
         """Whether this attempt trained the trial from its beginning to its end."""
         self.will = DriversWill(self.storage, order.generation)
@@ -116,25 +81,39 @@ class Work:
         """Have the row in the ledger, and report it last of all."""
         try:
             self._require_fit()
-            self.row = self._find()
-            if self.row is None and self.will.stop():
+            left = [tokens for tokens in self.trial.measured_at if not self._known(tokens)]
+            if left and self.will.stop():
                 raise Interrupted("the sweep was interrupted before this trial began")
-            if self.row is None:
-                self._attempt()
+            if left:
+                self._attempt(self.trial.only(left))
         except Interrupted:
             self.report({"status": "interrupted"})
             return
+        except Exception:
+            self.report({})  # where it was, which it may not have told yet
+            raise
         finally:
             _tidy()
         assert self.row is not None, (
             f"{self.trial.trainer} ended without measuring {self.trial.key}"
         )
-        ended = {name: self.row[name] for name in ("status", "loss", "seconds")}
-        self.report(ended | {"whole": self.whole})
+        self.report(_told(self.row) | {"whole": self.whole})
 
-    def _find(self) -> dict[str, Any] | None:
-        name = self.trial.key, self.trial.tokens
+    def _known(self, tokens: int) -> bool:
+        """Whether the ledger has the row of a horizon, which is then told of unless it is last."""
+        row = self._find(tokens)
+        if row is not None:
+            self._measured(row)
+        return row is not None
+
+    def _find(self, tokens: int) -> dict[str, Any] | None:
+        name = self.trial.key, tokens
         return self._patiently("read the ledger", lambda: self.ledger.find(name))
+
+    def _measured(self, row: Mapping[str, Any]) -> None:
+        self.row = row
+        if row["tokens"] != self.trial.tokens:
+            self.report({"horizon": row["tokens"]} | _told(row))
 
     def _require_fit(self) -> None:
         """See that this node can work on the sweep.
@@ -163,12 +142,12 @@ class Work:
                 self._tell(said)
                 time.sleep(min(LONGEST_WAIT, UNFIT_SECONDS / 4))
 
-    def _attempt(self) -> None:
-        """One attempt, from its record to its row."""
+    def _attempt(self, trial: Trial) -> None:
+        """One attempt at what is left of the trial, from its record to its rows."""
         with scratch() as directory:
-            self._attempt_in(directory)
+            self._attempt_in(directory, trial)
 
-    def _attempt_in(self, directory: Path) -> None:
+    def _attempt_in(self, directory: Path, trial: Trial) -> None:
         order = self.order
         host, pid = socket.gethostname(), os.getpid()
         attempt = self._patiently(
@@ -199,9 +178,9 @@ class Work:
             self.workspace.paused = self.will.paused = watchdog.paused
             self.workspace.tell = self._tell
             with _printing_to(log), watchdog:
-                self._train(watchdog)
+                self._train(trial, watchdog)
             self._patiently("remove the attempt", lambda: self.attempts.succeed(attempt))
-            if order.checkpoints.after == "remove":
+            if order.checkpoints.removes(self.trial):
                 with suppress(OSError):  # the driver tries again at the sweep's end
                     self.storage.remove_all(directory_of(self.trial.key))
         except Interrupted as error:
@@ -213,48 +192,54 @@ class Work:
             fail("worker lost" if lost else "raised", text, traceback.format_exc())
             raise
 
-    def _train(self, watchdog: Watchdog) -> None:
-        """Run the trainer to its measurement, and write that down."""
+    def _train(self, trial: Trial, watchdog: Watchdog) -> None:
+        """Run the trainer to its measurements, and write them down."""
         # A trainer's `train` is a generator: closing it ends what it started.
-        events = cast(Generator[Event, None, None], self._events())
+        events = cast(Generator[Event | Sign, None, None], self._events(trial))
         try:
             with closing(events):
-                self._follow(events, watchdog)
+                self._follow(trial, events, watchdog)
         except OSError as error:
             if self.will.known:  # it waited for the storage and was not to wait any longer
                 raise Interrupted(str(error)) from error
             raise
 
-    def _follow(self, events: Iterable[Event], watchdog: Watchdog) -> None:
+    def _follow(self, trial: Trial, events: Iterable[Event | Sign], watchdog: Watchdog) -> None:
         loss, reported = None, time.monotonic()
+        advance = Advance(self.trial, trial)
         for event in events:
             watchdog.heard()
+            advance.heard(event)
             if isinstance(event, Measurement):
-                self.whole = event.resumed_from == 0
+                self.whole = event.resumed_from == 0 and len(trial.measured_at) == 1
                 with watchdog.paused():
                     write = partial(self.ledger.write, self.trial, event)
                     first = self._patiently("write the row", write)
-                    self.row = vars(event) if first else self._find()
+                    self._measured(vars(event) if first else self._find(event.tokens) or {})
                 continue
-            self.step = event.step
             if isinstance(event, Progress):
-                loss = event.train_loss
-            if isinstance(event, Step) and self._unwanted():
-                raise Interrupted("the sweep was interrupted")
+                self.step, loss = max(self.step, event.step), event.train_loss
+                continue
+            if isinstance(event, Step):
+                self.step = max(self.step, event.step)
+            else:
+                for trouble in event.troubles:
+                    self._tell(trouble)
+            self._require_wanted()
             if time.monotonic() - reported > self.order.report_seconds:
-                h = self.trial.hyperparameters
                 with watchdog.paused():
-                    self.report({"fraction": event.step / h.steps, "train_loss": loss})
+                    self.report({"fraction": advance.fraction, "train_loss": loss})
                 reported = time.monotonic()
 
-    def _events(self) -> Iterator[Event]:
+    def _events(self, trial: Trial) -> Iterator[Event | Sign]:
         if self.order.ranks > 1:
-            return train_in_gang(self.trial, partial(_rank_workspace, self.order))
-        return trainer(self.trial.trainer).train(self.trial, self.workspace)
+            return train_in_gang(trial, partial(_rank_workspace, self.order))
+        return trainer(trial.trainer).train(trial, self.workspace)
 
-    def _unwanted(self) -> bool:
-        """Whether to stop now. A trainer in this process has just been told, and has saved."""
-        return self.will.stop() if self.order.ranks > 1 else self.will.known
+    def _require_wanted(self) -> None:
+        """Stop if it is time to. A trainer in this process has just been told, and has saved."""
+        if self.will.stop() if self.order.ranks > 1 else self.will.known:
+            raise Interrupted("the sweep was interrupted")
 
     def _patiently(self, what: str, action: Callable[[], Result]) -> Result:
         """Do something with the storage, however long that fails: what is measured is precious."""
@@ -307,6 +292,11 @@ class DriversWill:
         return self.known
 
 
+def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a row or a measurement, what a person is told."""
+    return {name: row[name] for name in ("status", "loss", "seconds")}
+
+
 def _workspace(
     order: Order, directory: Path, storage: Storage, stop: Callable[[], bool]
 ) -> StoredWorkspace:
@@ -319,10 +309,15 @@ def _workspace(
     )
 
 
-def _rank_workspace(order: Order) -> StoredWorkspace:
-    """The workspace in a rank's process. The leader hears of an interrupt and passes it on."""
+def _rank_workspace(order: Order, tell: Callable[[str], None]) -> StoredWorkspace:
+    """The workspace in a rank's process. The leader hears of an interrupt and passes it on.
+
+    While it waits for the storage, the rank's signs of life keep the leader's watchdog quiet.
+    """
     directory = _LIFELONG.enter_context(scratch())
-    return _workspace(order, directory, _witnessed(order), lambda: False)
+    made = _workspace(order, directory, _witnessed(order), lambda: False)
+    made.tell = tell
+    return made
 
 
 _LIFELONG = ExitStack()

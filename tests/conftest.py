@@ -7,16 +7,18 @@ import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from trainers.corpus import CorpusSource, Stdlib, load
 from trainers.flops import flops_per_token
-from trainers.recipe import identity, named
+from trainers.recipes import identity, named
 from trainers.registry import trainer_version
-from trainers.trial import CorpusId, Shape, Trial
+from trainers.shape import Shape
+from trainers.trial import CorpusId, Trial
 
 # What a script starts with `&` ignores Ctrl-C, and so would all that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,6 +27,14 @@ MakeTrial = Callable[..., Trial]
 
 
 STDLIB = Stdlib()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isoflop_cache() -> Iterator[Path]:
+    """Where these tests store tokens, also those of the processes that they start."""
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ISOFLOP_CACHE", directory)
+        yield Path(directory)
 
 
 def _public(name: str) -> Path:
@@ -87,10 +97,10 @@ def make_trial() -> MakeTrial:
                 name=corpus.name,
                 hash=corpus.hashes[0],
                 heldout_hash=corpus.hashes[1],
-                train_tokens=len(corpus.train),
+                train_tokens=corpus.train_tokens,
                 source=source,
             ),
-            recipe=identity(recipe),
+            recipe=identity(recipe, named(recipe)),
             seed=seed,
         )
 
@@ -104,7 +114,7 @@ def sweep_file(tmp_path: Path) -> Callable[..., Path]:
     def write(extra: str = "", *, budgets: str = "[1e16, 1e17, 1e18]", simulated: str = "") -> Path:
         path = tmp_path / "sweep.toml"
         path.write_text(
-            'name = "test"\ntrainer = "simulated"\nrecipe = "ladder-adamw"\n'
+            'name = "test"\ntrainer = "simulated"\nrecipe = "llama-adamw"\n'
             f"budgets = {budgets}\nsizes = 5\n{extra}\n"
             "[shapes]\naspect = 64\nhead_width = 32\ncontext = 1024\nwidth_multiple = 32\n"
             f"[simulated]\n{simulated}\n"

@@ -19,10 +19,12 @@ _table: list[dict[str, object]] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One after the other where tests run side by side: they share a cluster."""
+    """One after the other those that share a cluster, and those whose drivers start their own."""
     for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("faults"))
+        if isinstance(item, pytest.Function) and Path(__file__).parent in item.path.parents:
+            shared = "cluster" in item.fixturenames
+            group = "faults on a cluster" if shared else "faults on one machine"
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

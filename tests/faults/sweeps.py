@@ -45,7 +45,7 @@ from trainers.workspace import Scratch
 SIMULATED = """
 name = "faults"
 trainer = "simulated"
-recipe = "ladder-adamw"
+recipe = "llama-adamw"
 budgets = [1e16, 3e16, 1e17, 3e17, 1e18]
 sizes = 6
 [shapes]
@@ -61,10 +61,10 @@ depth = 2
 heads = 2
 context = 64
 [[budgets]]
-flops = 2e9
+flops = 3e10
 widths = [8, 12, 16]
 [[budgets]]
-flops = 3e9
+flops = 5e10
 widths = [8, 12, 16]
 """
 CHECKPOINTS = "[checkpoints]\nevery_seconds = 0.1\nmax_overhead = 1.0\n"

@@ -55,7 +55,7 @@ def test_a_second_interrupt_ends_it_at_once_and_leaves_no_process(
     make_sweep: MakeSweep, record: Record
 ) -> None:
     """A trial that hangs does not stop when it is told to."""
-    sweep = make_sweep(None, seconds=0.5, hang=0.15, limits="silent_seconds = 8")
+    sweep = make_sweep(None, seconds=0.5, hang=0.25, limits="silent_seconds = 8")
     driver = sweep.start()
     wait(lambda: sweep.hanging(), what="for a trial that hangs")
     driver.interrupt()

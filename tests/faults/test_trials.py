@@ -23,9 +23,9 @@ def test_trials_that_raise_diverge_hang_or_are_stopped_end_as_rows_or_as_failure
     sweep = make_sweep(
         cluster,
         seconds=0.7,
-        fail=0.1,
-        diverge=0.15,
-        hang=0.1,
+        fail=0.2,
+        diverge=0.2,
+        hang=0.2,
         limits="silent_seconds = 2\nretries = 1",
     )
     driver = sweep.start()

@@ -127,7 +127,7 @@ def simulated_project(tmp_path: Path, empty_store: Path) -> Callable[..., Projec
         plan = make_plan(parse_spec({**defaults, **spec}, source=Path("s.toml")))
         project.save_plan(plan, extend=True)
         for trial in plan.trials[:measured]:
-            *_, measurement = trainer("simulated").train(trial, Scratch(Path()))
+            *_, measurement = trainer("simulated").train(trial, Scratch(Path("nowhere")))
             project.ledger.write(trial, measurement)
         return project
 

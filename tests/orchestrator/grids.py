@@ -16,9 +16,9 @@ from cluster.placement import Placement
 from cluster.queue import Job, Queue
 from orchestrator.grid import ASK_SECONDS, Grid
 from orchestrator.lease import Lease
+from orchestrator.order import Order
 from orchestrator.spec_running import Checkpoints, Limits
 from orchestrator.stop import Stop
-from orchestrator.worker import Order
 from tests.orchestrator.workers import simulated
 
 CORE, GPU, TWO_GPUS = Placement(), Placement(gpus=1.0), Placement(gpus=2.0)

@@ -66,6 +66,12 @@ def test_a_project_of_an_unknown_scheme_is_refused(
     assert "no storage is called hdfs://; give a path, file://, s3://, gs://" in message
 
 
+def test_a_misspelt_law_is_told_which_ones_there_are(isoflop: Run) -> None:
+    message = _bad(isoflop, "diagnose", "hofman-2022", "--params", 1e9, "--tokens", 1e10)
+    assert "hofman-2022 is neither a file or project nor a published law of N and D" in message
+    assert "hoffmann-2022" in message
+
+
 @pytest.mark.usefixtures("s3")
 def test_a_bucket_that_is_not_there_is_named(isoflop: Run, sweep_file: MakeSweep) -> None:
     message = _bad(isoflop, "run", sweep_file(), "--project", "s3://no-such-bucket/p")

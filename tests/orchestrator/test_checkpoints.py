@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator import checkpoints
 from orchestrator.checkpoints import StoredWorkspace, remove
+from orchestrator.ledger import Ledger
 from orchestrator.planner import make_plan
 from orchestrator.spec import parse_spec
 from orchestrator.spec_running import Checkpoints
@@ -266,6 +267,18 @@ def trial() -> Trial:
     return make_plan(parse_spec(spec, source=Path("x.toml"))).trials[0]
 
 
+def test_a_horizon_is_measured_once_the_ledger_has_its_row(
+    make: Make, trial: Trial, storage: Storage
+) -> None:
+    workspace, other = make(key=trial.key), make(key="other")
+    *_, measurement = trainer("simulated").train(trial, workspace)
+    assert not workspace.measured(trial.tokens)
+    Ledger(storage).write(trial, measurement)
+    assert workspace.measured(trial.tokens)
+    assert not workspace.measured(2 * trial.tokens)
+    assert not other.measured(trial.tokens)
+
+
 def test_a_trial_that_was_cut_off_ends_as_if_it_had_not_been(make: Make, trial: Trial) -> None:
     whole = list(trainer("simulated").train(trial, make(key="whole")))
     steps = [event.step for event in whole if isinstance(event, Step)]
@@ -281,3 +294,26 @@ def test_a_trial_that_was_cut_off_ends_as_if_it_had_not_been(make: Make, trial: 
     assert 0 < measured.resumed_from <= cut
     assert measured.resumed_from + measured.steps == expected.steps
     assert min(e.step for e in rest if isinstance(e, Step)) > measured.resumed_from
+
+
+def test_a_training_that_begins_anew_keeps_its_own_and_what_went_further(make: Make) -> None:
+    """A finished trunk gets an earlier horizon: its checkpoints, at later steps, are of no use."""
+    _save(make(), 500, 700)
+    anew = make()
+    assert resume(anew, _read, usable=lambda step: step < 500) is None
+    assert anew.resumed_from is None
+    _save(anew, 100, 200, 300)
+    again = make()
+    assert resume(again, _read, usable=lambda step: step < 500) == 300
+    assert again.resumed_from == 300
+    assert [int(name) for name in again._names()] == [200, 300, 500, 700]
+    _save(again, 800)
+    assert [int(name) for name in again._names()] == [700, 800]
+
+
+def test_a_checkpoint_of_no_use_does_not_count_as_the_last(make: Make) -> None:
+    _save(make(), 500)
+    anew = make(every_steps=50, every_seconds="never")
+    assert resume(anew, _read, usable=lambda step: False) is None
+    assert not anew.due(49)
+    assert anew.due(50)

@@ -29,12 +29,15 @@ VERBS = (
     "plan",
     "submit",
     "status",
+    "tune",
     "sync",
     "fit",
     "forecast",
     "diagnose",
     "propose",
     "report",
+    "export",
+    "eval",
     "add",
     "ui",
 )
@@ -50,7 +53,7 @@ def _fill(project: Project, spec: dict) -> Plan:
     plan = make_plan(parse_spec({"trainer": "simulated", **spec}, source=Path("s.toml")))
     project.save_plan(plan)
     for trial in plan.trials:
-        *_, measurement = trainer("simulated").train(trial, Scratch(Path()))
+        *_, measurement = trainer("simulated").train(trial, Scratch(Path("nowhere")))
         Ledger(project.storage).write(trial, measurement)
     return plan
 
@@ -89,6 +92,12 @@ def test_help_imports_nothing_heavy() -> None:
     )
     assert result.stderr.strip() == "[]"
     assert "forecast" in result.stdout
+
+
+def test_a_driver_imports_no_torch() -> None:
+    """Which takes seconds, and which only those need that train."""
+    code = "import sys, orchestrator.loop; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_reader_that_goes_away_ends_nothing() -> None:
@@ -289,12 +298,12 @@ def test_all_diverged_is_refused(isoflop: Run, tmp_path: Path) -> None:
 
 
 def test_two_kinds_are_listed_and_refused_unless_selected(isoflop: Run, project: Project) -> None:
-    other = {"name": "other", "budgets": [1e16, 1e17], "sizes": 5, "recipe": "ladder-adamw"}
+    other = {"name": "other", "budgets": [1e16, 1e17], "sizes": 5, "recipe": "llama-adamw"}
     _fill(project, {**other, "shapes": LARGE})
     message = _bad(isoflop, "fit", project.local)
     assert "observations of 2 kinds" in message
     assert "15 with recipe=mini" in message
-    assert "10 with recipe=ladder-adamw" in message
+    assert "10 with recipe=llama-adamw" in message
     code, out, _ = isoflop("fit", project.local, "--where", "recipe=mini", "--json")
     assert code == 0
     found = json.loads(out)

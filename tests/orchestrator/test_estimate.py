@@ -21,7 +21,7 @@ LARGE = {"aspect": 64.0, "head_width": 32, "context": 1024, "width_multiple": 32
 
 def _simulated(**changes: object) -> Estimate:
     spec = {
-        "name": "s", "trainer": "simulated", "recipe": "ladder-adamw", "budgets": [1e17, 1e18],
+        "name": "s", "trainer": "simulated", "recipe": "llama-adamw", "budgets": [1e17, 1e18],
         "sizes": 5, "shapes": LARGE, "simulated": {"seconds": 3600.0, "gpus": 2.0},
         "cluster": {"gpu": "H100", "gpus_per_node": 4, "price_per_gpu_hour": 2.5},
     }  # fmt: skip
@@ -62,7 +62,7 @@ def test_what_the_caps_would_hold_back(limits: dict, held: dict[str, int]) -> No
 
 HUNDREDS = {
     "name": "large",
-    "recipe": "ladder-adamw",
+    "recipe": "llama-adamw",
     "budgets": [1e17, 1.7e17, 2.8e17, 4.6e17, 7.7e17, 1.3e18, 2.2e18, 3.6e18, 6e18, 1e19],
     "sizes": 11,
     "span": 12,
@@ -71,22 +71,28 @@ HUNDREDS = {
     "shapes": {"aspect": 64, "head_width": 32, "context": 1024, "width_multiple": 32},
     "cluster": {"gpu": "H100", "gpus_per_node": 8, "nodes": 8},
 }
-"""330 trials, of which the largest fills most of a GPU."""
+"""330 trials, of which the largest takes more than half of a GPU's memory."""
 
 
 def test_a_large_sweep_fits_on_its_cluster() -> None:
-    """A pass of 16 sequences is trained at once, in fp32, on one GPU."""
+    """A pass of 16 sequences is trained at once, in bf16, on one GPU or on half of it."""
     found = estimate(make_plan(parse_spec(HUNDREDS, source=Path("large.toml"))))
+    assert 'hf:some/text is known by what is declared of it, and revision = "main" may' in str(
+        found.to_json()["corpus_caution"]
+    )
     assert found.asked
     assert not found.unplaceable
-    assert {item.placement.label for item in found.placed.values()} == {"1 GPU"}
+    labels = Counter(item.placement.label for item in found.placed.values())
+    assert set(labels) == {"1 GPU", "1/2 GPU"}
+    assert labels["1 GPU"] > 300
     shapes = [item.trial.shape for item in found.placed.values()]
     most = max(shapes, key=lambda shape: params(shape).total)
-    # At each block 15 floats a unit; weights, gradients (twice) and two moments; 0.8 GB of CUDA's.
-    tensors = 16 * 1024 * most.depth * 15 * most.width + 5 * params(most).total
-    assert 0.7 * 80e9 < 4 * tensors + 0.8e9 < 0.9 * 80e9
-    # 8.2e20 FLOPs at 27% to 62% of 67 TFLOP/s
-    assert 8.2e20 / (0.62 * 67e12) / 3600 < found.cost.gpu_hours < 8.2e20 / (0.4 * 67e12) / 3600
+    # At each block 10 + 4 x 8/3 numbers a unit; 22 bytes a parameter: weights, twice gradients and
+    # two moments in fp32, weights in bf16; 0.8 GB of CUDA's.
+    kept = 2 * 16 * 1024 * most.depth * (10 + 4 * 8 / 3) * most.width
+    assert 0.6 * 80e9 < kept + 22 * params(most).total + 0.8e9 < 0.7 * 80e9
+    # 8.2e20 FLOPs at 20% to 40% of 989 TFLOP/s
+    assert 8.2e20 / (0.4 * 989e12) / 3600 < found.cost.gpu_hours < 8.2e20 / (0.2 * 989e12) / 3600
     trials = [item for item in found.placed.values() if item.seconds >= 300]
     # By default two checkpoints, each of weights and two moments in fp32.
     expected = 2 * 3 * 4 * sum(params(item.trial.shape).total for item in trials)
@@ -99,7 +105,7 @@ def test_json_has_every_trials_placement_beside_the_plan() -> None:
     assert data | found.plan.summary() != data  # rows have more than the plan's own
     assert data["classes"] == {"2 GPUs": 10}
     assert data["cluster"]["gpus"] == 4
-    assert data["precision"] == "fp32"
+    assert data["precision"] == "bf16"
     row = data["trials"][0]
     assert row["placement"]["class"] == "2 GPUs"
     assert row["placement"]["seconds"] == 3600
@@ -124,7 +130,7 @@ def test_without_a_cluster_it_is_this_machines_cores() -> None:
     # 224 to 231 s on two cores, Ray's start included; 7% of it is the fit's error for this sweep.
     assert 190 < two.schedule.makespan < 231
     tiny = Cluster(nodes=(Node(name="a", cpus=2, memory_bytes=1e8),))
-    assert len(estimate(plan, tiny).unplaceable) == 28
+    assert len(estimate(plan, tiny).unplaceable) == 28 + 4
 
 
 def test_times_are_those_measured_in_the_project(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def plan() -> Plan:
 
 def _measure(plan: Plan, index: int = 0) -> Measurement:
     trial = plan.trials[index]
-    return list(trainer("simulated").train(trial, Scratch(Path())))[-1]
+    return list(trainer("simulated").train(trial, Scratch(Path("nowhere"))))[-1]
 
 
 def _fill(ledger: Ledger, plan: Plan, seeds: range) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.machines import Cluster, Node
 from cluster.queue import Job
+from orchestrator.nodes import Nodes
 from tests.orchestrator.grids import TWO_GPUS, Tune, cluster_of, cores
 
 
@@ -127,3 +128,91 @@ def test_a_sweep_whose_only_node_is_unfit_waits_and_tries_it_again() -> None:
     assert tune.grid.lacks == "1 node is left out for a while"
     tune.now += 300
     assert tune.ask_all() == ["a"]
+
+
+def _nodes() -> tuple[Nodes, list[float], list[str]]:
+    now, told = [0.0], []
+    return Nodes(lambda: now[0], lambda node, why: told.append(f"{node} {why}")), now, told
+
+
+def _accuse(nodes: Nodes, node: str, keys: str) -> None:
+    for key in keys:
+        nodes.ended(node, key)
+
+
+def test_a_node_is_back_once_its_trials_fail_on_a_sound_one_too() -> None:
+    nodes, now, told = _nodes()
+    _accuse(nodes, "y", "a")
+    now[0] = 10.0
+    nodes.row("x")
+    _accuse(nodes, "y", "bc")
+    assert nodes.out == {"y"}
+    assert told == ["y ended 3 trials and gave no row: nothing more is started there for 5 minutes"]
+    nodes.ended("x", "a")
+    assert nodes.out == {"y"}  # x may be bad by now
+    nodes.row("x")
+    assert nodes.out == frozenset()
+    _accuse(nodes, "y", "a")  # of which it is known now that it fails everywhere
+    assert nodes.out == frozenset()
+    now[0] = 20.0
+    nodes.row("x")
+    _accuse(nodes, "y", "d")
+    assert (nodes.out, len(told)) == ({"y"}, 2)
+
+
+def test_a_node_is_not_accused_of_what_a_sound_one_could_not_do_before() -> None:
+    nodes, now, told = _nodes()
+    _accuse(nodes, "x", "abc")
+    now[0] = 10.0
+    nodes.row("x")
+    _accuse(nodes, "y", "abc")
+    now[0] = 20.0
+    nodes.row("x")
+    _accuse(nodes, "y", "abcd")
+    assert (nodes.out, told) == (frozenset(), [])
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_bad_nodes_do_not_clear_one_another(before: bool) -> None:
+    """Whether or not they had worked `before`."""
+    nodes, now, _ = _nodes()
+    for node in ("y", "z"):
+        if before:
+            nodes.row(node)
+        _accuse(nodes, node, "abc")
+    assert nodes.out == frozenset()  # a row may come yet
+    now[0] = 10.0
+    nodes.row("x")
+    _accuse(nodes, "y", "d")
+    _accuse(nodes, "z", "d")
+    assert nodes.out == {"y", "z"}
+
+
+def test_a_row_brings_a_node_back_for_good() -> None:
+    nodes, now, _ = _nodes()
+    _accuse(nodes, "x", "abc")
+    now[0] = 10.0
+    nodes.row("y")
+    _accuse(nodes, "x", "d")
+    assert nodes.out == {"x"}
+    nodes.row("x")
+    now[0] = 20.0
+    _accuse(nodes, "x", "efg")  # no row came from elsewhere since
+    assert nodes.out == frozenset()
+
+
+def test_the_last_node_that_gave_rows_is_never_left_out() -> None:
+    nodes, now, _ = _nodes()
+    for node in ("x", "y"):
+        nodes.row(node)
+    now[0] = 1.0
+    _accuse(nodes, "x", "a")
+    _accuse(nodes, "y", "e")
+    now[0] = 2.0
+    nodes.row("y")
+    _accuse(nodes, "x", "bc")
+    assert nodes.out == {"x"}
+    _accuse(nodes, "y", "efghi")
+    assert nodes.out == {"x"}
+    now[0] = 303.0
+    assert nodes.out == frozenset()

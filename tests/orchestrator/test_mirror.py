@@ -45,7 +45,7 @@ def _measure(project: Project, count: int) -> list:
     known = project.ledger.ids()
     fresh = [p for p in project.plans()[0].planned if p.id not in known][:count]
     for planned in fresh:
-        *_, measurement = trainer("simulated").train(planned.trial, Scratch(Path()))
+        *_, measurement = trainer("simulated").train(planned.trial, Scratch(Path("nowhere")))
         project.ledger.write(planned.trial, measurement)
     return [planned.id for planned in fresh]
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from analysis.errors import InputError
 from orchestrator.planner import PF_DAY, Plan, make_plan
 from orchestrator.spec import parse_spec, read_spec
-from trainers.flops import params, trial_flops
+from trainers.flops import flops_per_token, params, trial_flops
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,14 +22,17 @@ def _plan(**changes: object) -> Plan:
 
 def test_mini_is_28_trials_at_4_budgets_with_the_stated_widths() -> None:
     plan = make_plan(read_spec(ROOT / "examples/mini.toml"))
+    grid = [p for p in plan.planned if p.role == "grid"]
     widths = {
-        b: [p.trial.shape.width for p in plan.planned if p.budget == b]
+        b: [p.trial.shape.width for p in grid if p.budget == b]
         for b in (4e10, 1.2e11, 3.6e11, 1.08e12)
     }
-    assert len(plan.planned) == len(plan.trials) == 28
+    assert len(grid) == 28
+    assert len(plan.planned) == len(plan.trials) == 28 + 4  # probes of two sizes
     assert widths[4e10] == [12, 16, 20, 24, 32, 48, 64]
     assert widths[1.08e12] == [32, 40, 48, 64, 80, 96, 128]
-    assert plan.flops == pytest.approx(7 * (4e10 + 1.2e11 + 3.6e11 + 1.08e12), rel=0.002)
+    whole = 7 * (4e10 + 1.2e11 + 3.6e11 + 1.08e12) + 4 * 4e10
+    assert plan.flops == pytest.approx(whole, rel=0.002)
 
 
 def test_every_trial_costs_its_budget_up_to_a_step() -> None:
@@ -57,10 +61,10 @@ def test_cluster_example_is_planned_without_a_network(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     plan = make_plan(read_spec(ROOT / "examples/cluster.toml"))
-    assert len(plan.trials) == 72
+    assert len(plan.trials) == 72 + 4
     budgets = sorted({p.budget for p in plan.planned})
     assert (budgets[0], budgets[-1]) == (1e16, 3e17)
-    assert {p.role for p in plan.planned} == {"grid", "replicate"}
+    assert Counter(p.role for p in plan.planned) == {"grid": 36, "replicate": 36, "probe": 4}
     summary = plan.summary()
     assert summary["pf_days"] == pytest.approx(plan.flops / 8.64e19)
     assert PF_DAY == 8.64e19
@@ -69,7 +73,9 @@ def test_cluster_example_is_planned_without_a_network(monkeypatch: pytest.Monkey
         "key", "params_non_embedding", "params_total", "width", "depth", "batch_tokens",
         "learning_rate", "seed", "horizons",
     }  # fmt: skip
-    assert set(first["horizons"][0]) == {"tokens", "budget", "flops_exact", "role"}
+    assert set(first["horizons"][0]) == {
+        "tokens", "budget", "flops_exact", "flops_spent", "role",
+    }  # fmt: skip
 
 
 def test_replicates_are_the_other_seeds() -> None:
@@ -95,6 +101,21 @@ def test_an_optimum_outside_the_buildable_sizes_is_refused() -> None:
         _plan(budgets=[1e6])
 
 
+@pytest.mark.parametrize(
+    "corpus",
+    [
+        {"kind": "stdlib", "unique_tokens": 127},
+        {"kind": "hugging_face", "dataset": "a/b", "tokens": 200_000, "unique_tokens": 127},
+    ],
+)
+def test_a_corpus_without_one_window_a_pass_is_refused(corpus: dict) -> None:
+    """Two contexts of 64: a pass begins anywhere in the first."""
+    with pytest.raises(InputError, match=r"has 127 tokens to train on, .* takes at least 128, two"):
+        _plan(corpus=corpus, epochs=1e9)
+    enough = corpus | {"unique_tokens": 128}
+    assert _plan(corpus=enough, epochs=1e9).planned
+
+
 def test_a_horizon_longer_than_the_corpus_says_how_many_epochs() -> None:
     small = {"kind": "markov", "tokens": 300_000}
     budgets = [{"flops": 4e10, "widths": [16, 24, 32]}]
@@ -114,3 +135,67 @@ def test_the_corpus_is_checked_when_planning(tmp_path: Path) -> None:
     (tmp_path / "small.txt").write_text("small")
     with pytest.raises(InputError, match="to hold out a part"):
         _plan(corpus={"kind": "files", "glob": str(tmp_path / "*.txt")})
+
+
+TRUNKS = {
+    "budgets": [1e16, 2e16, 4e16, 8e16],
+    "sizes": 5,
+    "shapes": {"aspect": 64, "head_width": 32, "context": 1024, "width_multiple": 32},
+    "recipe": {"name": "llama-adamw", "schedule": "wsd"},
+    "trainer": "simulated",
+}
+
+
+def test_budgets_of_a_trunk_share_a_trial() -> None:
+    plan = _plan(**TRUNKS)
+    assert len(plan.planned) == len({p.id for p in plan.planned}) == 20
+    assert len(plan.trials) < 10
+    for p in plan.planned:
+        assert p.tokens in p.trial.horizons
+        half_a_step = 0.5 * p.trial.hyperparameters.batch_tokens / p.tokens
+        exact = flops_per_token(p.trial.shape) * p.tokens
+        assert exact == pytest.approx(p.budget, rel=half_a_step * 1.001)
+    assert plan.flops == pytest.approx(sum(p.flops_spent for p in plan.planned), rel=1e-12)
+    separately = sum(flops_per_token(p.trial.shape) * p.tokens for p in plan.planned)
+    assert plan.flops < 0.75 * separately
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_a_further_budget_extends_the_trunks_that_are_there() -> None:
+    fewer, more = _plan(**{**TRUNKS, "budgets": TRUNKS["budgets"][:3]}), _plan(**TRUNKS)
+    keys = {trial.key for trial in more.trials}
+    assert {trial.key for trial in fewer.trials} <= keys
+    assert {p.id for p in fewer.planned} <= {p.id for p in more.planned}
+
+
+def test_a_program_is_measured_at_its_end_alone_and_has_no_trunks() -> None:
+    program = {"trainer": "command", "command": {"run": ["{python}", "-c", "0"]}}
+    with pytest.raises(InputError, match=r"schedule = \"wsd\" at every budget's horizon: leave"):
+        _plan(**{**TRUNKS, **program})
+
+
+def test_horizons_of_a_trunk_that_fall_together_are_refused() -> None:
+    with pytest.raises(InputError, match="has one and the same horizon at both"):
+        _plan(
+            **{
+                **TRUNKS,
+                "budgets": [{"flops": f, "widths": [320, 352, 384]} for f in (1e16, 1.0001e16)],
+            }
+        )
+
+
+def test_a_budget_within_the_warm_up_of_a_trunk_is_refused() -> None:
+    with pytest.raises(InputError, match=r"width 512: horizon .* within the .* steps of warm-up"):
+        _plan(**{**TRUNKS, "budgets": [{"flops": 3e14, "widths": [128, 160, 512]}]})
+
+
+@pytest.mark.parametrize(
+    ("exponent", "message"),
+    [
+        (1e6, "recipe llama-adamw at width .* matrix_rate is 0, but it should be finite and above"),
+        (-1e6, "recipe llama-adamw at width .* gives no numbers .*: change its constants"),
+    ],
+)
+def test_a_recipe_that_makes_nothing_to_train_with_is_named(exponent: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _plan(recipe={"name": "llama-adamw", "rate_exponent": exponent})

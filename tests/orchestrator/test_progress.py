@@ -35,12 +35,12 @@ def test_time_left_is_paced_by_what_was_measured(board: Board) -> None:
     progress, _ = _shown(board, terminal=False)
     first, second, *rest = board.cells
     assert board.seconds_left() is None
-    progress.ended(first, "complete", 2.0, 20.0)  # twice as slow as expected
+    progress.measured(first, "complete", 2.0, 20.0)  # twice as slow as expected
     assert board.seconds_left() == pytest.approx(5 * 20 / 2)
-    progress.running(second, fraction=0.5, loss=2.5)
+    progress.running(second[0], fraction=0.5, loss=2.5)
     assert board.seconds_left() == pytest.approx((4 * 20 + 10) / 2)
     for key in (second, *rest[:-1]):
-        progress.ended(key, "complete", 2.0, 20.0)
+        progress.measured(key, "complete", 2.0, 20.0)
     assert board.seconds_left() == pytest.approx(20)  # one trial cannot use two slots
 
 
@@ -48,7 +48,7 @@ def test_flops_done_are_those_of_the_trials(board: Board) -> None:
     progress, _ = _shown(board, terminal=False)
     large = [k for k, c in board.cells.items() if c.planned.budget == 1e11]
     for key in large:
-        progress.ended(key, "complete", 2.0, 1.0)
+        progress.measured(key, "complete", 2.0, 1.0)
     assert board.flops_fraction == pytest.approx(10 / 11, rel=0.01)
     assert board.done == 3
 
@@ -64,23 +64,25 @@ def test_outside_a_terminal_it_prints_a_line_a_trial(board: Board) -> None:
     progress, file = _shown(board, terminal=False)
     key = next(iter(board.cells))
     with progress:
-        progress.ended(key, "complete", 2.5, 3.0)
-        progress.ended(list(board.cells)[1], "diverged", None, 1.0)
+        progress.measured(key, "complete", 2.5, 3.0)
+        progress.measured(list(board.cells)[1], "diverged", None, 1.0)
+        progress.measured(list(board.cells)[2], "diverged", 5.3484, 1.0)
     lines = file.getvalue().splitlines()
     assert lines[0] == "board: 6 trials, 3.3e+11 FLOPs; 6 to train"
     assert "1/6  1e+10 FLOPs  width 8" in lines[1]
     assert "loss 2.5000, 3.0 s" in lines[1]
     assert "diverged, 1.0 s" in lines[2]
+    assert "diverged at a loss of 5.3484, 1.0 s" in lines[3]
     assert "\x1b" not in file.getvalue()
 
 
 def test_a_terminal_shows_every_state_and_marks_the_best(board: Board) -> None:
     progress, file = _shown(board, terminal=True)
     a, b, c, d, *_ = board.cells
-    progress.ended(a, "complete", 2.75, 1.0)
-    progress.ended(b, "complete", 2.5, 1.0)
-    progress.running(c, fraction=0.25, loss=3.125)
-    progress.ended(d, "failed", None, None)
+    progress.measured(a, "complete", 2.75, 1.0)
+    progress.measured(b, "complete", 2.5, 1.0)
+    progress.running(c[0], fraction=0.25, loss=3.125)
+    progress.failed(d[0])
     assert board.best() == {b}
     with progress:
         pass

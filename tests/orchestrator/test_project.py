@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from orchestrator.planner import Plan, make_plan
 from orchestrator.project import Project, create_project, directory_for, missing, open_project
 from orchestrator.spec import parse_spec
 from orchestrator.storage import open_storage
+from tests.orchestrator.workers import measurement
+from trainers import corpus
 from trainers.registry import trainer
 from trainers.workspace import Scratch
 
@@ -141,7 +144,7 @@ def test_outcomes_are_what_ledger_and_attempts_say(project: Project) -> None:
     with hold(project.storage, "a sweep") as held:
         _fail(project, plan, 4, None, held.generation)
         _fail(project, plan, 0, None, held.generation + 1)  # an orphan's, of another lease
-        *_, row = trainer("simulated").train(plan.trials[4], Scratch(Path()))
+        *_, row = trainer("simulated").train(plan.trials[4], Scratch(Path("nowhere")))
         states = list(project.outcomes(plan).values())
         assert states == ["waiting"] * 4 + ["running"] + ["waiting"] * 3
         assert [a.observation for a in project.activity().running] == [plan.planned[4].id]
@@ -161,7 +164,7 @@ def simulated(project: Project) -> Project:
     plan = _plan("s", budgets=[1e16, 1e17, 1e18], sizes=5, shapes=large)
     project.save_plan(plan)
     for trial in plan.trials:
-        *_, measurement = trainer("simulated").train(trial, Scratch(Path()))
+        *_, measurement = trainer("simulated").train(trial, Scratch(Path("nowhere")))
         project.ledger.write(trial, measurement)
     return project
 
@@ -239,3 +242,60 @@ def test_a_project_in_use_is_not_added_to(isoflop: Run, project: Project, tmp_pa
         code, _, err = isoflop("add", project.uri, tmp_path / "runs.csv")
     assert code == 2
     assert f"another isoflop (process {os.getpid()} on" in err
+
+
+OWN = """
+from dataclasses import dataclass
+from trainers.decoder_recipe import DecoderRecipe, Rates
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(DecoderRecipe):
+    def rates(self, shape, tokens):
+        return Rates(batch_tokens=2**13, matrix=0.01, embedding=0.01, head=0.01)
+"""
+
+
+def test_a_project_is_read_where_its_recipes_module_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = {"name": "own", "recipe": "mine_alone:Mine", "trainer": "simulated",
+             "budgets": [1e15, 1e16, 1e17]}  # fmt: skip
+    (tmp_path / "mine_alone.py").write_text(OWN)
+    plan = make_plan(parse_spec(sweep, source=tmp_path / "own.toml"))
+    project = create_project(tmp_path / "p")
+    project.save_plan(plan)
+    monkeypatch.delitem(sys.modules, "mine_alone")
+    (found,) = project.plans()
+    assert found.planned == plan.planned
+    rules = found.spec.recipe.rules
+    assert rules.architecture == plan.spec.recipe.rules.architecture
+    assert rules.min_steps == plan.spec.recipe.rules.min_steps
+    with pytest.raises(InputError, match=r"'mine_alone:Mine' is not here: .* mine_alone\.py"):
+        rules.resolve(plan.trials[0].shape, 1e9)
+    monkeypatch.chdir(tmp_path)
+    (there,) = project.plans()
+    assert there.spec.recipe.rules.resolve(plan.trials[0].shape, 1e9).matrix_rate == 0.01
+
+
+def test_a_corpus_that_changed_is_named_where_a_sweep_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan() -> Plan:
+        sweep = {"name": "x", "corpus": {"kind": "files", "glob": "*.txt"}, "epochs": 1e6,
+                 "budgets": [{"flops": 1e9, "widths": [4, 8, 12]}],
+                 "shapes": {"depth": 2, "heads": 2, "context": 16}}  # fmt: skip
+        return make_plan(parse_spec(sweep, source=tmp_path / "x.toml"))
+
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "cache"))
+    for i in range(40):
+        (tmp_path / f"{i}.txt").write_text(f"text {i} " * 600)
+    before = plan()
+    project = create_project(tmp_path / "p")
+    project.save_plan(before)
+    project.ledger.write(before.trials[0], measurement(before.trials[0]))
+    (tmp_path / "7.txt").write_text("another text " * 600)
+    corpus._loaded.cache_clear()
+    after = plan()
+    hashes = f"{after.trials[0].corpus.combined_hash}, was {before.trials[0].corpus.combined_hash}"
+    with pytest.raises(InputError, match=rf"differs in the corpus's text \({hashes}, by hash\)"):
+        project.save_plan(after)

@@ -40,7 +40,7 @@ def _fill(project: Project, **changes: object) -> Plan:
     plan = make_plan(parse_spec(spec, source=Path("s.toml")))
     project.save_plan(plan)
     for trial in plan.trials:
-        *_, measurement = trainer("simulated").train(trial, Scratch(Path()))
+        *_, measurement = trainer("simulated").train(trial, Scratch(Path("nowhere")))
         Ledger(project.storage).write(trial, measurement)
     return plan
 

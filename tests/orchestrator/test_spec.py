@@ -1,5 +1,8 @@
 """sweep.toml: what it means, and one clear sentence for each way to get it wrong."""
 
+import json
+import re
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -7,12 +10,30 @@ import pytest
 
 from analysis.errors import InputError
 from cluster.budget import Caps
-from orchestrator.planner import make_plan
+from orchestrator.planner import Plan, make_plan
 from orchestrator.spec import Budget, parse_spec, read_spec, to_toml, with_cluster
 from orchestrator.spec_running import Limits
-from trainers.corpus import Files, Markov, Stdlib
+from trainers.corpus import Files, Markov, Mixture, Stdlib, TokenizerSource, load
+from trainers.sources import named_files
 
+ROOT = Path(__file__).parents[2]
 HERE = Path("somewhere/sweep.toml")
+FILES = {
+    "kind": "files",
+    "glob": "text/**/*.jsonl",
+    "column": "body",
+    "tokenizer": {"file": "tokenizer.json", "separator": '<"end">'},
+    "heldout": {"code": "code/*.py", "the web": "web/*.parquet"},
+}
+MIXTURE = {
+    "kind": "mixture",
+    "parts": [
+        {"kind": "files", "glob": "prose/*.txt", "weight": 0.7, "unique_tokens": 1_000_000},
+        {"kind": "hugging_face", "dataset": "a/b", "tokens": 10**9, "weight": 0.3},
+    ],
+    "tokenizer": {"train": 4096},
+    "heldout": {"code": "code/*.py"},
+}
 GOOD = {"name": "x", "budgets": [1e10, 3e10]}
 
 
@@ -37,7 +58,18 @@ def test_a_spec_needs_a_name_and_budgets_only() -> None:
     [
         ({"budgts": [1e9]}, "unknown key 'budgts': did you mean 'budgets'?"),
         ({"corpus": {"kind": "files", "globb": "x"}}, "did you mean 'glob'?"),
+        ({"corpus": {"kind": "files", "glob": "x", "held_out": {}}}, "did you mean 'heldout'?"),
+        (
+            {"corpus": {"kind": "files", "glob": "x", "tokenizer": {"trian": 999}}},
+            "unknown key 'corpus.tokenizer.trian': did you mean 'train'?",
+        ),
+        (
+            {"corpus": {"kind": "mixture", "parts": [{"kind": "files", "glob": "x", "wight": 1}]}},
+            "unknown key 'corpus.parts[0].wight': did you mean 'weight'?",
+        ),
         ({"shapes": {"depth": 2, "heads": 2, "contxt": 9}}, "did you mean 'context'?"),
+        ({"budgets": []}, "budgets is [], but it should have at least 1 item"),
+        ({"budgets": [1e9, -1]}, "budgets[1].flops is -1, but it should be greater than 0"),
         ({"simulated": {"noize": 0.1}}, "did you mean 'noise'?"),
         ({"budgets": [{"flops": 1e9, "width": [4]}]}, "did you mean 'widths'?"),
         ({"limits": {"gpu_hour": 9}}, "did you mean 'gpu_hours'?"),
@@ -53,8 +85,8 @@ def test_an_unknown_key_is_named_with_the_nearest(changes: dict, message: str) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"budgets": [-1e9]}, "budgets.0.flops is -1000000000.0, but it should be greater than 0"),
-        ({"budgets": [0]}, "budgets.0.flops is 0, but it should be greater than 0"),
+        ({"budgets": [-1e9]}, "budgets[0].flops is -1000000000.0, but it should be greater than 0"),
+        ({"budgets": [0]}, "budgets[0].flops is 0, but it should be greater than 0"),
         ({"budgets": [float("inf")]}, "should be a finite number"),
         ({"budgets": ["1e18"]}, "is the string '1e18': write the number without quotes"),
         ({"budgets": [{"flops": "1e18"}]}, "the string '1e18': write the number without quotes"),
@@ -64,9 +96,65 @@ def test_an_unknown_key_is_named_with_the_nearest(changes: dict, message: str) -
         ({"budgets": [{"flops": 1e9, "widths": [4, 8]}]}, "at least 3 items"),
         ({"span": 1.0}, "span is 1.0, but it should be greater than 1"),
         ({"seeds": [1, 1]}, "seeds has the same value twice"),
-        ({"recipe": "maxi"}, "recipe is 'maxi', but it should be 'mini'"),
+        (
+            {"recipe": "maxi"},
+            "recipe is wrong: no recipe is called 'maxi'; there are mini, mini",
+        ),
+        ({"recipe": {"name": "muon", "rate": 1}}, "recipe muon has no 'rate'; it has architecture"),
+        (
+            {"recipe": {"name": "muon", "momentum": "x"}},
+            "momentum is 'x', but it should be a valid",
+        ),
         ({"corpus": {"kind": "fils"}}, "corpus.kind must be one of"),
         ({"corpus": {"kind": "files"}}, "the key 'corpus.glob' is missing"),
+        (
+            {"corpus": {"kind": "files", "glob": "x", "tokenizer": "gpt2"}},
+            "corpus.tokenizer is 'gpt2', but it should be \"bytes\" or a table such as { train = ",
+        ),
+        (
+            {"corpus": {"kind": "files", "glob": "x", "tokenizer": 4096}},
+            'corpus.tokenizer is 4096, but it should be "bytes" or a table such as { train = ',
+        ),
+        (
+            {"corpus": {"kind": "files", "glob": "x", "tokenizer": {"train": 100}}},
+            "corpus.tokenizer has train = 100, but a trained vocabulary has 257",
+        ),
+        (
+            {"corpus": {"kind": "files", "glob": "x", "tokenizer": {"train": "4096"}}},
+            "corpus.tokenizer.train is the string '4096': write the number without quotes",
+        ),
+        (
+            {"corpus": {"kind": "files", "glob": "x", "tokenizer": {}}},
+            "corpus.tokenizer needs one of train, file and hub, but has none",
+        ),
+        (
+            {"corpus": {"kind": "files", "glob": "x", "tokenizer": {"hub": "a", "file": "b"}}},
+            "corpus.tokenizer needs one of train, file and hub, but has file and hub",
+        ),
+        (
+            {"corpus": {"kind": "files", "glob": "x", "unique_tokens": 0}},
+            "corpus has unique_tokens = 0, but they are at least 1",
+        ),
+        (
+            {"corpus": {"kind": "files", "glob": "x", "weight": 0.5}},
+            "corpus.weight means nothing: it is for the parts of a mixture",
+        ),
+        (
+            {"corpus": {"kind": "files", "glob": "x", "heldout": "web/*"}},
+            "corpus.heldout is 'web/*', but it",
+        ),
+        (
+            {"corpus": {"kind": "mixture", "parts": [{"kind": "files", "glob": "x"}]}},
+            "corpus needs at least 2 parts, but has 1",
+        ),
+        (
+            {"corpus": {"kind": "mixture", "parts": [{"kind": "files"}]}},
+            "the key 'corpus.parts[0].glob' is missing",
+        ),
+        (
+            {"corpus": {"kind": "mixture", "parts": [{"kind": "stdlib"}]}},
+            "corpus.parts[0].kind must be one of 'files', 'hugging_face'",
+        ),
         ({"shapes": {"heads": 2}}, "give either depth or aspect"),
         ({"simulated": {"noise": -1.0}}, "simulated has noise = -1, but it should be finite and"),
         (
@@ -126,12 +214,97 @@ def test_a_corpus_glob_is_relative_to_the_sweep_file(tmp_path: Path) -> None:
     assert read_spec(path).corpus == Files(glob=str(tmp_path / "text/*.md"))
 
 
+def test_every_file_of_a_corpus_is_relative_to_the_sweep_file() -> None:
+    here = HERE.parent.resolve()
+    files = parse_spec({**GOOD, "corpus": FILES}, source=HERE).corpus
+    assert isinstance(files, Files)
+    assert files.glob == f"{here}/text/**/*.jsonl"
+    assert isinstance(files.tokenizer, TokenizerSource)
+    assert files.tokenizer.file == f"{here}/tokenizer.json"
+    assert dict(files.heldout) == {
+        "code": f"{here}/code/*.py",
+        "the web": f"{here}/web/*.parquet",
+    }
+    mixture = parse_spec({**GOOD, "corpus": MIXTURE}, source=HERE).corpus
+    assert isinstance(mixture, Mixture)
+    assert [getattr(part, "glob", None) for part in mixture.parts] == [f"{here}/prose/*.txt", None]
+    assert mixture.heldout["code"] == f"{here}/code/*.py"
+    assert list(named_files(mixture)) == [f"{here}/code/*.py", f"{here}/prose/*.txt"]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("a/b", "a/b"),  # on the hub, whatever lies beside the sweep
+        ("./a/b", "{here}/a/b"),
+        ("../a", "{here}/../a"),
+        ("/a/b", "/a/b"),
+    ],
+)
+def test_a_directory_of_a_dataset_is_relative_to_the_sweep_file(written: str, read: str) -> None:
+    here = HERE.parent.resolve()
+    source = {"kind": "hugging_face", "dataset": written, "tokens": 10**6}
+    alone = parse_spec({**GOOD, "corpus": source}, source=HERE).corpus
+    other = source | {"name": "other", "dataset": "c"}
+    mixture = parse_spec(
+        {**GOOD, "corpus": {"kind": "mixture", "parts": [source, other]}}, source=HERE
+    ).corpus
+    assert isinstance(mixture, Mixture)
+    wanted = read.format(here=here)
+    assert (alone.dataset, mixture.parts[0].dataset) == (wanted, wanted)
+    assert list(named_files(alone)) == ([f"{wanted}/**"] if wanted.startswith("/") else [])
+
+
+def test_the_corpora_of_the_documentation_are_valid() -> None:
+    text = (ROOT / "docs" / "trainers.md").read_text()
+    blocks = re.findall(r"^```toml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    kinds = {
+        parse_spec({**GOOD, **tomllib.loads(block)}, source=HERE).corpus.kind for block in blocks
+    }
+    assert kinds == {"files", "mixture", "stdlib", "declared"}
+    assert read_spec(ROOT / "examples" / "corpus.toml").corpus.kind == "files"
+
+
+def test_a_plan_of_a_mixture_reads_back_the_same(tmp_path: Path) -> None:
+    words = [f"{n} words that are many " * 100 for n in range(300)]
+    for name in ("prose", "code", "web"):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": f"{name} {text}"}) + "\n" for text in words)
+        )
+    spec = parse_spec(
+        {
+            "name": "x",
+            "budgets": [{"flops": 1e10, "widths": [8, 12, 16]}],
+            "epochs": 2.0,
+            "corpus": {
+                "kind": "mixture",
+                "tokenizer": {"train": 300},
+                "heldout": {"web": "web.jsonl"},
+                "parts": [
+                    {"kind": "files", "glob": "prose.jsonl"},
+                    {"kind": "files", "glob": "code.jsonl", "weight": 2.0},
+                ],
+            },
+        },
+        source=tmp_path / "sweep.toml",
+    )
+    plan = make_plan(spec)
+    again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again == plan
+    assert [t.key for t in again.trials] == [t.key for t in plan.trials]
+    assert {t.shape.vocabulary for t in plan.trials} == {300}
+    assert plan.trials[0].corpus.train_tokens == load(spec.corpus).train_tokens
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {},
         {"sizes": 9, "span": 4.5, "seeds": [3, 4], "recipe": "mini-adamw", "epochs": 2.0},
         {"corpus": {"kind": "markov", "symbols": 32}},
+        {"corpus": {"kind": "stdlib", "unique_tokens": 200_000}},
+        {"corpus": FILES},
+        {"corpus": MIXTURE},
         {"trainer": "simulated", "simulated": {"E": 0.0, "noise": 0.001}},
         {"budgets": [{"flops": 3.24e12, "widths": [8, 12, 16]}, {"flops": 123456.789}]},
         {"shapes": {"aspect": 64.0, "head_width": 32, "context": 1024, "width_multiple": 32}},
@@ -149,6 +322,17 @@ def test_a_spec_written_as_toml_reads_back_the_same(tmp_path: Path, changes: dic
     path.write_text(to_toml(spec, "two\nlines"))
     assert read_spec(path) == spec
     assert path.read_text().startswith("# two\n# lines\n")
+
+
+@pytest.mark.parametrize("text", ["\U0001f600/ü*.txt", "del \x7f", 'a "b"\n\t\\ \x01', "\u2028"])
+def test_any_text_survives_being_written_as_toml(tmp_path: Path, text: str) -> None:
+    command = {"run": ["python", text], "env": {"A": text, text: "1"}}
+    declared = {"kind": "declared", "name": text, "version": "1", "vocabulary": 9, "tokens": 99}
+    changes = {"trainer": "command", "command": command, "corpus": declared}
+    spec = parse_spec({**GOOD, **changes}, source=HERE)
+    path = tmp_path / "again.toml"
+    path.write_text(to_toml(spec, "it"), encoding="utf-8")
+    assert read_spec(path) == spec
 
 
 def test_markov_symbols_are_the_default_where_not_given() -> None:

@@ -26,7 +26,7 @@ from trainers.trial import Trial
 
 Run = Callable[..., tuple[int, str, str]]
 SPEC = {"name": "s", "trainer": "simulated", "budgets": [1e10], "sizes": 8}
-KEYS = {"project", "driver", "plans", "external", "running", "attempts_without_row"}
+KEYS = {"project", "driver", "plans", "external", "rungs", "running", "attempts_without_row"}
 
 
 @pytest.fixture

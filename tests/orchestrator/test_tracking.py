@@ -251,9 +251,11 @@ def test_points_of_a_curve_have_the_times_of_their_steps() -> None:
     end = datetime(2026, 1, 1, 12, 0, 10, tzinfo=UTC)
     curve = [{"step": s, "train_loss": 2.0, "heldout_loss": None} for s in (0, 5, 10)]
     row = dict.fromkeys(contents.METRICS) | {"finished_at": end, "seconds": 10.0, "curve": curve}
+    row["domains"] = [{"name": "c++", "loss": 1.5}]
     at = int(end.timestamp() * 1000)
     assert contents.points_of(row) == [
         ("seconds", 10.0, at, 10),
+        ("loss c__", 1.5, at, 10),  # MLflow takes few signs
         ("train_loss", 2.0, at - 10_000, 0),
         ("train_loss", 2.0, at - 5_000, 5),
         ("train_loss", 2.0, at, 10),

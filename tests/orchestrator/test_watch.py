@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from analysis.observations import ObservationId
 from orchestrator import watch as watch_module
 from orchestrator.attempts import Attempts
 from orchestrator.planner import Plan, make_plan
@@ -72,8 +73,11 @@ class Progress:
     def trouble(self, text: str) -> None:
         self.troubles.append(text)
 
-    def ended(self, key: str, state: str, loss: float | None, seconds: float | None) -> None:
-        self.over.append((key, state))
+    def measured(self, name: ObservationId, state: str, *said: Any) -> None:
+        self.over.append((name[0], state))
+
+    def failed(self, key: str) -> None:
+        self.over.append((key, "failed"))
 
     def running(self, *said: Any) -> None: ...
 

@@ -6,7 +6,8 @@ The trainer and Tune's report are the test's own; lease, ledger, attempts and ch
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,17 +16,20 @@ from typing import Any
 import pytest
 
 from cluster.gang import GangError
+from cluster.rank import MakeWorkspace, Sign
 from orchestrator import worker
 from orchestrator.lease import current, hold
 from orchestrator.ledger import Ledger
+from orchestrator.order import Order
 from orchestrator.proof import UnfitNodeError
 from orchestrator.spec_running import Checkpoints
 from orchestrator.storage import LocalStorage, Storage
 from orchestrator.watchdog import EXIT_STATUS
-from orchestrator.worker import Order, Work
+from orchestrator.worker import Work
 from tests.orchestrator.workers import STEPS, Bench, Tiny, bench_at, measurement, simulated
+from trainers.corpus import Markov
+from trainers.registry import trainer
 from trainers.trial import Event, Step, Trial
-from trainers.workspace import Workspace
 
 
 @pytest.fixture
@@ -82,7 +86,7 @@ def test_reports_of_a_running_trial_are_rare(bench: Bench) -> None:
     assert [t["status"] for t in bench.told] == ["complete"]
 
 
-def _raise(error: BaseException) -> None:
+def _raise(error: BaseException, *_: object) -> None:
     sys.stderr.write("last words\n")
     raise error
 
@@ -97,7 +101,7 @@ def test_a_trial_that_raises_leaves_its_reason(anywhere: Bench) -> None:
     assert "in _raise" in attempt.traceback
     assert attempt.log == "step 1\nstep 2\nstep 3\nlast words\n"
     assert anywhere.row is None
-    assert anywhere.told == []
+    assert anywhere.told == [{}]  # where it was
     assert list(anywhere.scratch.glob("isoflop-*")) == []
 
 
@@ -219,7 +223,7 @@ def test_a_worker_that_is_not_fit_hears_an_interrupt(bench: Bench) -> None:
 def test_a_gang_that_loses_a_rank_is_not_to_blame(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, lost: bool, kind: str, error: str
 ) -> None:
-    def gang(trial: Trial, workspace: Callable[[], Workspace]) -> Iterator[Event]:
+    def gang(trial: Trial, workspace: MakeWorkspace) -> Iterator[Event]:
         yield Step(1)
         error = GangError("rank 3 died")
         error.lost = lost
@@ -230,6 +234,79 @@ def test_a_gang_that_loses_a_rank_is_not_to_blame(
         Work(bench.order(ranks=8), bench.told.append).do()
     (attempt,) = bench.attempts.all()
     assert (attempt.kind, attempt.error, attempt.step) == (kind, error, 1)
+
+
+def test_a_gang_that_waits_for_the_storage_lives_tells_why_and_hears_an_interrupt(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signs of life alone come, for longer than a trial may be silent, which would end us."""
+    stopped = []
+
+    def gang(trial: Trial, workspace: MakeWorkspace) -> Iterator[Event | Sign]:
+        yield Step(1)
+        try:
+            for i in range(8):
+                time.sleep(0.2)
+                yield Sign(troubles=("cannot store the model: away",) if i == 1 else ())
+            bench.interrupt()
+            yield Sign()
+        finally:
+            stopped.append(trial.key)
+
+    monkeypatch.setattr(worker, "train_in_gang", gang)
+    order = bench.order(ranks=8, silent_seconds=1.0, report_seconds=0.5)
+    Work(order, bench.told.append).do()
+    running = [told for told in bench.told if "fraction" in told]
+    assert 2 <= len(running) <= 3  # the driver, too, hears that it lives
+    assert [told for told in bench.told if told not in running] == [
+        {"trouble": "cannot store the model: away; trying again"},
+        {"status": "interrupted"},
+    ]
+    assert stopped == [bench.trial.key]
+
+
+def test_what_a_rank_is_told_of_the_storage_goes_to_its_leader(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workspace is made in the rank's process, where nobody sees a warning."""
+    made, told = [], []
+
+    def gang(trial: Trial, workspace: MakeWorkspace) -> Iterator[Event]:
+        made.append(workspace(told.append))
+        yield measurement(trial)
+
+    monkeypatch.setattr(worker, "train_in_gang", gang)
+    Work(bench.order(ranks=2), bench.told.append).do()
+    away = OSError(5, "Input/output error")
+    monkeypatch.setattr(made[0].storage, "upload", partial(_raise, away))
+    made[0].save(3, lambda path: path.write_text("3"))
+    assert told == ["cannot store checkpoints: Input/output error"]
+
+
+@pytest.mark.slow
+def test_a_trunk_that_goes_on_says_how_far_it_is_in_what_is_left(
+    bench: Bench, make_trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of horizons of 10, 20 and 40 steps the last takes 24: 16 are trunk that others went."""
+    monkeypatch.setattr(worker, "trainer", trainer)
+    made = make_trial(8, 1e9, source=Markov(tokens=150_000, symbols=16, order=1))
+    h = replace(
+        made.hyperparameters,
+        schedule="wsd",
+        decay_fraction=0.2,
+        final_fraction=0.0,
+        batch_tokens=512,
+        steps=40,
+        warmup_steps=2,
+    )
+    for horizons, steps in (((10, 20), 22), ((40,), 24)):
+        bench.told.clear()
+        bench.trial = replace(made, hyperparameters=h, horizons=tuple(512 * n for n in horizons))
+        Work(bench.order(report_seconds=0.0), bench.told.append).do()
+        told = [t["fraction"] for t in bench.told if "fraction" in t]
+        assert len(told) == steps
+        # Until a point of its curve is heard of, it takes a step of a branch for one of the trunk.
+        assert told[2:] == pytest.approx([n / steps for n in range(3, steps + 1)], abs=0.05)
 
 
 HANG = """

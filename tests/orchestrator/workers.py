@@ -15,12 +15,13 @@ from orchestrator import worker
 from orchestrator.attempts import Attempts
 from orchestrator.lease import Lease, current, hold
 from orchestrator.ledger import Ledger
+from orchestrator.order import Order
 from orchestrator.planner import make_plan
 from orchestrator.proof import nonce_name
 from orchestrator.spec import parse_spec
 from orchestrator.spec_running import Checkpoints
 from orchestrator.storage import Storage
-from orchestrator.worker import Order, Work
+from orchestrator.worker import Work
 from tests.waiting import wait
 from trainers.registry import trainer
 from trainers.trial import Event, Measurement, Progress, Step, Trial
@@ -38,7 +39,7 @@ def simulated(**settings: float) -> Trial:
 
 def measurement(trial: Trial, **changes: Any) -> Measurement:
     """What the simulation measures, changed."""
-    *_, measured = trainer("simulated").train(trial, Scratch(Path()))
+    *_, measured = trainer("simulated").train(trial, Scratch(Path("nowhere")))
     return replace(measured, **changes)
 
 

@@ -1,0 +1,131 @@
+"""The key `recipe` of sweep.toml: a name, or a table with a name and other constants."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+
+from analysis.errors import InputError
+from trainers.recipe import Recipe
+from trainers.recipes import RECIPES, identity, named
+from trainers.shape import Architecture, Shape
+from trainers.trial import Hyperparameters, RecipeId
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What a project remembers of a person's own recipe, for where its module is not."""
+
+    name: str
+    architecture: Architecture
+    min_steps: int
+    schedule: str
+
+    @staticmethod
+    def of(name: str, record: Mapping[str, Any]) -> Recorded:
+        """From what `to_record` made."""
+        made = TypeAdapter(Architecture).validate_python(record["architecture"])
+        rest = {part: record[part] for part in ("min_steps", "schedule")}
+        return Recorded(name=name, architecture=made, **rest)
+
+    @staticmethod
+    def to_record(recipe: RecipeSpec) -> dict[str, Any] | None:
+        """JSON-ready; None for one that every isoflop has."""
+        if recipe.name in RECIPES:
+            return None
+        rules = recipe.rules
+        made = TypeAdapter(Architecture).dump_python(rules.architecture, mode="json")
+        schedule = getattr(rules, "schedule", "cosine")
+        return {"architecture": made, "min_steps": rules.min_steps, "schedule": schedule}
+
+    def resolve(self, shape: Shape, tokens: float) -> Hyperparameters:
+        """Raise an `InputError` that says where its module is looked for."""
+        module = self.name.partition(":")[0]
+        raise InputError(
+            f"recipe {self.name!r} is not here: run this in the directory of {module}.py, or name "
+            "that in PYTHONPATH"
+        )
+
+    def caution(self, shape: Shape, tokens: float) -> str | None:
+        """None: what it says is not known."""
+        return None
+
+
+class RecipeSpec(BaseModel):
+    """Which recipe, and those of its constants that are others than it has by itself."""
+
+    model_config = ConfigDict(
+        extra="allow", strict=True, frozen=True, ignored_types=(cached_property,)
+    )
+    name: str
+    """One of `trainers.recipes`, or a person's own as `module:Class`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _makes_sense(self, info: ValidationInfo) -> RecipeSpec:
+        try:
+            self.rules  # noqa: B018 - made now, so that its errors are the spec's
+        except InputError as error:
+            if not info.context:  # of a plan that a project keeps, what it remembers of the recipe
+                raise ValueError(f"is wrong: {error}") from error
+            self.__dict__["rules"] = Recorded.of(self.name, info.context)
+        return self
+
+    @model_serializer
+    def _as_written(self) -> Any:
+        constants = self.model_extra
+        return {"name": self.name, **constants} if constants else self.name
+
+    @cached_property
+    def rules(self) -> Recipe:
+        """The recipe with its constants."""
+        recipe = named(self.name, self.model_extra)
+        try:
+            # Stdlib dataclasses take any type.
+            TypeAdapter(type(recipe)).validate_json(_json(recipe), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            wanted = str(first["msg"]).removeprefix("Input ")
+            raise InputError(f"{where} is {first['input']!r}, but it {wanted}") from error
+        return recipe
+
+    @cached_property
+    def id(self) -> RecipeId:
+        """Its name and the hash of its rules."""
+        return identity(self.name, self.rules)
+
+
+def _json(recipe: Recipe) -> bytes:
+    return TypeAdapter(dict[str, Any]).dump_json(asdict(recipe))
+
+
+@contextmanager
+def modules_of(*directories: Path) -> Iterator[None]:
+    """While a person's own modules in `directories` can be imported, but shadow no others."""
+    added = [str(directory) for directory in directories]
+    sys.path.extend(added)
+    try:
+        yield
+    finally:
+        for directory in added:
+            sys.path.remove(directory)

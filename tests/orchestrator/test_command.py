@@ -1,0 +1,347 @@
+"""A sweep of the user's own program: its table, its keys, its rows, what travels, what runs."""
+
+import dataclasses
+import json
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from analysis.errors import InputError
+from cluster.machines import uniform
+from cluster.placement import Placement, Unplaceable, place
+from orchestrator.attempts import Attempts
+from orchestrator.ledger import Ledger
+from orchestrator.planner import Plan, make_plan
+from orchestrator.project import open_project
+from orchestrator.shipping import pack
+from orchestrator.spec import parse_spec, read_spec, to_toml
+from orchestrator.storage import LocalStorage
+from tests.orchestrator.workers import measurement
+from trainers.command import Commanded
+from trainers.flops import flops_per_token
+from trainers.told import CommandError
+from trainers.trial import Event, Measurement, Step
+from trainers.workspace import Scratch
+
+Run = Callable[..., tuple[int, str, str]]
+EXAMPLE = Path(__file__).parents[2] / "examples/nanogpt/sweep.toml"
+CORPUS = 'corpus = { kind = "declared", name = "x", version = "1", vocabulary = 50, tokens = 9e9 }'
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a sweep of train.py beside it, with the given lines in its tables."""
+
+    def write(
+        run: str = '["{python}", "train.py"]',
+        *,
+        table: str = 'files = ["train.py"]',
+        corpus: str = CORPUS.replace("9e9", "9_000_000_000"),
+        program: str = "",
+        extra: str = "",
+    ) -> Path:
+        (tmp_path / "train.py").write_text(textwrap.dedent(program))
+        path = tmp_path / "sweep.toml"
+        path.write_text(
+            f'name = "own"\ntrainer = "command"\n{corpus}\nbudgets = [1e9]\nsizes = 3\nspan = 4\n'
+            f"[command]\nrun = {run}\n{table}\n{extra}\n"
+        )
+        return path
+
+    return write
+
+
+def test_a_command_is_planned_for_every_trial(sweep, tmp_path: Path) -> None:
+    plan = make_plan(read_spec(sweep("\"{python} train.py --w={width} 'two words'\"")))
+    assert len(plan.trials) == 3
+    for trial in plan.trials:
+        assert trial.command is not None
+        assert trial.command.run == ("{python}", "train.py", "--w={width}", "two words")
+        assert [name for name, _ in trial.command.files] == ["train.py"]
+        assert trial.command.directory == str(tmp_path)
+        assert (trial.shape.vocabulary, trial.corpus.name) == (50, "x")
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_content_decides_keys_and_places_do_not(sweep, tmp_path: Path) -> None:
+    def keys(path: Path) -> list[str]:
+        return [trial.key for trial in make_plan(read_spec(path)).trials]
+
+    first = keys(sweep())
+    assert keys(sweep(table='files = ["train.py"]\ntimeout_seconds = 9.0\ngpus = 1.0')) == first
+    assert keys(sweep(program="print()")) != first
+    assert keys(sweep(table='files = ["train.py"]\nenv = { A = "b" }')) != first
+    assert keys(sweep('["{python}", "train.py", "x"]')) != first
+    assert keys(sweep(corpus=CORPUS.replace("9e9", "8_000_000_000"))) != first
+    (tmp_path / "elsewhere").mkdir()
+    moved = tmp_path / "elsewhere/sweep.toml"
+    moved.write_text(sweep().read_text())
+    (tmp_path / "elsewhere/train.py").write_text("")
+    assert keys(moved) == first
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"run": '["python", "--w={widht}"]'},
+            "command.run is wrong: '--w={widht}' has the placeholder {widht}; there are width, ",
+        ),
+        ({"run": '["echo", "{"]'}, "command.run is wrong: '{' has a brace without its partner"),
+        ({"run": "[]"}, "command.run is [], but it should have at least 1 item"),
+        ({"run": '"python \'x"'}, "does not split into words: No closing quotation"),
+        ({"table": 'env = { A = "{b}" }'}, "command.env is wrong: '{b}' has the placeholder {b}"),
+        ({"table": 'file = ["x"]'}, "unknown key 'command.file': did you mean 'files'?"),
+        ({"table": "gpus = -1.0"}, "command.gpus is -1.0, but it should be greater than or equal"),
+        ({"table": "timeout_seconds = 0.0"}, "command.timeout_seconds is 0.0, but it should be"),
+        ({"table": "files = []"}, "command.run names the file train.py, whose content should"),
+        ({"table": 'files = ["model/*.py"]'}, "no file matches 'model/*.py' of command.files in"),
+        ({"table": 'files = ["/etc/hosts"]'}, "command.files has '/etc/hosts': name files relat"),
+        ({"table": 'directory = "none"'}, "command.directory is /"),
+        (
+            {"corpus": 'corpus = { kind = "declared", name = "x", vocabulary = 5, tokens = 9 }'},
+            "the key 'corpus.version' is missing",
+        ),
+        ({"corpus": CORPUS.replace("9e9", "9")}, "corpus x has 9 tokens to train on, and a pass"),
+    ],
+)
+def test_a_wrong_table_is_a_sentence(isoflop: Run, sweep, given: dict, message: str) -> None:
+    code, out, err = isoflop("plan", sweep(**given))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        '["{python}", "{here}/train.py"]',
+        '["{python}", "./train.py"]',
+        '["{python}", "-m", "train"]',
+        '["torchrun", "-um", "package.train"]',
+        '["{python}", "-m", "package"]',
+        '["{python}", "-c", "0", "--config=conf.yaml"]',
+        '["sh", "-c", "cd . && python train.py;"]',
+        "\"sh -c 'python train.py'\"",
+        '["x"]\nenv = { CONFIG = "conf.yaml" }',
+        '["x", "a b.yaml"]',
+        '["x", "--a=a b.yaml"]',
+    ],
+)
+def test_a_file_that_is_named_must_be_listed(sweep, tmp_path: Path, run: str) -> None:
+    """Or its rows would be taken for those of what it has become."""
+    (tmp_path / "package").mkdir()
+    for name in ("conf.yaml", "a b.yaml", "package/train.py", "package/__main__.py"):
+        (tmp_path / name).write_text("")
+    path = sweep(run.replace("{here}", str(tmp_path)), table="")
+    with pytest.raises(InputError, match=r"names the file (.*), whose content") as caught:
+        make_plan(read_spec(path))
+    (named,) = re.findall(r"names the file (.*?), whose", str(caught.value))
+    table = f'files = ["{named}"]'
+    listed = make_plan(read_spec(sweep(run.replace("{here}", str(tmp_path)), table=table)))
+    (tmp_path / named).write_text("changed")
+    changed = make_plan(read_spec(path))
+    assert not {t.key for t in listed.trials} & {t.key for t in changed.trials}
+
+
+@pytest.mark.parametrize(
+    "run", ['["{python}", "-c", "' + "0;" * 999 + '"]', '["/bin/sh", "x"]', '["x", "-m", "data"]']
+)
+def test_a_program_of_which_no_file_is_known_is_told(isoflop: Run, sweep, run: str) -> None:
+    """Neither are files elsewhere or large ones, which are data."""
+    path = sweep(run, table="")
+    with (path.parent / "data.py").open("w") as file:
+        file.truncate(17 << 20)
+    code, out, _ = isoflop("plan", path)
+    assert code == 0
+    assert "! command: files is empty, so that no key knows what the program is" in out
+    told = json.loads(isoflop("plan", path, "--json")[1])["cautions"]
+    assert ("command", 3) in [(caution["about"], caution["trials"]) for caution in told]
+    assert "! command" not in isoflop("plan", sweep())[1]
+
+
+def test_a_data_file_is_not_a_program(sweep, tmp_path: Path) -> None:
+    with (tmp_path / "data.bin").open("w") as file:
+        file.truncate(17 << 20)
+    with pytest.raises(InputError, match=r"data.bin of 17,825,792 bytes, more than .* is the corp"):
+        make_plan(read_spec(sweep(table='files = ["train.py", "data.bin"]')))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainer": "command"}, 'trainer = "command" needs a table [command] with run'),
+        ({"command": {"run": ["x"]}}, 'has a table [command], but trainer = "pretrain"'),
+        (
+            {"corpus": {"kind": "declared", "name": "x", "version": "1", "vocabulary": 5,
+                        "tokens": 9}},
+            'corpus.kind = "declared" is for trainer = "command" only',
+        ),
+    ],
+)  # fmt: skip
+def test_trainer_and_table_go_together(changes: dict, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_spec({"name": "x", "budgets": [1e10], **changes}, source=Path("sweep.toml"))
+    assert message in str(caught.value)
+
+
+def test_a_command_survives_being_written_as_a_sweep_file(sweep, tmp_path: Path) -> None:
+    table = 'files = ["train.py"]\nenv = { A = "b {width}", "C" = "d" }\ntimeout_seconds = 60.0'
+    spec = read_spec(sweep(table=table))
+    (tmp_path / "elsewhere").mkdir()
+    again = tmp_path / "elsewhere/next.toml"
+    again.write_text(to_toml(spec, "again"))
+    assert read_spec(again) == spec
+    assert make_plan(read_spec(again)).trials == make_plan(spec).trials
+
+
+def test_the_programs_files_travel_with_the_sweep(sweep, tmp_path: Path) -> None:
+    path = sweep(table='files = ["train.py", "model/*.py"]\ndirectory = "code"')
+    (tmp_path / "code/model").mkdir(parents=True)
+    (tmp_path / "train.py").rename(tmp_path / "code/train.py")
+    (tmp_path / "code/model/gpt.py").write_text("")
+    shipment = pack(path)
+    assert sorted(shipment.files) == [
+        "files/code/model/gpt.py",
+        "files/code/train.py",
+        "files/sweep.toml",
+    ]
+    path.write_text(path.read_text().replace('"code"', f'"{tmp_path}/code"'))
+    assert sorted(pack(path).files) == ["files/sweep.toml"]
+
+
+def test_a_command_takes_the_gpus_that_it_asks_for(sweep) -> None:
+    cluster = uniform(nodes=1, gpus=4, gpu_type="H100", cpus=32)
+
+    def placed(gpus: float) -> Placement | Unplaceable:
+        table = f'files = ["train.py"]\ngpus = {gpus}'
+        return place(make_plan(read_spec(sweep(table=table))).trials[0], cluster)
+
+    assert [placed(gpus).label for gpus in (0.0, 0.2, 1.0, 2.0)] == [
+        "1 core",
+        "1/4 GPU",
+        "1 GPU",
+        "2 GPUs",
+    ]
+    assert "needs 8 GPUs, and there are 4" in str(placed(8.0))
+
+
+def test_a_row_has_what_the_program_declared(sweep, tmp_path: Path) -> None:
+    first, second, third = make_plan(read_spec(sweep())).trials
+    storage = LocalStorage(tmp_path / "p")
+    storage.make()
+    ledger = Ledger(storage)
+    plain = measurement(first, params=None)
+    declared = {"non_embedding": 10, "matmul": 20, "total": 30}
+    ledger.write(first, plain)
+    ledger.write(second, dataclasses.replace(
+        plain, tokens=second.tokens, params=declared, flops=7e9, curve=plain.curve[:1]
+    ))  # fmt: skip
+    other = dataclasses.replace(third, command=dataclasses.replace(third.command, run=("y",)))
+    ledger.write(other, dataclasses.replace(plain, tokens=third.tokens))
+    rows = {row["trial"]: row for row in ledger.read().to_pylist()}
+    ours, theirs = rows[first.key], rows[second.key]
+    assert ours["flops_exact"] == flops_per_token(first.shape) * first.tokens
+    assert [theirs[f"params_{n}"] for n in declared] == [10, 20, 30]
+    assert (theirs["flops_exact"], theirs["flops_spent"]) == (7e9, 7e9)
+    assert theirs["flops_6nd"] == 60 * second.tokens
+    assert ours["trainer"] == theirs["trainer"] == f"command-1-{first.command.hash[:8]}"
+    assert rows[other.key]["trainer"] != ours["trainer"]
+
+
+# With Ray.
+
+
+DIES_ONCE = """
+import json, os, pathlib, signal, sys
+steps, place = int(sys.argv[1]), pathlib.Path(sys.argv[2])
+first = step = int((place / "state").read_text()) if (place / "state").exists() else 0
+print(f"begins at {first}")
+while step < steps:
+    step += 1
+    print(json.dumps({"step": step, "train_loss": 3.0}))
+    if step % 10 == 0:
+        (place / "state").write_text(str(step))
+        print(json.dumps({"checkpoint": step}))
+    if step == 15 and not first:
+        os.kill(os.getpid(), signal.SIGKILL)
+print(json.dumps({"loss": 2.0 + 1 / int(sys.argv[3])}))
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_of_programs_that_die_ends_with_every_row(
+    isoflop: Run, sweep, tmp_path: Path
+) -> None:
+    run = '["{python}", "train.py", "{steps}", "{checkpoint}", "{width}"]'
+    path = sweep(run, program=DIES_ONCE, extra="[checkpoints]\nevery_steps = 10")
+    code, out, err = isoflop("run", path, "--project", tmp_path / "project")
+    assert code == 0, out + err
+    project = open_project(tmp_path / "project")
+    rows = project.ledger.read().to_pylist()
+    assert [row["status"] for row in rows] == ["complete"] * 3
+    assert {row["loss"] for row in rows} == {2.0 + 1 / row["width"] for row in rows}
+    for row in rows:
+        assert [point["step"] for point in row["curve"]] == list(range(1, len(row["curve"]) + 1))
+        assert row["curve"][-1]["tokens"] == row["tokens"]
+    failed = Attempts(project.storage).all()
+    assert len(failed) == 3
+    for attempt in failed:
+        assert "was killed by SIGKILL" in attempt.error
+        assert "begins at 0" in attempt.log
+
+
+@pytest.mark.slow
+def test_a_program_without_a_result_ends_as_failed_with_its_log(
+    isoflop: Run, sweep, tmp_path: Path
+) -> None:
+    path = sweep(program="print('iter 1: loss 9')", extra="[limits]\nretries = 0")
+    code, _, err = isoflop("run", path, "--project", tmp_path / "project")
+    assert code == 1
+    project = open_project(tmp_path / "project")
+    assert project.ledger.ids() == set()
+    for attempt in Attempts(project.storage).all():
+        assert attempt.kind == "raised"
+        assert "ended without a result" in attempt.error
+        assert "iter 1: loss 9" in attempt.log
+    assert "failed" in err
+
+
+# The example.
+
+
+def test_the_example_is_planned() -> None:
+    plan = make_plan(read_spec(EXAMPLE))
+    assert Counter(p.role for p in plan.planned) == {"grid": 12, "probe": 2}
+
+
+@pytest.mark.slow
+def test_the_example_goes_on_where_its_training_was_killed(tmp_path: Path) -> None:
+    """The script itself, two processes below, by a real signal; then the same result as in one."""
+    trial = make_plan(read_spec(EXAMPLE)).trials[3]
+    places = [Scratch(tmp_path / name, every_steps=250) for name in ("killed", "whole")]
+    with pytest.raises(CommandError, match="exited with"):
+        _kill_at(300, Commanded().train(trial, places[0]))
+    measured = []
+    for place_ in places:
+        *_, last = Commanded().train(trial, place_)
+        assert isinstance(last, Measurement)
+        measured.append(last)
+    resumed, whole = measured
+    assert (resumed.resumed_from, whole.resumed_from) == (250, 0)
+    assert resumed.steps == whole.steps - 250
+    assert (resumed.loss, resumed.curve) == (whole.loss, whole.curve)
+    assert resumed.params == whole.params
+
+
+def _kill_at(step: int, events: Iterator[Event]) -> None:
+    for event in events:
+        if isinstance(event, Step) and event.step == step:
+            there = psutil.Process().children(recursive=True)
+            below = [p for p in there if p.status() != psutil.STATUS_ZOMBIE]
+            (training,) = [p for p in below if "train_gpt.py" in p.cmdline()[1:2]]
+            training.kill()

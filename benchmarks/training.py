@@ -1,8 +1,10 @@
-"""Training-step speed beside other trainers: `python -m benchmarks.training [--json]`.
+"""Training beside other trainers: `python -m benchmarks.training [--json] [--device cuda]`.
 
-All on one thread, interleaved in one run, by CPU time; equal width, depth, context and batch; all
-with fused AdamW. Against Hugging Face's LlamaForCausalLM, a plain nanoGPT-style model, and, with
-Muon, the same network under `torch.optim.Muon`. Needs the extra `bench`.
+Cells: the speed of a step beside Hugging Face's LlamaForCausalLM, a plain nanoGPT-style model and,
+with Muon, the same network under `torch.optim.Muon`. Then what a trunk saves and whether its losses
+are those of separate runs, and what checkpoints and reading data cost. On a CPU one thread in fp32,
+all in turns in one run, by CPU time, at shapes of `mini`; five minutes. On a GPU 125M and 350M
+parameters in bf16, compiled, and eight small trials that share it. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -13,52 +15,109 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
-from trainers.corpus import Batches, Corpus
-from trainers.flops import flops_per_token
-from trainers.optimizer import MOMENTUM, Optimizer
-from trainers.recipe import named
-from trainers.transformer import Transformer
-from trainers.trial import Shape
+from benchmarks import steps
+from benchmarks.shares import checkpoint_costs, data_share
+from benchmarks.sharing import sharing
+from benchmarks.steps import Step, Work, ratio
+from benchmarks.trunks import Trunk
+from trainers.decoders import LLAMA
+from trainers.device import device_name, peak_flops
+from trainers.flops import flops_per_token, params
+from trainers.shape import Shape
 
 WIDTHS = (24, 48, 96)
-DEPTH, HEADS, CONTEXT, VOCABULARY = 2, 2, 64, 256
 SEQUENCES = 8
-ROUNDS = 15
-SECONDS_A_BLOCK = 0.25
-
-Step = Callable[[], None]
+ROUNDS, SECONDS = 15, 0.25
+"""On a CPU: rounds of turns, and seconds a turn."""
+GPU_SIZES = ((768, 12, 12), (1024, 24, 16))
+"""Width, depth, heads: those of GPT-2 small and medium, 125M and 350M without the embedding."""
+GPU_CONTEXT, GPU_VOCABULARY = 1024, 50_304
+GPU_SEQUENCES = 16
+GPU_ROUNDS, GPU_SECONDS = 5, 3.0
+SHARING_TRIALS, SHARING_STEPS = 8, 300
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="of a CPU's cells")
+    parser.add_argument("--cells", action="store_true", help="the speed of a step alone")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda, but torch sees no GPU here: leave it out to measure a core")
     torch.set_num_threads(1)
-    peak = matmul_peak()
-    cells = [measure(width, peak) for width in arguments.widths]
+    device = torch.device(arguments.device)
+    found = on_gpu(device) if arguments.device == "cuda" else on_cpu(arguments.widths)
+    if not arguments.cells:
+        found |= the_rest(device)
     if arguments.json:
-        print(json.dumps({"device": "cpu, 1 thread", "peak_flops": peak, "cells": cells}, indent=2))
-        return
-    table = Table(title=f"one thread, fp32 peak {peak / 1e9:.0f} GFLOP/s", title_justify="left")
-    for name in cells[0]:
-        table.add_column(name.replace("_", " "), justify="right")
-    for cell in cells:
-        table.add_row(*(f"{value:.4g}" for value in cell.values()))
-    Console().print(table)
+        print(json.dumps(found, indent=2))
+    else:
+        show(found)
+
+
+def on_cpu(widths: list[int]) -> dict[str, Any]:
+    """Cells of the shapes of `mini`."""
+    peak = matmul_peak()
+    works = [Work(shape=mini_shape(width), sequences=SEQUENCES) for width in widths]
+    cells = [cell(work, peak, rounds=ROUNDS, seconds=SECONDS) for work in works]
+    return {"device": device_name(torch.device("cpu")), "peak_flops": peak, "cells": cells}
+
+
+def on_gpu(device: torch.device) -> dict[str, Any]:
+    """Cells of a Llama-like decoder at 125M and 350M, and small trials that share the GPU."""
+    peak = peak_flops(device, "bf16")
+    works = [Work(shape=s, sequences=GPU_SEQUENCES, device=device) for s in gpu_shapes()]
+    cells = [cell(work, peak, rounds=GPU_ROUNDS, seconds=GPU_SECONDS) for work in works]
+    small = Work(shape=mini_shape(96), sequences=4 * SEQUENCES, device=device)
+    return {
+        "device": device_name(device),
+        "peak_flops": peak,
+        "cells": cells,
+        "sharing": sharing(small, trials=SHARING_TRIALS, steps=SHARING_STEPS),
+    }
+
+
+def the_rest(device: torch.device) -> dict[str, Any]:
+    """Trunk, checkpoints and data, at shapes of `mini`."""
+    checkpoint = checkpoint_costs(mini_shape(max(WIDTHS)))
+    works = [Work(shape=mini_shape(w), sequences=SEQUENCES, device=device) for w in WIDTHS]
+    return {
+        "trunk": Trunk().compared(),
+        "resume_overhead": checkpoint["share"],
+        "checkpoint": checkpoint,
+        "data_share": max(map(data_share, works)),
+    }
+
+
+def mini_shape(width: int) -> Shape:
+    """A shape of `mini`."""
+    return Shape(width=width, depth=2, heads=2, vocabulary=256, context=64)
+
+
+def gpu_shapes() -> list[Shape]:
+    """Those of `GPU_SIZES`."""
+    return [
+        Shape(
+            width=width,
+            depth=depth,
+            heads=heads,
+            vocabulary=GPU_VOCABULARY,
+            context=GPU_CONTEXT,
+            architecture=LLAMA,
+        )
+        for width, depth, heads in GPU_SIZES
+    ]
 
 
 def matmul_peak() -> float:
@@ -75,200 +134,51 @@ def matmul_peak() -> float:
     return float(2 * 1024**3 / min(times))
 
 
-def measure(width: int, peak: float) -> dict[str, float]:
-    """One row: our speed and its ratios to the others'."""
-    shape = Shape(width=width, depth=DEPTH, heads=HEADS, vocabulary=VOCABULARY, context=CONTEXT)
-    seconds = interleaved(
-        {
-            "ours": ours(shape, "mini-adamw"),
-            "ours_muon": ours(shape, "mini"),
-            "hf_llama": hugging_face(shape),
-            "nanogpt": nanogpt(shape),
-            "torch_muon": torch_muon(shape),
-        }
-    )
-    tokens = SEQUENCES * CONTEXT
-    flops = flops_per_token(shape) * tokens
+def cell(work: Work, peak: float, *, rounds: int, seconds: float) -> dict[str, float | None]:
+    """One row: our speed and its ratios to the others'; None for those not run on a GPU."""
+    makers: dict[str, Callable[[], Step]] = {
+        "ours": lambda: steps.ours(work, "adamw"),
+        "ours_muon": lambda: steps.ours(work, "muon"),
+        "hf_llama": lambda: steps.hugging_face(work),
+    }
+    if not work.on_gpu:
+        makers["nanogpt"] = lambda: steps.nanogpt(work)
+        makers["torch_muon"] = lambda: steps.torch_muon(work)
+    trainers = {name: make() for name, make in makers.items()}
+    taken = steps.interleaved(trainers, steps.clock(work.device), rounds=rounds, seconds=seconds)
+
+    def over(theirs: str, our: str = "ours") -> float | None:
+        return ratio(taken[theirs], taken[our]) if theirs in taken else None
+
+    step, flops = statistics.median(taken["ours"]), flops_per_token(work.shape) * work.tokens
     return {
-        "width": width,
-        "depth": DEPTH,
-        "context": CONTEXT,
-        "tokens_per_second": tokens / statistics.median(seconds["ours"]),
-        "tokens_per_second_muon": tokens / statistics.median(seconds["ours_muon"]),
-        "mfu": flops / statistics.median(seconds["ours"]) / peak,
-        "mfu_muon": flops / statistics.median(seconds["ours_muon"]) / peak,
-        "over_hf_llama": ratio(seconds["hf_llama"], seconds["ours"]),
-        "over_nanogpt": ratio(seconds["nanogpt"], seconds["ours"]),
-        "over_torch_muon": ratio(seconds["torch_muon"], seconds["ours_muon"]),
-        "muon_over_adamw_cost": ratio(seconds["ours_muon"], seconds["ours"]),
+        "width": work.shape.width,
+        "depth": work.shape.depth,
+        "context": work.shape.context,
+        "params_matmul": params(work.shape).matmul,
+        "tokens_per_second": work.tokens / step,
+        "mfu": flops / step / peak,
+        "mfu_muon": flops / statistics.median(taken["ours_muon"]) / peak,
+        "over_hf_llama": over("hf_llama"),
+        "over_nanogpt": over("nanogpt"),
+        "over_torch_muon": over("torch_muon", "ours_muon"),
+        "muon_over_adamw_cost": over("ours_muon"),
     }
 
 
-def ratio(theirs: list[float], ours: list[float]) -> float:
-    """Median over rounds of the ratio within a round, where both meet the same machine.
-
-    A shared core's speed drifts by a fifth over minutes; over a round of about a second it drifts
-    far less.
-    """
-    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
-
-
-def interleaved(steps: dict[str, Step]) -> dict[str, list[float]]:
-    """CPU seconds a step of each, for every round, in which all take turns."""
-    counts = {}
-    for name, step in steps.items():
-        for _ in range(5):
-            step()
-        start = time.process_time()
-        for _ in range(10):
-            step()
-        counts[name] = max(5, round(10 * SECONDS_A_BLOCK / (time.process_time() - start)))
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(ROUNDS):
-        for name, step in steps.items():
-            start = time.process_time()
-            for _ in range(counts[name]):
-                step()
-            taken[name].append((time.process_time() - start) / counts[name])
-    return taken
-
-
-def batches(shape: Shape) -> Callable[[], Tensor]:
-    """Fresh windows of random bytes, as our trainer reads them, for everybody alike."""
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 2_000_000).astype(np.uint8)
-    stream = Batches(
-        Corpus("random", VOCABULARY, tokens, tokens),
-        context=shape.context,
-        sequences=SEQUENCES,
-        seed=0,
-    )
-    step = iter(range(10**9))
-    return lambda: torch.from_numpy(stream.batch(next(step)))
-
-
-def ours(shape: Shape, recipe: str) -> Step:
-    """The step of `trainers.pretrain`."""
-    model, batch = Transformer(shape, seed=0), batches(shape)
-    optimizer = Optimizer(model, named(recipe).resolve(shape, 1e7))
-
-    def step() -> None:
-        # Torch leaves backward() untyped.
-        model.loss(batch()).backward()  # type: ignore[no-untyped-call]
-        optimizer.step(0.01)
-
-    return step
-
-
-def torch_muon(shape: Shape) -> Step:
-    """The same network and loss, its matrices under torch.optim.Muon, the rest under AdamW."""
-    model, batch = Transformer(shape, seed=0), batches(shape)
-    matrices = list(model.blocks.parameters())
-    muon = torch.optim.Muon(matrices, lr=1e-4, weight_decay=0.0, momentum=MOMENTUM)
-    adamw = torch.optim.AdamW([model.embedding, model.head], lr=1e-4, fused=True, weight_decay=0.0)
-    return plain_step(model.loss, model, batch, [muon, adamw])
-
-
-def nanogpt(shape: Shape) -> Step:
-    """A model in nanoGPT's manner: learned positions, GELU, LayerNorm gains, tied head."""
-    model, batch = NanoGPT(shape), batches(shape)
-    adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    return plain_step(model, model, batch, [adamw])
-
-
-def hugging_face(shape: Shape) -> Step:
-    """Transformers' Llama of equal width and depth, feed-forward 8/3 x the width as usual."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=shape.vocabulary,
-            hidden_size=shape.width,
-            intermediate_size=shape.width * 8 // 3,
-            num_hidden_layers=shape.depth,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.heads,
-            max_position_embeddings=shape.context,
-            use_cache=False,
-        )
-    )
-    batch = batches(shape)
-    adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def loss(windows: Tensor) -> Any:
-        inputs = windows[:, :-1]
-        return model(input_ids=inputs, labels=inputs).loss
-
-    return plain_step(loss, model, batch, [adamw])
-
-
-def plain_step(
-    loss: Callable[[Tensor], Any],
-    model: nn.Module,
-    batch: Callable[[], Tensor],
-    optimizers: list[torch.optim.Optimizer],
-) -> Step:
-    """Forward, backward, clip, step, as everybody writes it."""
-
-    def step() -> None:
-        loss(batch()).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-@dataclass(eq=False)
-class NanoBlock(nn.Module):
-    """Attention and feed-forward as separate Linear layers."""
-
-    width: int
-    heads: int
-
-    def __post_init__(self) -> None:
-        super().__init__()
-        d = self.width
-        self.norm_1, self.norm_2 = nn.LayerNorm(d, bias=False), nn.LayerNorm(d, bias=False)
-        self.attention = nn.Linear(d, 3 * d, bias=False)
-        self.projection = nn.Linear(d, d, bias=False)
-        self.up = nn.Linear(d, 4 * d, bias=False)
-        self.down = nn.Linear(4 * d, d, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, context, width) to the same."""
-        b, t, d = x.shape
-        q, k, v = (
-            z.view(b, t, self.heads, d // self.heads).transpose(1, 2)
-            for z in self.attention(self.norm_1(x)).split(d, dim=2)
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.projection(mixed.transpose(1, 2).contiguous().view(b, t, d))
-        hidden: Tensor = self.down(F.gelu(self.up(self.norm_2(x))))
-        return x + hidden
-
-
-class NanoGPT(nn.Module):
-    """The usual small GPT."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        d = shape.width
-        self.tokens = nn.Embedding(shape.vocabulary, d)
-        self.positions = nn.Embedding(shape.context, d)
-        self.blocks = nn.ModuleList(NanoBlock(d, shape.heads) for _ in range(shape.depth))
-        self.norm = nn.LayerNorm(d, bias=False)
-        self.head = nn.Linear(d, shape.vocabulary, bias=False)
-        self.tokens.weight = self.head.weight
-
-    def forward(self, windows: Tensor) -> Tensor:
-        """Mean cross-entropy on windows of shape (batch, context + 1)."""
-        inputs = windows[:, :-1]
-        x = self.tokens(inputs) + self.positions(torch.arange(inputs.shape[1]))
-        for block in self.blocks:
-            x = block(x)
-        logits = self.head(self.norm(x))
-        return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].reshape(-1))
+def show(found: dict[str, Any]) -> None:
+    """Print a table and what follows it."""
+    title = f"{found['device']}, peak {found['peak_flops'] / 1e9:,.0f} GFLOP/s"
+    table = Table(title=title, title_justify="left")
+    for name in found["cells"][0]:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in found["cells"]:
+        table.add_row(*("–" if value is None else f"{value:.4g}" for value in row.values()))
+    console = Console()
+    console.print(table)
+    for name, value in found.items():
+        if name not in ("device", "peak_flops", "cells"):
+            console.print(name.replace("_", " "), value)
 
 
 if __name__ == "__main__":

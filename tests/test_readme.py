@@ -22,7 +22,8 @@ def test_the_sweep_of_the_readme_is_planned_on_text_of_ones_own(tmp_path: Path) 
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "book.txt").write_text("It was a dark and stormy night. " * 200_000)
     plan = make_plan(read_spec(tmp_path / "mine.toml"))
-    assert len(plan.planned) == 15
+    assert len(plan.planned) == 15 + 4
+    assert [p.role for p in plan.planned[15:]] == ["probe"] * 4
 
 
 @pytest.mark.parametrize("command", COMMANDS)

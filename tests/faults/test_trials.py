@@ -26,7 +26,7 @@ def test_trials_that_raise_diverge_hang_or_are_stopped_end_as_rows_or_as_failure
         fail=0.2,
         diverge=0.2,
         hang=0.2,
-        limits="silent_seconds = 2\nretries = 1",
+        limits="silent_seconds = 2\nretries = 2",  # one that hung may be the one that is stopped
     )
     driver = sweep.start()
     sweep.wait_for_rows(2, driver)
@@ -40,14 +40,16 @@ def test_trials_that_raise_diverge_hang_or_are_stopped_end_as_rows_or_as_failure
     assert {"diverged", "complete"} == {m.status for m in expected.values()}
     attempts = sweep.project.attempts.all()
     raised = [a for a in attempts if a.kind == "raised"]
-    assert sorted(a.trial for a in raised) == sorted([*raising, *raising])
+    assert sorted(a.trial for a in raised) == sorted([*raising] * 3)
     assert {a.error for a in raised} == {
         f"RuntimeError: simulated failure of trial {key}" for key in raising
     }
-    silent = {a.trial: a for a in attempts if a.kind == "silent"}
-    assert "not even from its watchdog" in silent.pop(stopped).error
-    assert silent
-    assert all("time.sleep" in a.traceback for a in silent.values())  # where it hung
+    silent = [a for a in attempts if a.kind == "silent"]
+    killed = [a for a in silent if "not even from its watchdog" in a.error]
+    assert [a.trial for a in killed] == [stopped]
+    hung = [a for a in silent if a not in killed]
+    assert hung
+    assert all("time.sleep" in a.traceback for a in hung)  # where it hung
     assert {a.kind for a in attempts} == {"raised", "silent"}
     sweep.check(failed=len(raising))
     record(sweep, "trials raise, diverge and hang", times=len(attempts))

@@ -20,6 +20,7 @@ from orchestrator import cli_analysis, cli_cluster, cli_models, cli_sync, cli_tu
 from orchestrator.grouped import grouped
 from orchestrator.options import (
     INTERRUPTED,
+    Address,
     Columns,
     Json,
     Loss,
@@ -85,19 +86,7 @@ def mini(project: ProjectOption = None, as_json: Json = False) -> None:
 
 @app.command()
 @grouped
-def run(
-    spec: Spec,
-    running: Running,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address",
-            metavar="auto|HOST:PORT",
-            help="A running Ray cluster, of which this machine is a node. Default: this machine.",
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
+def run(spec: Spec, running: Running, address: Address = None, as_json: Json = False) -> None:
     """Train a sweep, or what is missing of it; then fit, propose and report.
 
     Example: `isoflop run projects/mini/next.toml`

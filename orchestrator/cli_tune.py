@@ -10,6 +10,7 @@ import typer
 
 from orchestrator.options import (
     INTERRUPTED,
+    Address,
     Json,
     ProjectOption,
     Told,
@@ -51,14 +52,7 @@ def tune(
             "-o", "--output", help="The sweep file to write. Default: SWEEP-tuned.toml beside it."
         ),
     ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address",
-            metavar="auto|HOST:PORT",
-            help="A running Ray cluster, of which this machine is a node. Default: this machine.",
-        ),
-    ] = None,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Probe rates and batches at a few sizes of a sweep, and fit its recipe's constants.

@@ -50,6 +50,14 @@ MeasuredProject = Annotated[
         "file lies in, else projects/NAME.",
     ),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="auto|HOST:PORT",
+        help="A running Ray cluster, of which this machine is a node. Default: this machine.",
+    ),
+]
 TrackingUri = Annotated[
     str | None,
     typer.Option(

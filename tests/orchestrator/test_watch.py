@@ -49,6 +49,9 @@ class Grid:
     def seen(self, *said: Any) -> None:
         self.told.append(("seen", *said))
 
+    def row(self, key: str) -> None:
+        self.told.append(("row", key))
+
     def measured(self, key: str) -> None:
         self.told.append(("measured", key))
 
@@ -254,6 +257,16 @@ def test_a_worker_that_dies_after_its_row_failed_at_nothing(eye: Eye) -> None:
     assert eye.grid.told[-1] == ("measured", key)
     assert (eye.progress.over, eye.finished) == ([(key, "complete")], [key])
     assert eye.watch._attempts.all() == []
+
+
+def test_a_horizons_row_speaks_for_its_node_while_the_trunk_goes_on(eye: Eye) -> None:
+    key = eye.keys[0]
+    eye.start(key)
+    eye.report(key, horizon=1000, status="complete", loss=2.0, seconds=1.0)
+    assert eye.grid.told[-1] == ("row", key)
+    assert (eye.progress.over, eye.finished) == ([(key, "complete")], [key])
+    eye.fail(key, RuntimeError("died"))
+    assert eye.grid.told[-1] == ("failed", key, "raised")  # for its last row is not there yet
 
 
 def test_a_node_that_cannot_work_is_named_and_left_out(eye: Eye) -> None:

@@ -165,14 +165,13 @@ class Grid(Searcher):
             self._place(key, node)
 
     def row(self, key: str) -> None:
-        """A row of a trial's is in the ledger, perhaps not its last: its node works."""
+        """A trial gave a row, perhaps not its last: its node works."""
         node = self._node(key)
         if node is not None:
             self._left_out.row(node)
 
     def measured(self, key: str) -> None:
         """A trial's last row is in the ledger: its actor is about to be free."""
-        self.row(key)
         self._rows.add(key)
         self._ending.append(key)
 

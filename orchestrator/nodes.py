@@ -30,8 +30,8 @@ class Nodes:
     @property
     def out(self) -> frozenset[str]:
         """Nodes to start nothing on."""
-        now, out = self._clock(), self._accused | self._unfit
-        return frozenset(node for node, until in out.items() if until > now)
+        now, why = self._clock(), (self._accused, self._unfit)
+        return frozenset(node for out in why for node, until in out.items() if until > now)
 
     def unfit(self, node: str) -> None:
         """It says itself that it cannot work on the sweep."""

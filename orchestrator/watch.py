@@ -148,6 +148,7 @@ class Watch(Callback):
         self._stepped = self._looked = self._busy = time.monotonic()
         self._told = False
         self._unwritten: list[_Loss] = []
+        self._rows: set[ObservationId] = set()
         self._last: dict[str, int] = {}
         for attempt in self._attempts.all():
             self._last[attempt.trial] = max(attempt.number, self._last.get(attempt.trial, 0))
@@ -178,7 +179,6 @@ class Watch(Callback):
         if "trouble" in result:
             self._progress.trouble(result["trouble"])
         elif "horizon" in result:
-            self._grid.row(key)
             self._measured((key, result["horizon"]), result)
         elif "fraction" in result:
             run.fraction, run.loss = result["fraction"], result["train_loss"]
@@ -196,7 +196,12 @@ class Watch(Callback):
             self._measured((key, self._trials[key].tokens), result)
 
     def _measured(self, name: ObservationId, result: dict[str, Any]) -> None:
-        """A row is in the ledger."""
+        """A row is in the ledger; one that an attempt found there may have been told of before."""
+        if not result["found"]:
+            self._grid.row(name[0])
+        if name in self._rows:
+            return
+        self._rows.add(name)
         self._progress.measured(name, result["status"], result["loss"], result["seconds"])
         self._finished(name)
 

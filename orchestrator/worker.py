@@ -73,6 +73,8 @@ class Work:
         self.ledger, self.attempts = Ledger(self.storage), Attempts(self.storage)
         self.row: Mapping[str, Any] | None = None
         """The row of the last horizon in the ledger, or the measurement that became it."""
+        self.found = False
+        """Whether that row was in the ledger before this attempt."""
         self.whole = False
         """Whether this attempt trained the trial from its beginning to its end."""
         self.will = DriversWill(self.storage, order.generation)
@@ -97,23 +99,28 @@ class Work:
         assert self.row is not None, (
             f"{self.trial.trainer} ended without measuring {self.trial.key}"
         )
-        self.report(_told(self.row) | {"whole": self.whole})
+        self.report(self._told(self.row) | {"whole": self.whole})
 
     def _known(self, tokens: int) -> bool:
         """Whether the ledger has the row of a horizon, which is then told of unless it is last."""
         row = self._find(tokens)
         if row is not None:
-            self._measured(row)
+            self._measured(row, found=True)
         return row is not None
 
     def _find(self, tokens: int) -> dict[str, Any] | None:
         name = self.trial.key, tokens
         return self._patiently("read the ledger", lambda: self.ledger.find(name))
 
-    def _measured(self, row: Mapping[str, Any]) -> None:
-        self.row = row
+    def _measured(self, row: Mapping[str, Any], *, found: bool = False) -> None:
+        self.row, self.found = row, found
         if row["tokens"] != self.trial.tokens:
-            self.report({"horizon": row["tokens"]} | _told(row))
+            self.report({"horizon": row["tokens"]} | self._told(row))
+
+    def _told(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What the driver is told of a row: it may read the rest in the ledger."""
+        told = {name: row[name] for name in ("status", "loss", "seconds")}
+        return told | {"found": self.found}
 
     def _require_fit(self) -> None:
         """See that this node can work on the sweep.
@@ -211,7 +218,7 @@ class Work:
             watchdog.heard()
             advance.heard(event)
             if isinstance(event, Measurement):
-                self.whole = event.resumed_from == 0 and len(trial.measured_at) == 1
+                self.whole = event.resumed_from == 0 and trial == self.trial
                 with watchdog.paused():
                     write = partial(self.ledger.write, self.trial, event)
                     first = self._patiently("write the row", write)
@@ -290,11 +297,6 @@ class DriversWill:
                 or bool(latest.note.get("stopping"))
             )
         return self.known
-
-
-def _told(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a row or a measurement, what a person is told."""
-    return {name: row[name] for name in ("status", "loss", "seconds")}
 
 
 def _workspace(

@@ -85,6 +85,7 @@ class Tune:
         """Its row is told, and Tune is done with it before it asks for another."""
         self.now += 2 * ASK_SECONDS
         self.rows.add(key)
+        self.grid.row(key)
         self.grid.measured(key)
         self.grid.on_trial_complete(self.handed.pop(key), {})
 

@@ -160,6 +160,21 @@ def test_a_node_is_back_once_its_trials_fail_on_a_sound_one_too() -> None:
     assert (nodes.out, len(told)) == ({"y"}, 2)
 
 
+def test_a_node_that_was_unfit_before_is_left_out_for_what_it_ends_later() -> None:
+    nodes, now, told = _nodes()
+    nodes.unfit("y")
+    now[0] = 400.0
+    assert nodes.out == frozenset()
+    _accuse(nodes, "y", "a")
+    now[0] = 410.0
+    nodes.row("x")
+    _accuse(nodes, "y", "bcde")
+    assert (nodes.out, len(told)) == ({"y"}, 1)
+    nodes.unfit("y")
+    nodes.row("y")  # by a trial that was under way
+    assert nodes.out == {"y"}  # for it says so itself
+
+
 def test_a_node_is_not_accused_of_what_a_sound_one_could_not_do_before() -> None:
     nodes, now, told = _nodes()
     _accuse(nodes, "x", "abc")

@@ -32,6 +32,7 @@ from orchestrator.watch import (
 
 EXPECTED = 100.0
 """Seconds of every trial."""
+ROW = {"status": "complete", "loss": 2.0, "seconds": 1.0, "found": False}
 
 
 class Grid:
@@ -125,7 +126,7 @@ class Eye:
         self.watch.on_trial_result(0, [], self._trial(key), result)
 
     def row(self, key: str) -> None:
-        self.report(key, status="complete", loss=2.0, seconds=1.0, whole=True)
+        self.report(key, **ROW, whole=True)
 
     def end(self, key: str) -> None:
         self.row(key)
@@ -254,7 +255,7 @@ def test_a_worker_that_dies_after_its_row_failed_at_nothing(eye: Eye) -> None:
     eye.start(key)
     eye.row(key)
     eye.fail(key, RuntimeError("died"))
-    assert eye.grid.told[-1] == ("measured", key)
+    assert eye.grid.told[-2:] == [("measured", key), ("row", key)]
     assert (eye.progress.over, eye.finished) == ([(key, "complete")], [key])
     assert eye.watch._attempts.all() == []
 
@@ -262,11 +263,25 @@ def test_a_worker_that_dies_after_its_row_failed_at_nothing(eye: Eye) -> None:
 def test_a_horizons_row_speaks_for_its_node_while_the_trunk_goes_on(eye: Eye) -> None:
     key = eye.keys[0]
     eye.start(key)
-    eye.report(key, horizon=1000, status="complete", loss=2.0, seconds=1.0)
+    eye.report(key, horizon=1000, **ROW)
     assert eye.grid.told[-1] == ("row", key)
     assert (eye.progress.over, eye.finished) == ([(key, "complete")], [key])
     eye.fail(key, RuntimeError("died"))
     assert eye.grid.told[-1] == ("failed", key, "raised")  # for its last row is not there yet
+    eye.start(key)
+    before = len(eye.grid.told)
+    eye.report(key, horizon=1000, **ROW | {"found": True})  # in the ledger, by the next attempt
+    assert eye.grid.told[before:] == []  # whose node did nothing for it
+    assert (eye.progress.over, eye.finished) == ([(key, "complete")], [key])
+
+
+def test_a_row_of_an_attempt_that_could_not_tell_of_it_is_told_by_the_next(eye: Eye) -> None:
+    key = eye.keys[0]
+    eye.start(key)
+    before = len(eye.grid.told)
+    eye.report(key, **ROW | {"found": True}, whole=False)
+    assert eye.grid.told[before:] == [("measured", key)]
+    assert eye.finished == [key]
 
 
 def test_a_node_that_cannot_work_is_named_and_left_out(eye: Eye) -> None:

@@ -18,6 +18,8 @@ CLOCK_SECONDS = 0.02
 """Longer than a tick of the clock of files, 4 or 10 ms, within which what is new looks older."""
 STATE, FILES = "isoflop.json", "files"
 """Ours, and the program's. Ours is the last part: an archive without it was cut short."""
+HERE = "."
+"""How a directory is called within itself."""
 
 
 def pack(files: Path, told_ns: int, state: dict[str, Any], path: Path) -> None:
@@ -31,7 +33,7 @@ def pack(files: Path, told_ns: int, state: dict[str, Any], path: Path) -> None:
         If it has, or nothing is there.
     """
     before = _look(files)
-    if not before:
+    if before.keys() == {HERE}:
         raise OSError("the program's checkpoint directory is empty")
     with tarfile.open(path, "w") as tar:
         tar.add(files, arcname=FILES)
@@ -41,16 +43,23 @@ def pack(files: Path, told_ns: int, state: dict[str, Any], path: Path) -> None:
         tar.addfile(part, io.BytesIO(content))
     time.sleep(CLOCK_SECONDS)
     after = _look(files)
-    for name, (written_ns, _) in after.items():
-        if written_ns > told_ns or before.get(name) != after[name]:
-            raise OSError(f"{name} was written after the program told that it was whole")
-    if before.keys() != after.keys():
-        raise OSError("files were removed after the program told that they were whole")
+    changed = [
+        name
+        for name, (written_ns, _) in after.items()
+        if written_ns > told_ns or before.get(name) != after[name]
+    ]
+    if changed and changed != [HERE]:
+        raise OSError(f"{changed[0]} was written after the program told that it was whole")
+    if changed or before.keys() != after.keys():
+        raise OSError("files were added or removed after the program told that they were whole")
 
 
 def _look(directory: Path) -> dict[str, tuple[int, int]]:
-    """When everything in it was written, on the clock of files, and how large it is."""
-    found = {path: path.lstat() for path in directory.rglob("*")}
+    """When everything in it was written, on the clock of files, and how large it is.
+
+    Last comes the directory itself, whose time is that of the last name that came or went.
+    """
+    found = {path: path.lstat() for path in (*directory.rglob("*"), directory)}
     return {
         path.relative_to(directory).as_posix(): (stat.st_mtime_ns, stat.st_size)
         for path, stat in found.items()

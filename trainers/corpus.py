@@ -26,6 +26,7 @@ from trainers.batches import (
     Domain,
     HeldoutWindows,
     Tokens,
+    count_symbols,
     domain_windows,
     heldout_windows,
     require_window,
@@ -130,8 +131,6 @@ def _text_corpus(source: TextSource) -> Corpus:
         for part, store in zip(parts, _disjoint(origins, made, _held(stores.values())), strict=True)
     ]
     if isinstance(source, Mixture):
-        for corpus in corpora:
-            domains[corpus.name] = _own_domain(corpus)
         return _mixture(source, made, list(zip(weights, corpora, strict=True)), domains)
     corpus = corpora[0]
     hashes = (corpus.hashes[0], _with_domains(corpus.hashes[1], domains))
@@ -211,8 +210,18 @@ def _corpus(source: Files | HuggingFace, made: Tokenizer, store: Store) -> Corpu
         tokenizer=made,
         starts=store.documents["start"],
         known_hashes=(train_hash, manifest.heldout.hash[:16]),
-        known_frequencies=store.counts / store.counts.sum(),
+        known_frequencies=_frequencies(store, len(train)),
     )
+
+
+def _frequencies(store: Store, tokens: int) -> NDArray[np.float64]:
+    """Share of each symbol in the first so many training tokens, shape (vocabulary,)."""
+    first, rest = store.train[:tokens], store.train[tokens:]
+    if len(first) < len(rest):  # those of all are known
+        counts = count_symbols(first, len(store.counts))
+    else:
+        counts = store.counts - count_symbols(rest, len(store.counts))
+    return np.asarray(counts / tokens)
 
 
 def _tell_loss(name: str, store: Store) -> None:
@@ -229,8 +238,9 @@ def _mixture(
     source: Mixture,
     made: Tokenizer,
     parts: list[tuple[float, Corpus]],
-    domains: Mapping[str, Domain],
+    named: Mapping[str, Domain],
 ) -> Corpus:
+    """The mixture of those parts, whose held-out sets are those that are named and its parts'."""
     nothing = np.empty(0, made.dtype)
     hashes = [[(weight, part.hashes[side]) for weight, part in parts] for side in (0, 1)]
     text = [weight * part.bytes_per_token for weight, part in parts if part.bytes_per_token]
@@ -243,9 +253,10 @@ def _mixture(
         tokenizer=made,
         known_hashes=(
             digest(hashes[0])[:16],
-            _with_domains(digest(hashes[1])[:16], domains),
+            # Names of parts are for people, and what they hold out is in it already.
+            _with_domains(digest(hashes[1])[:16], named),
         ),
-        domains=domains,
+        domains={**named, **{part.name: _own_domain(part) for _, part in parts}},
         parts=tuple(parts),
     )
 

@@ -204,6 +204,8 @@ def _row(line: bytes, path: str, column: str, place: int) -> Document | None:
     except ValueError as error:
         said = error.msg if isinstance(error, json.JSONDecodeError) else error
         raise UnfitError(f"{where()} is no JSON: {said}") from error
+    except RecursionError:  # its trace would be a thousand lines
+        raise UnfitError(f"{where()} is nested too deeply to be read: mend that row") from None
     if not isinstance(row, dict):
         raise UnfitError(f"{where()} is a {type(row).__name__}, but it should be an object")
     if column not in row:

@@ -56,6 +56,10 @@ def write_llama(
 def write_tokenizer(tokenizer: Tokenizer, context: int, directory: Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`, which give the tokens of the corpus.
 
+    Names of special tokens that occur in a text are but text, as they were in training: the token
+    that ends documents is to be given by its number. A program that reads `tokenizer.json` alone
+    takes such a name for the token.
+
     Parameters
     ----------
     tokenizer
@@ -78,6 +82,7 @@ def write_tokenizer(tokenizer: Tokenizer, context: int, directory: Path) -> None
         "pad_token": end,
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,
     }
     _write_json(directory / "tokenizer_config.json", config)
 

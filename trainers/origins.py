@@ -22,6 +22,9 @@ from trainers.tokenizer import INSTALL, pretrained
 STREAMED_BYTES = 4 << 20
 """Text of a dataset that is given to a process at a time; less where little of it is taken."""
 
+SAMPLE_VERSION = 2
+"""Raise it whenever a tokenizer is trained on other documents of the same corpus."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
@@ -167,7 +170,8 @@ def _text(source: HuggingFace, row: dict[str, Any], number: int) -> bytes:
 def declared_hash(source: HuggingFace) -> str:
     """The hash by which a dataset is known before it is downloaded.
 
-    Files that it names count by their content, and so does a dataset in a directory.
+    Files that it names count by their content. Those of a dataset in a directory count by their
+    paths there as well, which tell its library the split and the order.
     """
     declared: dict[str, Any] = {"store": STORE_VERSION}
     for item in dataclasses.fields(source):
@@ -180,9 +184,13 @@ def declared_hash(source: HuggingFace) -> str:
         declared["tokenizer"] = (
             pretrained(choice).identity if choice.file else dataclasses.asdict(choice)
         )
+        if choice.train is not None:
+            declared["sample"] = SAMPLE_VERSION
     if source.is_directory:
         if not Path(source.dataset).is_dir():
             raise InputError(f"there is no directory {source.dataset}, which a corpus names")
         inside = sorted(path for path in Path(source.dataset).rglob("*") if path.is_file())
-        declared["dataset"] = content_hashes(inside, cache() / "hashes")
+        names = [path.relative_to(source.dataset).as_posix() for path in inside]
+        hashes = content_hashes(inside, cache() / "hashes")
+        declared["dataset"] = list(zip(names, hashes, strict=True))
     return digest(declared)[:16]

@@ -258,8 +258,9 @@ class Mixture:
 
     @property
     def weights(self) -> list[float]:
-        """Of the parts; they add up to 1."""
-        return [part.weight / self._total for part in self.parts]
+        """Of the parts; they add up to 1, and do not depend on the scale they are given in."""
+        # 7 of 10 and .7 of 1 differ in the last of 16 digits.
+        return [float(f"{part.weight / self._total:.12g}") for part in self.parts]
 
 
 CorpusSource = Stdlib | Files | Markov | HuggingFace | Mixture

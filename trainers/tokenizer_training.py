@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.documents import PIECE_BYTES
-from trainers.holdout import document_hash, split, widest_split
-from trainers.origins import Origin
+from trainers.holdout import Split, document_hash, split, widest_split
+from trainers.origins import SAMPLE_VERSION, Origin
 from trainers.shards import Unit, documents
 from trainers.sources import TokenizerChoice, TokenizerSource
 from trainers.store import STORE_VERSION, cache, digest, locked, writing
@@ -24,6 +24,8 @@ SAMPLE_BYTES = 32 << 20
 """Text on which a tokenizer is trained, at most about."""
 SAMPLED_UNITS = 128
 """Places of a corpus from which it is taken, at most."""
+FEW_DOCUMENTS = 100
+"""From so many on, what is held out lies within `widest_split`, which says how surely."""
 
 
 def fitting_tokenizer(
@@ -43,6 +45,7 @@ def fitting_tokenizer(
     identity = digest(
         [
             STORE_VERSION,
+            SAMPLE_VERSION,
             SAMPLE_BYTES,
             [(origin.identity, weight) for origin, weight in zip(origins, weights, strict=True)],
             sorted(origin.identity for origin in heldout.values()),
@@ -87,6 +90,8 @@ def sample(origin: Origin, most: int, excluded: NDArray[np.uint64]) -> list[byte
             if taken >= share:
                 whole = False
                 break
+            if not document.text:  # it is in no corpus
+                continue
             hashes.append(document_hash(document.text))
             sizes.append(len(document.text) + document.ends)
             texts.append(document.text[: max(share, PIECE_BYTES)])
@@ -94,17 +99,37 @@ def sample(origin: Origin, most: int, excluded: NDArray[np.uint64]) -> list[byte
         total += taken
     known = np.array(hashes, dtype=np.uint64)
     inside = ~np.isin(known, excluded)
-    # Which few documents are held out is known when all of them have been seen.
     lengths = np.array(sizes, dtype=np.int64)
+    # Which few documents are held out is known when all of them have been seen.
     found = split(known[inside], lengths[inside]) if whole else widest_split()
+    if origin.need is not None:
+        found = beginnings_split(known[inside], lengths[inside], origin.need.tokens)
     wanted = inside & ~found.heldout(known)
     return [text for text, taken in zip(texts, wanted, strict=True) if taken]
+
+
+def beginnings_split(hashes: NDArray[np.uint64], sizes: NDArray[np.int64], least: int) -> Split:
+    """What any corpus holds out that is the beginning of a stream, and at least `least` bytes.
+
+    How much of a stream is taken depends on its tokens, which a tokenizer must be trained for.
+
+    Parameters
+    ----------
+    hashes, sizes
+        Of the stream's first documents, shape (documents,), and their sizes in bytes.
+    least
+        Bytes of a corpus; as a token of a trained tokenizer is one at least, its tokens will do.
+    """
+    first = int(np.searchsorted(sizes.cumsum(), least)) + 1
+    counts = range(first, min(len(hashes), FEW_DOCUMENTS) + 1)
+    chosen = [split(hashes[:count], sizes[:count]).chosen for count in counts]
+    return Split(widest_split().level, np.unique(np.concatenate([hashes[:0], *chosen])))
 
 
 def _places(origin: Origin, most: int) -> tuple[Iterable[Unit], int, bool]:
     """Units to look at, bytes to take of each, and whether they are all there are."""
     if origin.size is None:
-        return origin.units(), most, True
+        return origin.units(), most, False  # a corpus may take less of it
     everything = list(origin.units())
     step = math.ceil(len(everything) / SAMPLED_UNITS)
     chosen = everything[:: max(1, step)]

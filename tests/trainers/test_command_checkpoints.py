@@ -200,3 +200,20 @@ def test_links_within_a_checkpoint_are_kept(tmp_path: Path) -> None:
     assert (there / "latest").is_symlink()
     assert (there / "latest" / "weights").read_text() == "whole"
     assert (there / "best").read_text() == "whole"
+
+
+@pytest.mark.parametrize("change", ["remove", "rename"])
+def test_files_that_go_after_they_were_told_of_are_missed(tmp_path: Path, change: str) -> None:
+    """What is left is as it was; that some is gone only its directory's time says."""
+    (files := tmp_path / "files").mkdir()
+    for name in ("weights", "moments"):
+        (files / name).write_text("whole")
+    time.sleep(archive.CLOCK_SECONDS)
+    told = time.time_ns()
+    archive.pack(files, told, {"key": "k"}, tmp_path / "packed")
+    if change == "remove":
+        (files / "moments").unlink()
+    else:
+        (files / "moments").rename(files / "old")
+    with pytest.raises(OSError, match="added or removed after the program told that they were"):
+        archive.pack(files, told, {"key": "k"}, tmp_path / "packed")

@@ -1,7 +1,9 @@
 """Hugging Face datasets, from directories: taken up to a count, known by declaration."""
 
 import json
+import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.errors import InputError
+from trainers import tokenizer_training
 from trainers.corpus import (
     Files,
     HuggingFace,
@@ -21,6 +24,7 @@ from trainers.corpus import (
 )
 from trainers.holdout import document_hash, levels
 from trainers.sources import LEAST_TOKENS
+from trainers.tokenizer import Tokenizer, trained
 
 
 @pytest.fixture
@@ -66,10 +70,41 @@ def test_fewer_tokens_than_declared_are_refused(cache: Path, dataset: Path) -> N
         load(_source(dataset, tokens=10**9))
 
 
+@pytest.mark.parametrize("order", ["as they come", "greatest hash first"])
+def test_a_trained_tokenizer_sees_nothing_that_is_held_out(
+    cache: Path, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """Of few documents, all of which fit into the sample and not all of which are taken."""
+    long = ["".join(texts[n : n + 8]) for n in range(0, 160, 8)]
+    if order == "greatest hash first":  # what is held out of the first is not the least of all
+        long.sort(key=lambda text: document_hash(text.encode()), reverse=True)
+    (tmp_path / "data").mkdir()
+    rows = "".join(json.dumps({"body": text}) + "\n" for text in long)
+    (tmp_path / "data" / "train.jsonl").write_text(rows)
+    seen: list[str] = []
+
+    def remembered(given: Iterator[str], *others: object) -> Tokenizer:
+        seen.extend(given)
+        return trained(iter(seen), *others)
+
+    monkeypatch.setattr(tokenizer_training, "trained", remembered)
+    choice = TokenizerSource(train=300)
+    made = load(_source(tmp_path / "data", tokens=LEAST_TOKENS, tokenizer=choice))
+    assert made.tokenizer is not None
+    held = made.tokenizer.decode(made.heldout).decode().split("<|endoftext|>")[:-1]
+    assert held
+    assert set(held) <= set(long)
+    assert not set(held) & set(seen)
+    assert len(seen) >= 8
+
+
 def test_unique_tokens_cut_what_is_planned(cache: Path, dataset: Path) -> None:
     whole, cut = load(_source(dataset)), load(_source(dataset, unique_tokens=20_000))
     np.testing.assert_array_equal(cut.train, whole.train[:20_000])
     assert cut.hashes != whole.hashes
+    for made in (cut, whole):
+        counts = np.bincount(made.train, minlength=256) / len(made.train)
+        np.testing.assert_array_equal(made.frequencies, counts)
     with pytest.raises(ValueError, match=r"has unique_tokens = 999,999, but trains on 278,528"):
         _source(dataset, unique_tokens=999_999)
 
@@ -180,6 +215,12 @@ def test_the_declared_hash_is_of_all_that_decides_the_tokens(
     hashes.append(declared_hash(sources[-1]))
     pq.write_table(pa.table({"body": ["more"]}), dataset / "train-2.parquet")
     hashes.append(declared_hash(sources[0]))
-    assert len(set(hashes)) == 7
+    # Another split; sorted by their names the files are in the same order.
+    (dataset / "train-0.parquet").rename(dataset / "test-0.parquet")
+    hashes.append(declared_hash(sources[0]))
+    assert len(set(hashes)) == 8
+    shutil.copytree(dataset, tmp_path / "elsewhere" / "copied")
+    copied = replace(sources[0], dataset=str(tmp_path / "elsewhere" / "copied"))
+    assert declared_hash(copied) == hashes[-1]
     named = replace(sources[0], name="mine", weight=2.0)
     assert declared_hash(named) == hashes[-1]

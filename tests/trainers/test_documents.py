@@ -99,6 +99,7 @@ def test_empty_rows_and_lines_and_files_are_no_text(tmp_path: Path) -> None:
         ("[1, 2]", r"line 1703 is a list, but it should be an object"),
         ('{"text": 3}', r"line 1703 has a int in column 'text', and text is needed"),
         ('{"text": "\\ud83d"}', r"line 1703 has half of a surrogate pair"),
+        pytest.param("[" * 200_000, r"line 1703 is nested too deeply to be read", id="brackets"),
     ],
 )
 def test_a_bad_row_is_named_with_its_file_and_line(

@@ -8,8 +8,9 @@ import torch
 
 from analysis.errors import InputError
 from trainers.decoders import LLAMA
-from trainers.export import write_llama
+from trainers.export import write_llama, write_tokenizer
 from trainers.shape import Architecture, Shape
+from trainers.tokenizer import trained
 from trainers.transformer import Transformer
 
 
@@ -42,3 +43,21 @@ def test_what_is_no_llama_is_refused(tmp_path: Path) -> None:
     shape = Shape(width=8, depth=1, heads=1, vocabulary=4, context=4, architecture=Architecture())
     with pytest.raises(InputError, match=r"has no norm layer, feed-forward relu"):
         write_llama(shape, {}, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", ["AutoTokenizer", "PreTrainedTokenizerFast"])
+def test_transformers_gives_the_tokens_of_the_corpus(tmp_path: Path, loader: str) -> None:
+    """A separator's name within a text is text, and the separator itself still ends it."""
+    import transformers
+
+    ours = trained(iter(["hello to the whole world and to others " * 20]), 300, None)
+    write_tokenizer(ours, 64, tmp_path)
+    theirs = getattr(transformers, loader).from_pretrained(tmp_path)
+    texts = ["hello <|endoftext|> world", "<|endoftext|>", "hello"]
+    wanted = [tokens.tolist() for tokens in ours.encode([text.encode() for text in texts])]
+    assert theirs(texts)["input_ids"] == wanted
+    assert theirs(texts, padding=True)["input_ids"][2][-1] == ours.separator
+    assert theirs.bos_token_id == theirs.eos_token_id == theirs.pad_token_id == ours.separator
+    assert theirs.decode([*wanted[0], ours.separator]) == texts[0] + "<|endoftext|>"
+    assert theirs.decode([*wanted[0], ours.separator], skip_special_tokens=True) == texts[0]

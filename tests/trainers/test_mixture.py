@@ -149,6 +149,33 @@ def test_weights_and_heldout_sets_are_part_of_the_hashes(
     assert more[1] != plain[1]
 
 
+def test_names_of_parts_and_the_scale_of_weights_are_no_part_of_the_hashes(
+    cache: Path, tmp_path: Path, two: tuple[Files, Files]
+) -> None:
+    """7/10 and .7/1 are two floating-point numbers; names of held-out sets do matter."""
+    (tmp_path / "web.txt").write_text("somewhere else\n" * 500)
+    (tmp_path / "more.jsonl").write_text((tmp_path / "code.jsonl").read_text().replace("=", "<"))
+    three = (*two, Files(glob=str(tmp_path / "more.jsonl"), name="more"))
+
+    def hashes(weights: tuple[float, ...], suffix: str = "", heldout: str = "web") -> object:
+        parts = [
+            replace(part, weight=weight, name=f"{part.name}{suffix}")
+            for part, weight in zip(three, weights, strict=True)
+        ]
+        tokens = TokenizerSource(train=300)  # what it sees depends on the weights
+        sets = {heldout: str(tmp_path / "web.txt")}
+        made = load(Mixture(parts=tuple(parts), tokenizer=tokens, heldout=sets))
+        assert set(made.domains) == {f"{part.name}{suffix}" for part in three} | {heldout}
+        return made.hashes, made.tokenizer
+
+    plain = hashes((7.0, 2.0, 1.0))
+    assert (0.7 / (0.7 + 0.2 + 0.1)) != 7 / 10
+    assert hashes((0.7, 0.2, 0.1)) == plain
+    assert hashes((7.0, 2.0, 1.0), suffix="-2") == plain
+    assert hashes((7.0, 2.0, 1.0), heldout="net") != plain
+    assert hashes((7.0, 2.0, 1.001)) != plain
+
+
 def _part(path: Path, documents: list[str], **told: object) -> Files:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     return Files(glob=str(path), name=path.stem, **told)

@@ -91,7 +91,7 @@ def real(scale: float, directory: str) -> dict[str, Any]:
             project.save_plan(plan)
             board = Board(plan)
             with (
-                Mirror(project, plan) as tracking,
+                Mirror(project, plan.name) as tracking,
                 Progress(board, Console(file=nowhere)) as progress,
             ):
                 train(project, plan, lease, progress, tracking.finished, address=address)

@@ -78,7 +78,7 @@ def full(trials: int, seconds: float, directory: str) -> dict[str, Any]:
     with Path(os.devnull).open("w") as nowhere, hold(project.storage, NAME) as lease:
         project.save_plan(plan)
         progress = Timed(Board(plan), Console(file=nowhere))
-        with Mirror(project, plan) as tracking:
+        with Mirror(project, plan.name) as tracking:
             with progress:
                 train(project, plan, lease, progress, tracking.finished)
             trained = time.time()

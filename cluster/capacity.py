@@ -78,6 +78,7 @@ class Effort:
     flops: float
     """Exact."""
     tokens: float
+    """Trained on, by the branches of a trunk too."""
     batch_tokens: float
     width: int
     depth: int
@@ -90,7 +91,7 @@ class Effort:
         return Effort(
             params_total=params(trial.shape).total,
             flops=trial_flops(trial),
-            tokens=trial.tokens,
+            tokens=trial.total_steps * trial.hyperparameters.batch_tokens,
             batch_tokens=trial.hyperparameters.batch_tokens,
             width=trial.shape.width,
             depth=trial.shape.depth,
@@ -126,8 +127,8 @@ class Effort:
 
 
 PACE_COLUMNS = (
-    "device", "seconds", "flops_exact", "tokens", "batch_tokens", "params_total", "width", "depth",
-    "context", "precision",
+    "device", "seconds", "flops_exact", "flops_spent", "tokens", "batch_tokens", "params_total",
+    "width", "depth", "context", "precision",
 )  # fmt: skip
 """What `Pace.from_rows` reads of a ledger; curves are most of it, and say nothing of time."""
 
@@ -180,10 +181,12 @@ def _count(device: str) -> float:
 
 
 def _effort_of_row(row: Mapping[str, Any]) -> Effort:
+    """Of what its seconds were for: of a trunk, what a horizon takes beyond those before it."""
+    flops = row["flops_exact"] if row.get("flops_spent") is None else row["flops_spent"]
     return Effort(
         params_total=row["params_total"],
-        flops=row["flops_exact"],
-        tokens=row["tokens"],
+        flops=flops,
+        tokens=row["tokens"] * flops / row["flops_exact"],
         batch_tokens=row["batch_tokens"],
         width=row["width"],
         depth=row["depth"],

@@ -76,16 +76,15 @@ def write(
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def read(storage: Storage, of: ObservationId | None = None) -> pa.Table:
-    """All that is kept, or that of one model, in order of file names.
+def read(storage: Storage) -> pa.Table:
+    """All that is kept, in order of file names.
 
     Raises
     ------
     InputError
         If a file is damaged or foreign.
     """
-    prefix = "" if of is None else f"{of[0]}-{of[1]}-"
-    names = [n for n in storage.names(DIRECTORY, prefix) if n.endswith(".parquet")]
+    names = [n for n in storage.names(DIRECTORY) if n.endswith(".parquet")]
     tables = [SCHEMA.empty_table()]
     for name, data in storage.read_many(f"{DIRECTORY}/{name}" for name in names).items():
         try:

@@ -16,7 +16,8 @@ from analysis.observations import SCHEMA, equals
 from orchestrator.storage import Storage
 
 FILE = "exclude.toml"
-_SELECTORS = [field.name for field in SCHEMA if not pa.types.is_nested(field.type)]
+SELECTORS = [field.name for field in SCHEMA if not pa.types.is_nested(field.type)]
+"""Columns by which observations may be ruled out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,8 @@ def _entry(place: str, number: int, entry: Any) -> Exclusion:
     if not selectors:
         raise InputError(f"{here} selects nothing: name a trial, tokens or another column")
     for name, value in selectors.items():
-        if name not in _SELECTORS:
-            raise InputError(f"{here} selects by {name!r}; the columns are {', '.join(_SELECTORS)}")
+        if name not in SELECTORS:
+            raise InputError(f"{here} selects by {name!r}; the columns are {', '.join(SELECTORS)}")
         if not isinstance(value, str | int | float | bool):
             raise InputError(f"{here} has {name} = {value}: give one value, not a list or table")
     return Exclusion(reason=reason.strip(), selectors=selectors)

@@ -157,7 +157,7 @@ def run(
             project.ledger.compact_if_worthwhile(rows)
         del rows  # curves are large
         project.save_plan(plan, extend=extend)
-        with Mirror(project, plan, tracking_uri=tracking_uri) as tracking:
+        with Mirror(project, plan.name, tracking_uri=tracking_uri) as tracking:
             board = Board(plan)
             board.know(project.outcomes(plan), _losses(project, plan))
             if tracking.store is None:
@@ -174,14 +174,14 @@ def run(
                 )
             if end.overtaken:  # the project is another driver's now, and so is MLflow
                 return _outcome(project, plan, tracking, before, started, end)
-            _tidy(project, plan, lease.generation, end)
+            tidy(project, plan, lease.generation, end)
             with project.drafts() as drafts:
                 results = _conclude(project, plan, tracking, drafts)
             return _outcome(project, plan, tracking, before, started, end, *results)
 
 
-def _tidy(project: Project, plan: Plan, generation: int, end: End) -> None:
-    """Remove what the training needed no longer: storage that fails now may keep it."""
+def tidy(project: Project, plan: Plan, generation: int, end: End) -> None:
+    """Remove what the training of a plan needs no longer: storage that fails now may keep it."""
     with suppress(OSError):
         rows, interrupted = project.ledger.ids(), end.interrupted
         project.attempts.settle(rows, driver=generation, interrupted=interrupted)

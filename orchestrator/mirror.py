@@ -24,7 +24,6 @@ from typing import IO, Any
 
 from analysis.errors import last_line
 from analysis.observations import ObservationId
-from orchestrator.planner import Plan
 from orchestrator.project import Project
 from orchestrator.tracking import Results, Store, masked, store_of
 
@@ -53,9 +52,10 @@ class Mirror:
     which wait no longer than they say. Where the project has no store, nothing is written.
     """
 
-    def __init__(self, project: Project, plan: Plan, *, tracking_uri: str | None = None) -> None:
+    def __init__(self, project: Project, plan: str, *, tracking_uri: str | None = None) -> None:
+        """Of what a plan of this name asks for, now and while it grows, and all other plans."""
         self.store = store_of(project, tracking_uri)
-        self._project, self._plan = project.uri, plan.name
+        self._project, self._plan = project.uri, plan
         self._lines: SimpleQueue[str | None] = SimpleQueue()
         self._news = threading.Condition()
         self._said: dict[str, Any] = {}

@@ -55,22 +55,12 @@ def show_plan(console: Console, found: Estimate) -> None:
             _range([_seconds(found, p) for p in planned if p.trial.key in found.placed], duration),
             f"{sum(p.flops_spent for p in planned):.3g}",
         )
-    show_table(console, f"{plan.name}: {_counted(plan)}", table)
+    show_table(console, f"{plan.name}: {plan.counted}", table)
     total = f"{plan.flops:.4g} FLOPs in all, {plan.flops / PF_DAY:.3g} PF-days"
     if found.schedule.held:
         total += f"; {found.cost.flops:.3g} FLOPs within the limits"
     console.print(total)
     _show_costs(console, found)
-
-
-def _counted(plan: Plan) -> str:
-    """As in "28 trials and 4 probes", or "28 observations on 9 trunks"."""
-    probes = probe_cost(plan).trials
-    observations, trials = len(plan.planned) - probes, len(plan.trials) - probes
-    more = f" and {probes} probes" if probes else ""
-    if observations == trials:
-        return f"{trials} trials{more}"
-    return f"{observations} observations on {trials} trunks{more}"
 
 
 def _probes(plan: Plan) -> str | None:

@@ -75,6 +75,19 @@ class Plan:
         """Exact training FLOPs of all trials."""
         return sum(trial_flops(trial) for trial in self.trials)
 
+    @property
+    def counted(self) -> str:
+        """As in "28 trials and 4 probes", or "28 observations on 9 trunks"."""
+        probes = {p.id for p in self.planned if p.role == "probe"}
+        others = {p.id for p in self.planned} - probes
+        trunks = {key for key, _ in others}
+        parts = [f"{len(probes)} probes"] if probes else []
+        if len(others) > len(trunks):
+            parts.insert(0, f"{len(others)} observations on {len(trunks)} trunks")
+        elif others:
+            parts.insert(0, f"{len(others)} trials")
+        return " and ".join(parts)
+
     def summary(self) -> dict[str, Any]:
         """The contract of `isoflop plan --json`."""
         by_key: dict[str, list[Planned]] = {}

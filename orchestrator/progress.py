@@ -149,7 +149,7 @@ class Progress:
         else:
             plan = self.board.plan
             self.console.print(
-                f"{plan.name}: {len(plan.planned)} trials, {plan.flops:.3g} FLOPs; "
+                f"{plan.name}: {plan.counted}, {plan.flops:.3g} FLOPs; "
                 + (f"{left} to train" if left else "all measured")
             )
         return self
@@ -228,10 +228,10 @@ class Progress:
 
     def _render(self) -> Group:
         board = self.board
-        total = len(board.cells)
+        total, trials = len(board.cells), len(board.plan.trials)
         head = Text.assemble(
             (board.plan.name, "bold"),
-            f"  {board.done} of {total} trials  "
+            f"  {board.done} of {total} {'trials' if total == trials else 'observations'}  "
             f"{board.flops_fraction:.0%} of {board.plan.flops:.3g} FLOPs  "
             f"{clock(time.monotonic() - board.started)} elapsed{_left(board)}",
             (f"  {self._doing}", "dim"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from datetime import datetime
@@ -74,11 +75,23 @@ def points_of(row: dict[str, Any]) -> list[Point]:
     curve = row["curve"] or []
     last = curve[-1]["step"] if curve else 0
     points = [(k, row[k], end, last) for k in METRICS]
-    points += [(plain(f"loss {d['name']}"), d["loss"], end, last) for d in row["domains"] or []]
+    domains = row["domains"] or []
+    names = _of_domains([domain["name"] for domain in domains])
+    points += [(name, d["loss"], end, last) for name, d in zip(names, domains, strict=True)]
     for point in curve:
         at = start + int((end - start) * point["step"] / max(last, 1))
         points += [(k, point[k], at, point["step"]) for k in CURVES]
     return [point for point in points if point[1] is not None and math.isfinite(point[1])]
+
+
+def _of_domains(names: list[str]) -> list[str]:
+    """The metrics of domains' losses; those that MLflow would take for one are told by hash."""
+    short = [plain(f"loss {name}") for name in names]
+    hashes = [hashlib.sha256(name.encode()).hexdigest()[:6] for name in names]
+    return [
+        metric if short.count(metric) == 1 else f"{metric} {digest}"
+        for metric, digest in zip(short, hashes, strict=True)
+    ]
 
 
 def plain(name: str) -> str:

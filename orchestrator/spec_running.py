@@ -115,13 +115,15 @@ class Checkpoints(Strict):
     """Newest checkpoints of each trial that are kept: if one is damaged, there is another."""
     after: Literal["remove", "keep"] | None = None
     """What becomes of a trial's when it is measured. By default those of a trunk are kept, so that
-    it can be extended, and others removed."""
+    it can be extended, and others removed; a probe is never extended."""
     models: bool = True
     """Whether the weights of every measured model stay in the project."""
 
     def removes(self, trial: Trial) -> bool:
         """Whether a trial's checkpoints go when it is measured."""
-        return self.after == "remove" or (self.after is None and not trial.horizons)
+        return self.after == "remove" or (
+            self.after is None and (not trial.horizons or trial.probe is not None)
+        )
 
 
 class ClusterSpec(Strict):

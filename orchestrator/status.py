@@ -12,6 +12,7 @@ from rich.text import Text
 
 from analysis.rungs import COLUMNS, Rung, rungs, rungs_json, undertuned, verdict
 from orchestrator.attempts import Attempt
+from orchestrator.exclusion import SELECTORS, read_exclusions, rule_out
 from orchestrator.external import external_counts
 from orchestrator.lease import LeaseRecord
 from orchestrator.planner import Plan, Planned
@@ -86,7 +87,9 @@ def _rungs(project: Project, plans: Sequence[Plan]) -> tuple[Rung, ...]:
     asked = [p for plan in plans for p in plan.planned]
     if not any(p.role == "probe" for p in asked):
         return ()
-    table = project.ledger.read({p.id for p in asked}, COLUMNS)
+    columns = [*dict.fromkeys((*COLUMNS, *SELECTORS))]
+    every = project.ledger.read({p.id for p in asked}, columns)
+    table, *_ = rule_out(every, read_exclusions(project.storage))
     return rungs(table, table)
 
 

@@ -26,6 +26,7 @@ from cluster.machines import Cluster, as_told
 from cluster.placement import Unplaceable, place
 from cluster.queue import Job, Queue
 from cluster.simulation import simulate
+from orchestrator.checkpoints import directory_of
 from orchestrator.connection import address_of, connected, group_gone, machines
 from orchestrator.estimate import jobs_of
 from orchestrator.grid import Grid
@@ -156,7 +157,7 @@ def _lay_out(project: Project, plan: Plan, trials: Mapping[str, Trial]) -> _Work
     limits, spec = plan.spec.limits, plan.spec.cluster
     named, present = spec.cluster() if spec.autoscaling else None, _machines(plan)
     coming = present if named is None else announced(present, named)
-    jobs = _jobs(project, trials, coming)
+    jobs = _jobs(project, plan, trials, coming)
     caps = _caps(project, plan, coming)
     found = simulate(jobs, coming, slots=limits.slots, caps=caps)
     return _Work(
@@ -236,8 +237,8 @@ def _caps(project: Project, plan: Plan, cluster: Cluster) -> Caps:
     )
 
 
-def _jobs(project: Project, trials: Mapping[str, Trial], cluster: Cluster) -> list[Job]:
-    """The trials as the queue sees them.
+def _jobs(project: Project, plan: Plan, trials: Mapping[str, Trial], cluster: Cluster) -> list[Job]:
+    """The trials as the queue sees them, each with what is left of it to do.
 
     Raises
     ------
@@ -249,7 +250,23 @@ def _jobs(project: Project, trials: Mapping[str, Trial], cluster: Cluster) -> li
     if refused:
         more = f", and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
         raise InputError("; ".join(map(str, refused[:SHOWN])) + more)
-    return jobs
+    planned = {trial.key: trial for trial in plan.trials}
+    shares = {job.key: _share(project, planned[job.key], trials[job.key]) for job in jobs}
+    return [
+        replace(job, seconds=job.seconds * shares[job.key], flops=job.flops * shares[job.key])
+        for job in jobs
+    ]
+
+
+def _share(project: Project, planned: Trial, left: Trial) -> float:
+    """What a trunk's last horizons take beyond those measured, over what they take alone."""
+    measured = [tokens for tokens in planned.measured_at if tokens not in left.measured_at]
+    if not measured or left.measured_at[0] < measured[-1]:
+        return 1.0
+    if not project.storage.names(directory_of(planned.key)):
+        return 1.0  # there is nothing to go on from
+    marginal = planned.marginal_steps
+    return sum(marginal[tokens] for tokens in left.measured_at) / left.total_steps
 
 
 def _slots(jobs: list[Job], cluster: Cluster, most: int | None) -> int:

@@ -19,6 +19,8 @@ from analysis.errors import InputError
 from orchestrator.conclusion import write
 from orchestrator.connection import connected
 from orchestrator.lease import Lease, hold
+from orchestrator.loop import tidy
+from orchestrator.mirror import NO_STORE, Mirror
 from orchestrator.planner import Plan, make_plan
 from orchestrator.probes import deaf
 from orchestrator.progress import Board, Progress
@@ -27,8 +29,9 @@ from orchestrator.spec import SweepSpec, parse_spec, to_toml
 from orchestrator.spec_recipe import RecipeSpec
 from orchestrator.storage import split
 from orchestrator.sweep import End, train
-from orchestrator.tune_design import BLOCK, Model, Point, models, next_points, planned
-from orchestrator.tune_laws import TunedModel, TunedRecipe, fitted, tuned_recipe
+from orchestrator.tracking import store_of
+from orchestrator.tune_design import BLOCK, Model, Point, models, planned
+from orchestrator.tune_laws import TunedModel, TunedRecipe, fitted, further_points, tuned_recipe
 from trainers.trial import Trial
 from trainers.tuned import rules
 
@@ -88,7 +91,7 @@ class Tuned:
 
     @property
     def finished(self) -> bool:
-        """Whether all probes that were wanted have rows."""
+        """Whether all probes that were wanted have rows, and tell a recipe."""
         return self.made is not None
 
     @property
@@ -158,13 +161,24 @@ def tune(
         trials=asked.trials,
         spend=asked.spend,
     )
+    store_of(project)  # refuses what is none, before anything is written
     before = project.ledger.ids()
     with hold(project.storage, "isoflop tune", waiting=console.print) as lease:
-        plan, losses, end = _probe(project, spec, asked, wanted, lease, console, address)
+        with Mirror(project, f"{spec.name}-tune") as tracking:
+            if tracking.store is None:
+                console.print(NO_STORE)
+            probing = _Probing(project, spec, asked, wanted, lease, tracking, console)
+            plan, losses, end = probing.run(address)
+            left = len(missing(project, plan))
+            if not end.overtaken:
+                tidy(project, plan, lease.generation, end)
+                tracking.conclude({}, [], ended=not left)
+        if tracking.shortfall:
+            console.print(tracking.shortfall)
     ids = {p.id for p in plan.planned}
     measured = ids & project.ledger.ids()
     whole = Tuned(plan=plan, measured=len(measured), trained=len(measured - before), end=end)
-    if len(measured) < len(ids):
+    if left:
         return whole
     found: list[TunedModel] = []
     try:
@@ -177,43 +191,72 @@ def tune(
     return replace(whole, found=made.found, made=made, output=str(output), replaced=replaced)
 
 
-def _probe(
-    project: Project,
-    spec: SweepSpec,
-    asked: Asked,
-    wanted: Sequence[Model],
-    lease: Lease,
-    console: Console,
-    address: str | None,
-) -> tuple[Plan, list[dict[Point, float]], End]:
-    """Train rounds of probes until every model's best one is surrounded, or a round is not whole.
+@dataclass(frozen=True)
+class _Probing:
+    """Rounds of probes, until what they tell is surrounded by them or enough were trained."""
 
-    Which probes a round has follows from the losses of those before it: so a call that was
-    interrupted is gone on with by the same call, and goes the same way.
-    """
-    name, end = f"{spec.name}-tune", End()
-    points: list[list[Point]] = [[] for _ in wanted]
-    losses: list[dict[Point, float]] = [{} for _ in wanted]
-    told = f"Probes of rate and batch for the sweep {spec.name}: isoflop tune planned them."
-    with ExitStack() as ray:
-        while True:
-            pairs = zip(wanted, losses, strict=True)
-            fresh = [next_points(model, known, asked.trials) for model, known in pairs]
-            if not any(fresh):
-                return planned(name, spec, wanted, points), losses, end
-            points = [[*old, *new] for old, new in zip(points, fresh, strict=True)]
-            plan = planned(name, spec, wanted, points)
-            project.save_plan(plan, extend=True, told=told)
-            if missing(project, plan):
-                ray.enter_context(connected(address))  # one Ray for all rounds
-                board = Board(plan)
-                board.know(project.outcomes(plan), {})
-                with Progress(board, console) as progress:
-                    end = train(project, plan, lease, progress, lambda _: None, address=address)
-                if missing(project, plan):
-                    return plan, losses, end
-            rounds = zip(wanted, points, strict=True)
-            losses = [_losses(project, model, chosen) for model, chosen in rounds]
+    project: Project
+    spec: SweepSpec
+    asked: Asked
+    wanted: Sequence[Model]
+    lease: Lease
+    tracking: Mirror
+    console: Console
+
+    def run(self, address: str | None) -> tuple[Plan, list[dict[Point, float]], End]:
+        """Train them: the last plan, losses by point of each model, and how the training ended.
+
+        Which probes a round has follows from the losses of those before it: so a call that was
+        interrupted is gone on with by the same call, and goes the same way.
+        """
+        end = End()
+        points: list[list[Point]] = [[] for _ in self.wanted]
+        losses: list[dict[Point, float]] = [{} for _ in self.wanted]
+        with ExitStack() as ray:
+            while True:
+                pairs = zip(self.wanted, losses, strict=True)
+                most, level = self.asked.trials, self.asked.level
+                fresh = [further_points(model, known, most, level) for model, known in pairs]
+                if not any(fresh):
+                    return self._plan(points), losses, end
+                points = [[*old, *new] for old, new in zip(points, fresh, strict=True)]
+                plan = self._plan(points)
+                self._save(plan)
+                if missing(self.project, plan):
+                    ray.enter_context(connected(address))  # one Ray for all rounds
+                    end = self._train(plan, address)
+                    if missing(self.project, plan):
+                        return plan, losses, end
+                rounds = zip(self.wanted, points, strict=True)
+                losses = [_losses(self.project, model, chosen) for model, chosen in rounds]
+
+    def _plan(self, points: Sequence[Sequence[Point]]) -> Plan:
+        return planned(f"{self.spec.name}-tune", self.spec, self.wanted, points)
+
+    def _save(self, plan: Plan) -> None:
+        """Keep a plan, with what was measured for those of its name before it."""
+        ids, rows = {p.id for p in plan.planned}, self.project.ledger.ids()
+        earlier = [p for old in self.project.plans() if old.name == plan.name for p in old.planned]
+        kept = tuple(p for p in earlier if p.id in rows and p.id not in ids)
+        told = (
+            f"Probes of rate and batch for the sweep {self.spec.name}: isoflop tune planned them."
+        )
+        whole = replace(plan, planned=(*plan.planned, *kept))
+        self.project.save_plan(whole, extend=True, told=told)
+
+    def _train(self, plan: Plan, address: str | None) -> End:
+        board = Board(plan)
+        board.know(self.project.outcomes(plan), {})
+        with Progress(board, self.console) as progress:
+            return train(
+                self.project,
+                plan,
+                self.lease,
+                progress,
+                self.tracking.finished,
+                address=address,
+                begun=self.tracking.start,
+            )
 
 
 def _losses(project: Project, model: Model, points: Sequence[Point]) -> dict[Point, float]:

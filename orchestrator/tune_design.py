@@ -67,14 +67,19 @@ class Model:
 
 
 def next_points(model: Model, losses: Mapping[Point, float], most: int) -> list[Point]:
-    """Points to probe after these; none where the best one is surrounded, or `most` are probed.
-
-    A probe that diverged has an infinite loss; of several the one of the lowest rate is the best.
-    """
-    best = min(losses, key=lambda point: (losses[point], point), default=(0, 0))
+    """Points to probe after these; none where the best one is surrounded, or `most` are probed."""
+    best = best_of(losses)
     around = [(best[0] + i, best[1] + j) for i, j in BLOCK]
     found = [p for p in around if p not in losses and model.trial(p) is not None]
     return found[: most - len(losses)]
+
+
+def best_of(losses: Mapping[Point, float]) -> Point:
+    """The point of the least loss, and the recipe's own where there is none.
+
+    A probe that diverged has an infinite loss; of several the one of the lowest rate is the best.
+    """
+    return min(losses, key=lambda point: (losses[point], point), default=(0, 0))
 
 
 def models(
@@ -126,8 +131,9 @@ def models(
     chosen, cost = _affordable(able, sizes, trials, allowed)
     if spend is not None and cost > spend:
         raise InputError(
-            f"--spend {spend:g}: {trials} probes of each of the smallest {sizes} sizes take "
-            f"{cost:.3g} FLOPs: spend that, or give fewer --sizes or --trials"
+            f"--spend {spend:g}: {trials} probes of each of the smallest {sizes} sizes"
+            f"{' and each D/N' if len(ratios) > 1 else ''} take {cost:.3g} FLOPs: spend that, or "
+            "give fewer --sizes or --trials"
         )
     return [model for same_size in chosen for model in same_size]
 

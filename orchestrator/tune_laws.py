@@ -14,7 +14,7 @@ from analysis.errors import InputError
 from analysis.tuning import Bowl, Optimum, PowerLaw, bowl, power_law
 from orchestrator.spec import SweepSpec
 from orchestrator.spec_recipe import RecipeSpec
-from orchestrator.tune_design import Model, Point
+from orchestrator.tune_design import Model, Point, best_of, next_points
 from trainers.recipe import Recipe
 from trainers.tuned import VARIABLES, Rule, constants, rules
 
@@ -37,22 +37,32 @@ class TunedModel:
     def edges(self) -> list[str]:
         """Of what the optimum may lie beyond the probes, on which side, and what to do."""
         found = []
-        for axis, optimum in enumerate((self.bowl.rate, self.bowl.batch)):
-            if optimum.place == "interior" or (axis == 1 and self.bowl.fixed_batch):
-                continue
-            down = optimum.place == "below"
-            remedy = "raise --trials" if self._more(axis, down) else "no other can be trained"
+        for axis, down in self._open:
+            remedy = "raise --trials" if self._past(axis, down) else "no other can be trained"
             name, end = ("rate", "batch")[axis], "lowest" if down else "highest"
             found.append(
                 f"the best {name} is the {end} that was probed, a bound that no law takes: {remedy}"
             )
         return found
 
-    def _more(self, axis: int, down: bool) -> bool:
-        """Whether there is a point beyond the outermost ones."""
-        ends = [point[axis] for point in self.losses]
-        beyond = min(ends) - 1 if down else max(ends) + 1
-        return self.model.trial((beyond, 0) if axis == 0 else (0, beyond)) is not None
+    @property
+    def beyond(self) -> list[Point]:
+        """Points past the edges on which the optimum lies, though the best probe lies within."""
+        return list(dict.fromkeys(p for axis, down in self._open for p in self._past(axis, down)))
+
+    @property
+    def _open(self) -> list[tuple[int, bool]]:
+        """Axes, of rate and batch, on whose lower edge the optimum is, or upper one."""
+        places = (self.bowl.rate.place, self.bowl.batch.place)[: 1 if self.bowl.fixed_batch else 2]
+        return [(i, place == "below") for i, place in enumerate(places) if place != "interior"]
+
+    def _past(self, axis: int, down: bool) -> list[Point]:
+        """Points that can be trained next beyond the outermost ones, beside the best one."""
+        ends, best = [point[axis] for point in self.losses], best_of(self.losses)
+        end = min(ends) - 1 if down else max(ends) + 1
+        beside = (best[1 - axis] + k for k in (0, -1, 1))
+        points = [(end, other) if axis == 0 else (other, end) for other in beside]
+        return [point for point in points if self.model.trial(point) is not None]
 
 
 def fitted(model: Model, losses: Mapping[Point, float], level: float) -> TunedModel:
@@ -79,6 +89,22 @@ def fitted(model: Model, losses: Mapping[Point, float], level: float) -> TunedMo
             f"diverged, and {error}: set a lower rate_factor of the recipe"
         ) from error
     return TunedModel(model=model, losses=losses, bowl=found)
+
+
+def further_points(
+    model: Model, losses: Mapping[Point, float], most: int, level: float
+) -> list[Point]:
+    """Points to probe after these: around the best one, then past an edge that the optimum is on.
+
+    None where both lie within what was probed, or `most` are.
+    """
+    found = next_points(model, losses, most)
+    if found or len(losses) >= most:
+        return found
+    try:
+        return fitted(model, losses, level).beyond[: most - len(losses)]
+    except InputError:  # too many diverged, which is said when all are there
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class SimulatedSettings:
     fail: float = 0.0
     """Chance that a trial raises, at every attempt."""
     hang: float = 0.0
-    """Chance that a trial's first attempt stops for ever half-way, after leaving a checkpoint."""
+    """Chance that an attempt from the beginning stops for ever half-way, after a checkpoint."""
 
     def __post_init__(self) -> None:
         if self.points < 1:

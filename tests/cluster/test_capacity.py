@@ -114,6 +114,33 @@ def test_what_was_measured_takes_the_place_of_what_was_expected(make_trial) -> N
     assert seconds(large, gpu, H100S, pace) == seconds(large, gpu, H100S)
 
 
+def test_a_trunks_rows_are_timed_by_what_each_horizon_takes(make_trial) -> None:
+    """A machine a third as fast as expected, whatever share of the trunk a row stands for."""
+    made = make_trial(64, 1e11)
+    h = dataclasses.replace(made.hyperparameters, schedule="wsd", warmup_steps=1)
+    horizons = tuple(n * h.batch_tokens for n in (100, 200, 400, 800))
+    trunk = dataclasses.replace(made, hyperparameters=h, horizons=horizons)
+    took, flops = 3 * estimated_seconds(trunk), trial_flops(trunk)
+    rows = [
+        {
+            **_row(trunk, "arm64 CPU, 1 thread", took * steps / trunk.total_steps),
+            "tokens": tokens,
+            "flops_exact": flops_per_token(trunk.shape) * tokens,
+            "flops_spent": flops * steps / trunk.total_steps,
+        }
+        for tokens, steps in trunk.marginal_steps.items()
+    ]
+    one = Pace.from_rows(rows).factor(None, params(trunk.shape).total)
+    assert one == pytest.approx(3)
+    pace = Pace.from_rows(rows)
+    assert seconds(trunk, Placement(), uniform(cpus=2), pace) == pytest.approx(took)
+    separate = sum(
+        seconds(dataclasses.replace(trunk, horizons=(tokens,)), Placement(), uniform(cpus=2), pace)
+        for tokens in horizons
+    )
+    assert took < 0.65 * separate  # one trunk of them, as in the benchmark
+
+
 def test_rows_of_a_type_that_ray_calls_the_same_set_the_pace(make_trial) -> None:
     """Rows have the driver's name, with form and memory; Ray says A100, taken for 40 GB."""
     trial, bare = make_trial(64, 1e11), uniform(gpus=8, gpu_type="A100")

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from orchestrator.spec import parse_spec
 from orchestrator.spec_running import Checkpoints
 from orchestrator.storage import LocalStorage, Storage
 from trainers.registry import trainer
-from trainers.trial import Measurement, Step, Trial
+from trainers.trial import Measurement, Probe, Step, Trial
 from trainers.workspace import UnreadableError, Workspace, resume
 
 Make = Callable[..., StoredWorkspace]
@@ -193,6 +194,18 @@ class _Full(LocalStorage):
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
         super().upload(path, name)
+
+
+def test_of_what_is_measured_only_trunks_that_may_be_extended_stay(make_trial) -> None:
+    once = make_trial(16, 1e9)
+    h = replace(once.hyperparameters, schedule="wsd")
+    trunk = replace(once, hyperparameters=h, horizons=(once.tokens,))
+    probe = replace(trunk, probe=Probe(rate=0.5))
+    usual = Checkpoints()
+    assert [usual.removes(trial) for trial in (once, trunk, probe)] == [True, False, True]
+    for after, removes in (("keep", False), ("remove", True)):
+        told = Checkpoints(after=after)
+        assert {told.removes(trial) for trial in (once, trunk, probe)} == {removes}
 
 
 def test_a_storage_that_fails_is_told_and_is_tried_again_when_due(

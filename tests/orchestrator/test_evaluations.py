@@ -190,7 +190,7 @@ def test_scores_are_those_of_the_model_asked_directly(
         nats / count / math.log(2), rel=1e-6
     )
     assert told["mlflow"] == "written"
-    kept = evaluations.read(project.storage, (trial.key, trial.tokens)).to_pylist()
+    kept = evaluations.read(project.storage).to_pylist()
     assert {(row["task"], row["metric"]): row["value"] for row in kept} == found
     metrics = _metrics(project, trial)
     assert metrics["eval/tiny_choice/0-shot/acc"] == found["tiny_choice", "acc"]
@@ -281,7 +281,6 @@ def test_the_newest_evaluation_counts_and_others_stay(storage: Storage) -> None:
         ("perplexity", 5, None): math.inf,
     }
     assert len(rows) == 4
-    assert evaluations.read(storage, ("other", 1)).num_rows == 0
     (points,) = evaluations.points(storage).values()
     assert {name: value for name, value, _ in points if "stderr" not in name} == {
         "eval/hard_ones/0-shot/acc": 0.2,

@@ -35,7 +35,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def _mirror(project: Project, uri: str | None = None) -> Iterator[Mirror]:
-    with Mirror(project, project.plans()[0], tracking_uri=uri) as made:
+    with Mirror(project, project.plans()[0].name, tracking_uri=uri) as made:
         made.start()
         yield made
 
@@ -97,7 +97,7 @@ def test_files_that_cannot_be_attached_are_told_and_hold_nobody_up(
 def test_a_project_without_a_store_is_left_alone() -> None:
     project = Project(open_storage("s3://bucket/project"))
     plan = type("Plan", (), {"name": "s"})()
-    with Mirror(project, plan) as mirror:
+    with Mirror(project, plan.name) as mirror:
         mirror.finished(("abc", 1))
         assert mirror.catch_up(1)
         assert mirror.conclude({}, [], ended=True)
@@ -154,7 +154,7 @@ from orchestrator.mirror import Mirror
 from orchestrator.project import open_project
 
 project = open_project(sys.argv[1])
-with Mirror(project, project.plans()[0]) as mirror:
+with Mirror(project, project.plans()[0].name) as mirror:
     mirror.start()
     while not mirror._said.get("written"):
         time.sleep(0.01)

@@ -146,6 +146,16 @@ TRUNKS = {
 }
 
 
+def test_what_is_planned_is_counted_as_what_it_is() -> None:
+    """Probes, and horizons of trunks, are not trials of the grid."""
+    assert _plan(**TRUNKS).counted == f"20 observations on {len(_plan(**TRUNKS).trials)} trunks"
+    grid = {"budgets": [1e10], "sizes": 5}
+    assert [_plan(**grid, probes=n).counted for n in (0, 2)] == [
+        "5 trials",
+        "5 trials and 4 probes",
+    ]
+
+
 def test_budgets_of_a_trunk_share_a_trial() -> None:
     plan = _plan(**TRUNKS)
     assert len(plan.planned) == len({p.id for p in plan.planned}) == 20

@@ -235,6 +235,18 @@ def test_an_undertuned_rung_is_told_wherever_somebody_looks(
     assert len(json.loads(isoflop("status", project.uri, "--json")[1])["rungs"]) == 2
 
 
+def test_what_is_ruled_out_says_nothing_of_rates_anywhere(
+    filled: Callable[..., Project], isoflop
+) -> None:
+    project = filled(gain=0.1)
+    better = "[[exclude]]\nprobe_rate = 0.5\nreason = 'another text by mistake'\n"
+    project.storage.replace("exclude.toml", better.encode())
+    for verb in ("fit", "status"):
+        out = isoflop(verb, project.uri)[1]
+        assert "undertuned" not in out
+        assert "rates hold: double the rate is no better at widths 16 and 48" in out
+
+
 def test_rates_that_hold_are_told_too(filled: Callable[..., Project], isoflop) -> None:
     project = filled()
     for verb in ("fit", "status"):

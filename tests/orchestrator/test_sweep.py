@@ -22,6 +22,7 @@ from orchestrator.spec import parse_spec, read_spec
 from orchestrator.storage import open_storage
 from orchestrator.sweep import _Aimed, _Frugal
 from orchestrator.tracking import store_uri
+from trainers.flops import trial_flops
 
 pytestmark = pytest.mark.slow
 
@@ -211,3 +212,26 @@ def test_real_training_on_text_goes_through_the_same_path(tmp_path: Path) -> Non
     assert max(table["loss"].to_pylist()) < 3.2
     by_seed = set(table["device"].to_pylist())
     assert len(by_seed) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_trunk_that_is_extended_costs_what_its_last_horizon_takes(project: Project) -> None:
+    """All of it again would be above the cap; what is left of it is not."""
+    budgets = [{"flops": c, "widths": [4, 8, 12]} for c in (2e8, 4e8, 8e8, 16e8)]
+    trunks = {
+        "trainer": "pretrain",
+        "recipe": {"name": "llama-adamw", "schedule": "wsd", "precision": "fp32"},
+        "shapes": {"depth": 1, "heads": 1, "context": 32},
+        "probes": 0,
+    }
+    spec = {**SWEEP, "budgets": budgets, **trunks}
+    asked = make_plan(parse_spec(spec, source=Path("s.toml"))).flops
+    first = _run(project, budgets=budgets[:3], limits={"flops": 1.01 * asked}, **trunks)
+    assert first.trained == 9
+    burnt = sum(project.ledger.read()["flops_spent"].to_pylist())
+    left = make_plan(parse_spec({**spec, "budgets": budgets[3:]}, source=Path("s.toml")))
+    assert burnt + sum(map(trial_flops, left.trials)) > 1.2 * asked
+    both = _run(project, extend=True, budgets=budgets, limits={"flops": 1.01 * asked}, **trunks)
+    assert (both.trained, both.finished, both.end.held) == (3, True, ())
+    assert sum(project.ledger.read()["flops_spent"].to_pylist()) == pytest.approx(asked)

@@ -262,6 +262,16 @@ def test_points_of_a_curve_have_the_times_of_their_steps() -> None:
     ]
 
 
+def test_domains_that_mlflow_would_take_for_one_are_told_apart() -> None:
+    row = dict.fromkeys(contents.METRICS) | {"seconds": 1.0, "curve": []}
+    row["finished_at"] = datetime(2026, 1, 1, tzinfo=UTC)
+    losses = {"é": 1.0, "ü": 2.0, "web": 3.0}
+    row["domains"] = [{"name": name, "loss": loss} for name, loss in losses.items()]
+    found = {name: value for name, value, *_ in contents.points_of(row)}
+    assert sorted(found.values()) == [1.0, 1.0, 2.0, 3.0]  # and the seconds
+    assert found["loss web"] == 3.0
+
+
 def test_sync_says_what_it_did(isoflop: Callable, simulated_project: MakeProject) -> None:
     project = simulated_project(measured=3)
     code, out, _ = isoflop("sync", project.uri, "--json")

@@ -17,8 +17,8 @@ from orchestrator.planner import make_plan
 from orchestrator.project import open_project
 from orchestrator.source import evidence
 from orchestrator.spec import SweepSpec, parse_spec, read_spec
-from orchestrator.tune_design import Model, models, next_points, planned
-from orchestrator.tune_laws import TunedModel, fitted, tuned_recipe
+from orchestrator.tune_design import BLOCK, Model, models, next_points, planned
+from orchestrator.tune_laws import TunedModel, fitted, further_points, tuned_recipe
 from trainers.flops import params, trial_flops
 from trainers.recipes import named
 from trainers.trial import Probe
@@ -83,6 +83,7 @@ def test_the_laws_of_a_program_are_found_and_make_the_next_sweep(
     assert code == 0, err
     told = json.loads(out)
     assert told["probes"] == told["measured"] == told["trained"] == 18
+    assert json.loads(isoflop("sync", project, "--json")[1])["written"] == 0  # in MLflow already
     assert told["warnings"] == []
     for name, exponent in (("rate", RATE_EXPONENT), ("batch", BATCH_EXPONENT)):
         found = told["laws"][name]["exponents"]["N+head"]
@@ -115,9 +116,12 @@ def test_probes_that_tell_no_recipe_are_shown_all_the_same(
 ) -> None:
     """All best rates lie 40 times further down, where no probe came."""
     path = sweep(recipe={**RECIPE, "rate_factor": 10.0})
-    command = ("tune", path, "--project", tmp_path / "p", "--sizes", 2, "--trials", 9)
-    code, out, err = isoflop(*command)
+    command = ("tune", path, "--project", tmp_path / "p", "--sizes", 2, "--trials")
+    assert isoflop(*command, 12)[0] == 2
+    code, out, err = isoflop(*command, 9)
     assert code == 2
+    (plan,) = json.loads(isoflop("status", tmp_path / "p", "--json")[1])["plans"]
+    assert (plan["name"], plan["complete"], plan["waiting"]) == ("t-tune", 24, 0)  # of both
     assert "Best rate and batch of t" in out
     assert out.count("≤ ") == 4  # two rates, and the batches at these
     assert "isoflop: no law of the rate: 0 of 2 models have their best value within" in err
@@ -263,6 +267,27 @@ def test_probing_follows_the_best_point_until_it_is_surrounded() -> None:
     assert {(best[0] + i, best[1] + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} <= set(known)
     assert (rounds, len(known)) == (3, 17)
     assert len(next_points(model, {(0, 0): 1.0}, 4)) == 3  # no more than was allowed
+
+
+def test_probing_follows_the_optimum_past_an_edge() -> None:
+    """A valley so narrow and tilted that on the lattice its floor is met at every other octave."""
+
+    def loss(i: int, j: int) -> float:
+        return 2 + 0.05 * (j - 2 * i) ** 2 + 0.001 * (i - 1.6) ** 2
+
+    model, known = _models()[-1], {}
+    while new := next_points(model, known, 30):
+        known |= {point: loss(*point) for point in new}
+    assert len(known) == 9  # the recipe's own is the best of the nine
+    assert fitted(model, known, 0.9).bowl.batch.place == "above"
+    while new := further_points(model, known, 30, 0.9):
+        known |= {point: loss(*point) for point in new}
+    found = fitted(model, known, 0.9)
+    assert found.edges == []
+    usual = model.base.hyperparameters
+    assert found.bowl.rate.value.estimate == pytest.approx(2**1.6 * usual.matrix_rate, rel=0.02)
+    assert found.bowl.batch.value.estimate == pytest.approx(2**3.2 * usual.batch_tokens, rel=0.02)
+    assert len(further_points(model, {p: loss(*p) for p in BLOCK}, 10, 0.9)) == 1
 
 
 def test_where_all_diverge_the_rate_goes_down() -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.errors import InputError
 from cluster.rank import Home, MakeWorkspace, Rank, Sign
 from trainers.registry import trainer
+from trainers.template import NODE_GPUS
 from trainers.trial import Event, Measurement, Trainer, Trial
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def train_in_gang(
 
     Every rank runs the trainer, with the environment of `torch.distributed`: RANK, WORLD_SIZE,
     LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. CUDA_VISIBLE_DEVICES names the rank's
-    own GPU alone, which is therefore device 0 to it. Steps are thinned to a few a second.
+    own GPU alone, which is therefore device 0 to it; a command's program sees those of all ranks of
+    its node (`NODE_GPUS`). Steps are thinned to a few a second.
 
     Closing the generator stops the gang with a checkpoint: one becomes due at rank 0's next step,
     and all ranks are ended when it is written, or after `GRACE_SECONDS`. However the generator
@@ -126,6 +128,7 @@ def seats(bundles: Sequence[Mapping[str, float]]) -> list[Seat]:
 def environments(homes: Sequence[Home]) -> list[dict[str, str]]:
     """The environment of `torch.distributed` of each rank, in the order of ranks."""
     on_node = Counter(home.node for home in homes)
+    gpus = {node: ",".join(h.gpu for h in homes if h.node == node and h.gpu) for node in on_node}
     seen: Counter[str] = Counter()
     made = []
     for rank, home in enumerate(homes):
@@ -136,6 +139,7 @@ def environments(homes: Sequence[Home]) -> list[dict[str, str]]:
             "LOCAL_WORLD_SIZE": on_node[home.node],
             "MASTER_ADDR": homes[0].address,
             "MASTER_PORT": homes[0].port,
+            NODE_GPUS: gpus[home.node],
         }
         made.append({name: str(value) for name, value in values.items()})
         seen[home.node] += 1
@@ -149,7 +153,6 @@ def _own_group() -> PlacementGroup:
     group = ray.util.get_current_placement_group()
     if group is None:
         raise RuntimeError("a gang needs a placement group, and this process runs in none")
-    # Ray leaves this call untyped.
     # Ray leaves functions like this one without types.
     held: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
     if held.get("GPU"):

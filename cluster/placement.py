@@ -6,6 +6,7 @@ Pure: knows a cluster's numbers, not the cluster.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -212,13 +213,24 @@ def _one_core(trial: Trial, taken: float, cluster: Cluster) -> Placement | Unpla
 
 
 def _as_asked(trial: Trial, gpus: float, cluster: Cluster) -> Placement | Unplaceable:
-    """The smallest class of at least so many GPUs, for a trial of whose memory nothing is known."""
+    """The GPUs that a trial asks for by itself: so many, or the next share of one.
+
+    A program that is started once a GPU may give another result on another number of them.
+    """
     if not gpus:
         return _one_core(trial, 0.0, cluster)
-    for count, nodes in _classes(cluster):
-        if count >= gpus:
-            return Placement(gpus=count, nodes=nodes)
-    return Unplaceable(trial=trial, shortfall=_too_few(gpus, cluster))
+    classes = list(_classes(cluster))
+    counts = [count for count, _ in classes]
+    if not counts or gpus > counts[-1]:
+        return Unplaceable(trial=trial, shortfall=_too_few(gpus, cluster))
+    if gpus == int(gpus) and gpus <= max(count for count, nodes in classes if nodes == 1):
+        return Placement(gpus=gpus)
+    count, nodes = classes[bisect.bisect_left(counts, gpus)]
+    if gpus < 1 or count == gpus:
+        return Placement(gpus=count, nodes=nodes)
+    fewer = counts[bisect.bisect_left(counts, gpus) - 1]
+    shortfall = f"asks for {gpus:g} GPUs, which is neither a part of one node nor all of equal ones"
+    return Unplaceable(trial=trial, shortfall=f"{shortfall}: ask for {fewer:g} or {count:g}")
 
 
 def _too_large(trial: Trial, cluster: Cluster) -> Unplaceable:

@@ -32,6 +32,8 @@ class Home:
     pid: int
     port: int
     """One that was free on this node just now."""
+    gpu: str
+    """What it sees, as CUDA_VISIBLE_DEVICES names it; empty if nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +60,14 @@ class Rank:
         """Where it runs; that it answers at all says that it lives."""
         import ray
 
-        # Ray leaves this call untyped.
         # Ray leaves functions like this one without types.
         address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         with socket.socket() as probe:
             probe.bind((address, 0))
             port = probe.getsockname()[1]
         node = ray.get_runtime_context().get_node_id()
-        return Home(node=node, address=address, pid=os.getpid(), port=port)
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return Home(node=node, address=address, pid=os.getpid(), port=port, gpu=gpu)
 
     def lead(
         self,

@@ -100,14 +100,13 @@ class RecipeSpec(BaseModel):
         """The recipe with its constants."""
         recipe = named(self.name, self.model_extra)
         try:
-            # Stdlib dataclasses take any type.
-            TypeAdapter(type(recipe)).validate_json(_json(recipe), strict=True)
+            # Stdlib dataclasses take any type, and of 1 and 1.0 keys would not be the same.
+            return TypeAdapter(type(recipe)).validate_json(_json(recipe), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             wanted = str(first["msg"]).removeprefix("Input ")
             raise InputError(f"{where} is {first['input']!r}, but it {wanted}") from error
-        return recipe
 
     @cached_property
     def id(self) -> RecipeId:

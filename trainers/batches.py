@@ -266,6 +266,8 @@ class HeldoutWindows:
     """Shape (windows, context + 1)."""
     segment: NDArray[np.int64]
     """Document, or segment of the corpus, in which each window starts, shape (windows,)."""
+    part: NDArray[np.int64]
+    """Of a mixture, of which each window is, shape (windows,)."""
 
 
 def heldout_windows(corpus: Corpus, context: int, count: int = HELDOUT_WINDOWS) -> HeldoutWindows:
@@ -284,7 +286,7 @@ def heldout_windows(corpus: Corpus, context: int, count: int = HELDOUT_WINDOWS) 
             segment = starts // corpus.segment
         else:
             segment = np.searchsorted(corpus.starts, starts, side="right") - 1
-        return HeldoutWindows(_cut(corpus.heldout, starts, context), segment)
+        return _of_one(_cut(corpus.heldout, starts, context), segment)
     most = min((len(part.heldout) - 1) // context / weight for weight, part in corpus.parts)
     shares = [
         heldout_windows(part, context, max(1, int(min(count, most) * weight)))
@@ -294,7 +296,12 @@ def heldout_windows(corpus: Corpus, context: int, count: int = HELDOUT_WINDOWS) 
     return HeldoutWindows(
         np.concatenate([share.windows for share in shares]),
         np.concatenate([s.segment + offset for s, offset in zip(shares, offsets, strict=True)]),
+        np.repeat(np.arange(len(shares)), [len(share.windows) for share in shares]),
     )
+
+
+def _of_one(windows: NDArray[np.int64], segment: NDArray[np.int64]) -> HeldoutWindows:
+    return HeldoutWindows(windows, segment, np.zeros(len(windows), dtype=np.int64))
 
 
 def domain_windows(domain: Domain, context: int, count: int = HELDOUT_WINDOWS) -> HeldoutWindows:
@@ -306,10 +313,8 @@ def domain_windows(domain: Domain, context: int, count: int = HELDOUT_WINDOWS) -
         If the set is shorter than one window.
     """
     starts = _spread(domain.tokens, domain.name, context, count)
-    return HeldoutWindows(
-        _cut(domain.tokens, starts, context),
-        np.searchsorted(domain.starts, starts, side="right") - 1,
-    )
+    segment = np.searchsorted(domain.starts, starts, side="right") - 1
+    return _of_one(_cut(domain.tokens, starts, context), segment)
 
 
 def _spread(tokens: Tokens, name: str, context: int, count: int) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ from trainers.archive import pack, unpack
 from trainers.child import Child, Line
 from trainers.flops import flops_per_token, params
 from trainers.shape import DIMENSIONS
-from trainers.template import Command, expand, file_hash
+from trainers.template import NODE_GPUS, Command, expand, file_hash
 from trainers.told import CommandError, Point, Result, Saved, heard
 from trainers.trial import Event, Measurement, Progress, Step, Trial
 from trainers.workspace import Workspace, resume
@@ -131,6 +131,8 @@ class _Run:
         """Start the program."""
         command = self._command
         env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if gpus := env.pop(NODE_GPUS, ""):  # one of several ranks, among which LOCAL_RANK chooses
+            env["CUDA_VISIBLE_DEVICES"] = gpus
         if not command.gpus:
             env["OMP_NUM_THREADS"] = "1"  # a trial is one core
         env |= {name: expand(value, self._values) for name, value in command.env}

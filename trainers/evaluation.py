@@ -19,11 +19,12 @@ def evaluate(
     device: torch.device,
     ranks: Ranks = Ranks(),  # noqa: B008 - a value
 ) -> tuple[float, float | None]:
-    """Held-out loss and its standard error, nats/token; None where all is one segment.
+    """Held-out loss and its standard error, nats/token; None where all of a part is one segment.
 
     Windows of one segment share its style, so they are one cluster: the error is that of a ratio
-    estimate over segments, not over windows, which would be too small. Ranks share the windows:
-    each goes through as many pieces, since those that share out a model meet in each.
+    estimate over segments, not over windows, which would be too small. How many are of which part
+    of a mixture is fixed, so that parts are strata: how they differ is no error. Ranks share the
+    windows: each goes through as many pieces, since those that share out a model meet in each.
     """
     context = heldout.windows.shape[1] - 1
     size = max(1, EVALUATION_TOKENS // context)
@@ -37,12 +38,15 @@ def evaluate(
         losses = model.token_losses(windows).sum(1)
         sums[start : start + len(piece)] = losses[: len(piece)]
     by_window = ranks.sum_(sums).double().cpu().numpy() / context
-    loss = float(by_window.mean())
-    used = len(np.unique(heldout.segment))
-    if used < 2:  # one cluster says nothing of how clusters differ
-        return loss, None
-    segments = np.bincount(heldout.segment, by_window - loss)
-    return loss, float(np.sqrt(used / (used - 1) * (segments**2).sum()) / len(by_window))
+    squares = 0.0
+    for part in np.unique(heldout.part):
+        inside = heldout.part == part
+        clusters, of = np.unique(heldout.segment[inside], return_inverse=True)
+        used, losses = len(clusters), by_window[inside]
+        if used < 2:  # one cluster says nothing of how clusters differ
+            return float(by_window.mean()), None
+        squares += used / (used - 1) * (np.bincount(of, losses - losses.mean()) ** 2).sum()
+    return float(by_window.mean()), float(np.sqrt(squares) / len(by_window))
 
 
 def diverged(loss: float, corpus: Corpus) -> str | None:

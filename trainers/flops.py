@@ -71,15 +71,6 @@ def pass_sequences(context: int) -> int:
     return max(1, PASS_TOKENS // context)
 
 
-def unmasked_forward_flops(shape: Shape) -> int:
-    """Forward FLOPs of one sequence of `context` tokens when attention is computed unmasked.
-
-    This is what `torch.utils.flop_counter` sees under the MATH attention kernel.
-    """
-    attention = 4 * shape.depth * shape.width * shape.context
-    return shape.context * (2 * params(shape).matmul + attention)
-
-
 def trial_flops(trial: Trial) -> float:
     """Exact training FLOPs of `trial` up to its last horizon, all branches included."""
     h = trial.hyperparameters

@@ -58,13 +58,19 @@ def sum_and_gradients(
     """The sum of the losses with its gradients by `hidden` and `head`, where they are wanted."""
     count = max(1, CHUNK_LOGITS // head.shape[1])
     total, hidden_grad, head_grad = _chunk(hidden[:count], head, targets[:count], wanted)
+    if len(targets) <= count:
+        return total, hidden_grad, head_grad
+    if wanted:
+        hidden_grad = torch.cat([hidden_grad, torch.empty_like(hidden[count:])])
+        head_grad = head_grad.float()  # in bf16 the error would grow with the number of chunks
     for start in range(count, len(targets), count):
         end = start + count
         more = _chunk(hidden[start:end], head, targets[start:end], wanted)
         total += more[0]
         if wanted:
-            hidden_grad, head_grad = torch.cat([hidden_grad, more[1]]), head_grad.add_(more[2])
-    return total, hidden_grad, head_grad
+            hidden_grad[start:end] = more[1]
+            head_grad += more[2]
+    return total, hidden_grad, head_grad.to(head.dtype)
 
 
 def _chunk(

@@ -140,7 +140,8 @@ def training_memory(
     muon = FLOAT * MUON_COPIES * depth * width**2 / shards
     # In the head's loss: logits, if rounded also as they were, and probabilities.
     logits = min(n, CHUNK_LOGITS / symbols) * symbols * (2 * FLOAT + (HALF if half else 0))
-    headed = act * 4 * n * width + logits + table
+    summed = FLOAT * symbols * width / shards if half and n * symbols > CHUNK_LOGITS else 0.0
+    headed = act * 4 * n * width + logits + table + summed
     return Memory(
         forward=fixed + gradients + activations + headed,
         backward=fixed

@@ -1,7 +1,7 @@
 """The processes that train one trial together, and what they tell each other.
 
-As `cluster.gang` or `torchrun` set their environment. Each has the whole model and an even share of
-every batch: data parallelism, with one message a step.
+As `cluster.gang` sets their environment, where each sees its own GPU alone. Each has the whole
+model and an even share of every batch: data parallelism, with one message a step.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+LEAST_DECAY = 2
+"""Steps of a branch: the first is at the peak, so that a single one would be no decay."""
+
 
 def cosine(step: int, *, steps: int, warmup_steps: int, final_fraction: float) -> float:
     """Linear warm-up times a cosine decay whose length is the horizon.

@@ -42,6 +42,10 @@ PLACEHOLDERS: Mapping[str, str] = {
 }
 """What a command may name in braces, and what stands for it."""
 
+NODE_GPUS = "ISOFLOP_NODE_GPUS"
+"""The variable that says to a rank which GPUs its node's ranks have, in their order; as
+CUDA_VISIBLE_DEVICES does to a program under torchrun, where LOCAL_RANK chooses among them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Command:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from analysis.errors import InputError
 from trainers.corpus import CorpusSource, source_from_dict
-from trainers.schedule import decay_steps
+from trainers.schedule import LEAST_DECAY, decay_steps
 from trainers.shape import Shape, shape_from_dict
 from trainers.template import Command
 from trainers.workspace import Workspace
@@ -170,6 +170,12 @@ class Trial:
                     f"horizon {tokens:,}: its decay would begin at step {start}, within the "
                     f"{h.warmup_steps} steps of warm-up: give a longer horizon or a smaller "
                     "decay_fraction"
+                )
+            if tokens // h.batch_tokens - start < LEAST_DECAY:
+                raise InputError(
+                    f"horizon {tokens:,} is {tokens // h.batch_tokens} steps, and its decay would "
+                    f"be one of them, at the full rate: give a longer horizon, a smaller batch or "
+                    "a larger decay_fraction"
                 )
             before = tokens
 

@@ -132,6 +132,14 @@ def main():
         optimizer.load_state_dict(state["optimizer"])
         first = state["iter_num"]
         print(f"resuming at iter {first}")
+
+    def evaluate_and_save(done):
+        losses = estimate_loss(model, splits, args)
+        print(f"step {done}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}")
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save({**state, "iter_num": done}, checkpoint)
+        print(f"saved {checkpoint} at iter {done}")
+
     for it in range(first, args.max_iters):
         t0 = time.time()
         for group in optimizer.param_groups:
@@ -146,12 +154,9 @@ def main():
         if done % args.log_interval == 0:
             dt = 1000 * (time.time() - t0)
             print(f"iter {done}: loss {loss.item():.4f}, time {dt:.2f}ms")
-        if done % args.eval_interval == 0 or done == args.max_iters:
-            losses = estimate_loss(model, splits, args)
-            print(f"step {done}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}")
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**state, "iter_num": done}, checkpoint)
-            print(f"saved {checkpoint} at iter {done}")
+        if done % args.eval_interval == 0 and done < args.max_iters:
+            evaluate_and_save(done)
+    evaluate_and_save(args.max_iters)  # also if resumed at its end
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ def test_a_cell_has_every_rival_and_counts_flops_as_the_trainer_does() -> None:
 def test_trials_that_share_a_device_are_timed_at_once_and_in_turn() -> None:
     found = sharing(TINY, trials=2, steps=20)
     assert found["trials"] == 2
-    assert found["seconds_together"] > 0
-    assert found["speedup"] == pytest.approx(found["seconds_in_turn"] / found["seconds_together"])
+    assert min(found["seconds_together"], found["seconds_in_turn"]) > 0
 
 
 def test_the_models_for_gpus_are_those_of_their_names() -> None:

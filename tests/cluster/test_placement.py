@@ -111,12 +111,22 @@ def test_a_simulated_trial_asks_for_what_it_is_told(make_trial) -> None:
     trial = make_trial(16, 1e10)
     labels = {
         gpus: _placed(_simulated(trial, gpus=gpus), H100S).label
-        for gpus in (0, 0.1, 0.125, 0.5, 1, 3, 8, 9, 64)
+        for gpus in (0.0, 0.1, 0.125, 0.5, 1.0, 3.0, 8.0, 16.0, 64.0)
     }
     assert labels == {
-        0: "1 core", 0.1: "1/8 GPU", 0.125: "1/8 GPU", 0.5: "1/2 GPU", 1: "1 GPU", 3: "4 GPUs",
-        8: "8 GPUs", 9: "2 x 8 GPUs", 64: "8 x 8 GPUs",
+        0: "1 core", 0.1: "1/8 GPU", 0.125: "1/8 GPU", 0.5: "1/2 GPU", 1: "1 GPU", 3: "3 GPUs",
+        8: "8 GPUs", 16: "2 x 8 GPUs", 64: "8 x 8 GPUs",
     }  # fmt: skip
+
+
+def test_a_number_of_gpus_that_is_no_part_of_a_node_and_no_equal_nodes_is_refused(
+    make_trial,
+) -> None:
+    trial = make_trial(16, 1e10)
+    for gpus, said in ((1.5, "1.5 GPUs, .* ask for 1 or 2"), (9.0, "9 GPUs, .* ask for 8 or 16")):
+        found = place(_simulated(trial, gpus=gpus), H100S)
+        assert isinstance(found, Unplaceable)
+        assert re.search(said, found.shortfall)
 
 
 def test_bundles_are_what_the_class_says(make_trial) -> None:

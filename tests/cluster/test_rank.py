@@ -10,6 +10,7 @@ import pytest
 from cluster.gang import environments, seats
 from cluster.rank import Home, Rank, Sign
 from tests.waiting import wait
+from trainers.template import NODE_GPUS
 from trainers.trial import Event, Step, Trial
 from trainers.workspace import Scratch, Workspace
 
@@ -23,13 +24,14 @@ def test_a_group_with_gpus_seats_one_rank_a_gpu_and_one_without_one_a_core() -> 
 
 def test_ranks_know_their_place_on_nodes_that_share_an_address() -> None:
     homes = [
-        Home(node=node, address="10.0.0.1", pid=1, port=port)
-        for node, port in (("a", 7), ("a", 8), ("b", 9))
+        Home(node=node, address="10.0.0.1", pid=1, port=port, gpu=gpu)
+        for node, port, gpu in (("a", 7, "4"), ("a", 8, "2"), ("b", 9, "0"))
     ]
     made = environments(homes)
     assert [e["RANK"] for e in made] == ["0", "1", "2"]
     assert [e["LOCAL_RANK"] for e in made] == ["0", "1", "0"]
     assert [e["LOCAL_WORLD_SIZE"] for e in made] == ["2", "2", "1"]
+    assert [e[NODE_GPUS] for e in made] == ["4,2", "4,2", "0"]  # LOCAL_RANK chooses among them
     assert {(e["WORLD_SIZE"], e["MASTER_ADDR"], e["MASTER_PORT"]) for e in made} == {
         ("3", "10.0.0.1", "7")
     }

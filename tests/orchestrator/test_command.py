@@ -338,6 +338,18 @@ def test_the_example_goes_on_where_its_training_was_killed(tmp_path: Path) -> No
     assert resumed.params == whole.params
 
 
+@pytest.mark.slow
+def test_the_example_that_was_killed_at_its_end_gives_its_result(tmp_path: Path) -> None:
+    trial = make_plan(read_spec(EXAMPLE)).trials[0]
+    last = trial.hyperparameters.steps
+    place_ = Scratch(tmp_path, every_steps=last)
+    first, again = (list(Commanded().train(trial, place_))[-1] for _ in range(2))
+    assert isinstance(first, Measurement)
+    assert isinstance(again, Measurement)
+    assert (first.resumed_from, again.resumed_from) == (0, last)
+    assert again.loss == first.loss
+
+
 def _kill_at(step: int, events: Iterator[Event]) -> None:
     for event in events:
         if isinstance(event, Step) and event.step == step:

@@ -4,6 +4,7 @@ import json
 import socket
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,6 +145,23 @@ TRUNKS = {
     "recipe": {"name": "llama-adamw", "schedule": "wsd"},
     "trainer": "simulated",
 }
+
+
+@pytest.mark.parametrize(
+    ("whole", "same"),
+    [
+        ({"name": "mini", "clip": 1}, {"name": "mini", "clip": 1.0}),
+        ({"name": "llama-adamw", "rate_factor": 1}, "llama-adamw"),
+        (
+            {"name": "llama-adamw", "architecture": {"rotary_base": 5000}},
+            {"name": "llama-adamw", "architecture": {"rotary_base": 5000.0}},
+        ),
+    ],
+)
+def test_a_constant_without_a_point_is_the_same_constant(whole: Any, same: Any) -> None:
+    one, other = (_plan(budgets=[1e10], sizes=5, recipe=recipe) for recipe in (whole, same))
+    assert [t.key for t in one.trials] == [t.key for t in other.trials]
+    assert one.trials[0].recipe == other.trials[0].recipe
 
 
 def test_what_is_planned_is_counted_as_what_it_is() -> None:

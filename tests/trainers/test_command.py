@@ -9,7 +9,7 @@ import pytest
 from analysis.errors import InputError
 from tests.trainers.commands import RESULT, MakeCommand, measure
 from trainers.command import Commanded, values
-from trainers.template import PLACEHOLDERS, expand
+from trainers.template import NODE_GPUS, PLACEHOLDERS, expand
 from trainers.trial import Trial
 from trainers.workspace import Scratch
 
@@ -36,6 +36,21 @@ def test_a_program_gets_what_the_trial_has(commanded: MakeCommand, workspace: Sc
     assert float(expected["learning_rate"]) == h.matrix_rate
     assert int(expected["sequences"]) * trial.shape.context == h.batch_tokens
     assert int(expected["steps"]) * h.batch_tokens == int(expected["tokens"]) == trial.tokens
+
+
+def test_a_rank_of_several_sees_all_gpus_of_its_node(
+    commanded: MakeCommand, workspace: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under torchrun: LOCAL_RANK is an index among them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv(NODE_GPUS, "4,2")
+    program = """
+        import json, os
+        seen = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+        print(json.dumps({"loss": float(seen[int(os.environ["LOCAL_RANK"])]), "tokens": 25600}))
+    """
+    assert measure(commanded(program), workspace).loss == 2.0
 
 
 def test_every_placeholder_has_a_value(commanded: MakeCommand, tmp_path: Path) -> None:

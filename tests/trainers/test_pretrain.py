@@ -1,6 +1,7 @@
 """Real training: the known first row of the mini sweep, determinism, divergence, entropy."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from analysis.errors import InputError
+from trainers.batches import HeldoutWindows
 from trainers.corpus import Markov, Stdlib, heldout_windows, load
 from trainers.evaluation import evaluate
 from trainers.memory import Passes
@@ -129,6 +131,34 @@ def test_text_that_changed_since_planning_is_refused(make_trial) -> None:
     stale = dataclasses.replace(trial, corpus=dataclasses.replace(trial.corpus, hash="stale"))
     with pytest.raises(InputError, match="planned with stale"):
         _train(stale)
+
+
+def test_how_the_parts_of_a_mixture_differ_is_no_error() -> None:
+    """Documents of one part lose 1 nat, those of the other 4, but for what is drawn with them."""
+    random, documents = np.random.default_rng(0), 64
+    windows = np.zeros((2 * documents * 8, 65), dtype=np.int64)
+    segment = np.repeat(np.arange(2 * documents), 8)
+    part = np.repeat([0, 1], documents * 8)
+    drawn = 0.1 * random.standard_normal(2 * documents)
+
+    class Known:
+        """Gives the same loss to all windows of a document."""
+
+        def __init__(self, scale: float) -> None:
+            self.next, self.scale = 0, scale
+
+        def token_losses(self, windows: torch.Tensor) -> torch.Tensor:
+            here = slice(self.next, self.next + len(windows))
+            self.next += len(windows)
+            losses = 1 + 3 * part[here] + self.scale * drawn[segment[here]]
+            return torch.tensor(losses)[:, None].expand(-1, 64)
+
+    held = HeldoutWindows(windows, segment, part)
+    loss, stderr = evaluate(Known(0.0), held, torch.device("cpu"))
+    assert (loss, stderr) == (pytest.approx(2.5), pytest.approx(0.0, abs=1e-6))
+    variances = [drawn[:documents].var(ddof=1), drawn[documents:].var(ddof=1)]
+    expected = 0.5 * math.sqrt(sum(variances) / documents)
+    assert evaluate(Known(1.0), held, torch.device("cpu"))[1] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_standard_error_counts_segments_not_windows() -> None:

@@ -201,6 +201,7 @@ def test_horizons_are_no_part_of_the_key(trunk) -> None:
         ((40 * BATCH, 20 * BATCH), "horizon 10,240 follows 20,480: they must ascend"),
         ((20 * BATCH + 1,), "no multiple of the batch of 512 tokens"),
         ((5 * BATCH,), "decay would begin at step 4, within the 5 steps of warm-up"),
+        ((7 * BATCH,), "horizon 3,584 is 7 steps, and its decay would be one of them"),
     ],
 )
 def test_impossible_horizons_are_refused(trunk, horizons: tuple[int, ...], message: str) -> None:

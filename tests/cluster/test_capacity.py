@@ -117,7 +117,9 @@ def test_what_was_measured_takes_the_place_of_what_was_expected(make_trial) -> N
 def test_a_trunks_rows_are_timed_by_what_each_horizon_takes(make_trial) -> None:
     """A machine a third as fast as expected, whatever share of the trunk a row stands for."""
     made = make_trial(64, 1e11)
-    h = dataclasses.replace(made.hyperparameters, schedule="wsd", warmup_steps=1)
+    h = dataclasses.replace(
+        made.hyperparameters, schedule="wsd", warmup_steps=1, decay_fraction=0.2
+    )
     horizons = tuple(n * h.batch_tokens for n in (100, 200, 400, 800))
     trunk = dataclasses.replace(made, hyperparameters=h, horizons=horizons)
     took, flops = 3 * estimated_seconds(trunk), trial_flops(trunk)

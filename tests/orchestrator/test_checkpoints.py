@@ -198,7 +198,7 @@ class _Full(LocalStorage):
 
 def test_of_what_is_measured_only_trunks_that_may_be_extended_stay(make_trial) -> None:
     once = make_trial(16, 1e9)
-    h = replace(once.hyperparameters, schedule="wsd")
+    h = replace(once.hyperparameters, schedule="wsd", decay_fraction=0.2)
     trunk = replace(once, hyperparameters=h, horizons=(once.tokens,))
     probe = replace(trunk, probe=Probe(rate=0.5))
     usual = Checkpoints()

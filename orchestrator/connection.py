@@ -192,7 +192,6 @@ def nodes() -> list[dict[str, Any]]:
     """What Ray says of every node that there is or was."""
     import ray
 
-    # Ray leaves this call untyped.
     # Ray leaves functions like this one without types.
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return found

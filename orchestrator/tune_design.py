@@ -2,6 +2,7 @@
 
 Probes of a model lie on a lattice of factors of two around its recipe's rate and batch: first the
 nine around the recipe, then whatever lacks around the best one so far, until that is surrounded.
+What lies past an edge that the optimum is on all the same is told by the fit (`tune_laws`).
 Runs that are complete, rather than halved early: a schedule that decays to zero tells its loss at
 the end only. A lattice, rather than a sampler's draws: all probes of a round train at once, the
 same ones are asked for again after an interruption, and a quadratic form wants its points around

@@ -100,10 +100,12 @@ def sample(origin: Origin, most: int, excluded: NDArray[np.uint64]) -> list[byte
     known = np.array(hashes, dtype=np.uint64)
     inside = ~np.isin(known, excluded)
     lengths = np.array(sizes, dtype=np.int64)
-    # Which few documents are held out is known when all of them have been seen.
-    found = split(known[inside], lengths[inside]) if whole else widest_split()
     if origin.need is not None:
         found = beginnings_split(known[inside], lengths[inside], origin.need.tokens)
+    elif whole:  # which few documents are held out is known when all of them have been seen
+        found = split(known[inside], lengths[inside])
+    else:
+        found = widest_split()
     wanted = inside & ~found.heldout(known)
     return [text for text, taken in zip(texts, wanted, strict=True) if taken]
 

@@ -174,7 +174,7 @@ class Trial:
             if tokens // h.batch_tokens - start < LEAST_DECAY:
                 raise InputError(
                     f"horizon {tokens:,} is {tokens // h.batch_tokens} steps, and its decay would "
-                    f"be one of them, at the full rate: give a longer horizon, a smaller batch or "
+                    "be one of them, at the full rate: give a longer horizon, a smaller batch or "
                     "a larger decay_fraction"
                 )
             before = tokens

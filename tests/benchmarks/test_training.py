@@ -29,6 +29,7 @@ def test_trials_that_share_a_device_are_timed_at_once_and_in_turn() -> None:
     found = sharing(TINY, trials=2, steps=20)
     assert found["trials"] == 2
     assert min(found["seconds_together"], found["seconds_in_turn"]) > 0
+    assert found["speedup"] == pytest.approx(found["seconds_in_turn"] / found["seconds_together"])
 
 
 def test_the_models_for_gpus_are_those_of_their_names() -> None:

@@ -299,7 +299,7 @@ def test_a_trunk_that_goes_on_says_how_far_it_is_in_what_is_left(
         steps=40,
         warmup_steps=2,
     )
-    for horizons, steps in (((10, 20), 22), ((40,), 24)):
+    for horizons, steps, whole in (((10, 20), 22, True), ((40,), 24, False)):
         bench.told.clear()
         bench.trial = replace(made, hyperparameters=h, horizons=tuple(512 * n for n in horizons))
         Work(bench.order(report_seconds=0.0), bench.told.append).do()
@@ -307,6 +307,13 @@ def test_a_trunk_that_goes_on_says_how_far_it_is_in_what_is_left(
         assert len(told) == steps
         # Until a point of its curve is heard of, it takes a step of a branch for one of the trunk.
         assert told[2:] == pytest.approx([n / steps for n in range(3, steps + 1)], abs=0.05)
+        rows = [t for t in bench.told if "status" in t]
+        assert [t["found"] for t in rows] == [False] * len(horizons)
+        assert bench.told[-1]["whole"] is whole
+        bench.told.clear()
+        Work(bench.order(), bench.told.append).do()
+        assert [t["found"] for t in bench.told] == [True] * len(horizons)
+        assert bench.told[-1]["whole"] is False
 
 
 HANG = """

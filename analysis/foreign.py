@@ -1,22 +1,31 @@
-"""Observations from somebody else's table: which column is what, and what is left out.
+"""Observations from somebody else's table: which column is what, and which rows are fitted.
 
-Units are doubted in `units.py`, files are read in `files.py`. Nothing is converted or guessed.
+Tables are rarely what they seem. Whether runs finished is told in `statuses.py`, points of training
+curves in `curve_points.py`, hyperparameters and kinds in `factors.py`, units in `units.py` and
+`loss_units.py`; files are read in `files.py`. Nothing is converted or guessed in silence.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from analysis.cells import cells
+from analysis.curve_points import find_curves
 from analysis.errors import InputError
+from analysis.factors import Factor, Factors, find_factors
 from analysis.files import listed, numbers
+from analysis.loss_units import LossUnit, convert, loss_unit, shown
 from analysis.observations import FloatArray, IntArray, Observations
-from analysis.units import doubts
+from analysis.statuses import finished, plain_name
+from analysis.units import above_vocabulary, doubts, require_falling
 
 NAMES = {
     "params": "n params parameters nparams nparameters numparams modelsize modelparams paramcount",
@@ -28,15 +37,34 @@ NAMES = {
     "budget": "budget budgetflops flopbudget flopsbudget nominalbudget nominalflops computebudget",
     "weight": "weight weights",
     "trunk": "trunk trunkid",
+    "run": "",
 }
 """What each column may be called, in small letters and digits alone, where nobody says."""
 
+_LABELS = ("trunk", "run")
 _SYMBOLS = {"n": "params", "d": "tokens", "c": "flops", "l": "loss"}
 _TRIO = ("params", "tokens", "flops")
 _LETTERS = {"params": "N", "tokens": "D", "flops": "C", "loss": "L"}
 
 
 _MANY, _KINDS = 5, 20  # rows of one value, and values, that make a column of words name kinds
+_EDGE = 0.25  # share of cells whose best value may be the first or last tried before it is said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which rows of somebody else's table a person wants, where there is a choice."""
+
+    best_of: tuple[str, ...] = ()
+    """Columns of which each cell of N and D keeps the setting of the lowest loss."""
+    pool: bool = False
+    """Fit rows of equal N and D together, whatever other columns tell them apart by."""
+    all_points: bool = False
+    """Keep every point of a training curve, not the last one of each run."""
+    selected: frozenset[str] = frozenset()
+    """Columns that rows were selected by already, which tell nothing apart any more."""
+    loss_unit: LossUnit | None = None
+    """What the loss is measured in, where its name does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +76,45 @@ class Foreign:
     """Rows left out, by reason."""
     notes: tuple[str, ...]
     """What was assumed and what is doubtful, a sentence each."""
+    factors: tuple[Factor, ...] = ()
+    """Columns that explain small differences among rows, or large ones that were pooled."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Rows:
+    """The rows that are left at some step, and what was noticed on the way."""
+
+    table: pa.Table
+    values: Mapping[str, FloatArray]
+    """Numbers by key of `NAMES`, shape (n,) each."""
+    known: Mapping[str, str]
+    """Which column is what."""
+    taken: frozenset[str]
+    """Columns that are no factors, since something else was made of them."""
+    place: IntArray
+    """Number of each row in the table that was read, from 0."""
+    trunk: IntArray | None = None
+    """Label of the run that a row shares its noise with, where runs have several rows."""
+    excluded: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def keep(self, kept: NDArray[np.bool_], reason: str) -> _Rows:
+        """The rows where `kept` is true; the others are counted by the reason."""
+        out = int(np.sum(~kept))
+        if out == 0:
+            return self
+        return replace(
+            self,
+            table=self.table.filter(pa.array(kept)),
+            values={key: value[kept] for key, value in self.values.items()},
+            place=self.place[kept],
+            trunk=None if self.trunk is None else self.trunk[kept],
+            excluded={**self.excluded, reason: out},
+        )
+
+    def noted(self, *notes: str, taken: Collection[str] = ()) -> _Rows:
+        """The same rows with further notes, and columns that are no factors."""
+        return replace(self, notes=self.notes + notes, taken=self.taken | frozenset(taken))
 
 
 def parse_columns(items: Sequence[str]) -> dict[str, str]:
@@ -94,6 +161,8 @@ def recognise(table: pa.Table, columns: Mapping[str, str]) -> dict[str, str]:
     for name in found.values():
         if name not in table.column_names:
             raise InputError(f"there is no column {name!r}; the columns are {listed(table)}")
+        if table.column_names.count(name) > 1:
+            raise InputError(_same_name(name, table.column_names.count(name)))
     taken = set(found.values())
     settled = _TRIO if sum(key in found for key in _TRIO) >= 2 else ()
     for key, names in NAMES.items():
@@ -101,9 +170,11 @@ def recognise(table: pa.Table, columns: Mapping[str, str]) -> dict[str, str]:
         if key in found or key in settled or (key == "loss_stderr" and "loss" in columns):
             continue
         known = names.split()
-        candidates = [c for c in table.column_names if _plain(c) in known and c not in taken]
+        candidates = [c for c in table.column_names if plain_name(c) in known and c not in taken]
+        if len(candidates) > len(set(candidates)):
+            raise InputError(_same_name(candidates[0], len(candidates)))
         if len(candidates) > 1:
-            either = " or ".join(f"{key}={name}" for name in candidates)
+            either = " or ".join(shlex.quote(f"{key}={name}") for name in candidates)
             raise InputError(f"several columns could be {key}: say which with --columns {either}")
         if candidates:
             found[key] = candidates[0]
@@ -111,8 +182,8 @@ def recognise(table: pa.Table, columns: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+def _same_name(name: str, count: int) -> str:
+    return f"{count} columns are called {name!r}: rename all but one of them, or remove them"
 
 
 def _require(table: pa.Table, found: Mapping[str, str]) -> None:
@@ -127,71 +198,259 @@ def _require(table: pa.Table, found: Mapping[str, str]) -> None:
     )
 
 
-def foreign(table: pa.Table, columns: Mapping[str, str]) -> Foreign:
+def foreign(
+    table: pa.Table, columns: Mapping[str, str], selection: Selection | None = None
+) -> Foreign:
     """View a table as (N, D, C, L), N as given, C as given or, where it is not, by 6ND.
 
     Parameters
     ----------
     table
-        Any columns.
+        Any columns, of the plain types of `files.plain_types`.
     columns
         Which of them is what, keys as in `NAMES`; those missing are recognised by common names.
         Of N, D and C, a third that is not there is from C = 6ND; without C, a nominal budget is C.
+    selection
+        What to do about runs of several rows, and rows of one N and D.
 
     Raises
     ------
     InputError
         If columns are missing or hold no numbers, or an N, D, C or L is not positive, or no row is
-        left.
+        left; or if the rows are not what a law of N and D can be fitted to: a score that rises, a
+        perplexity, or rows of equal N and D that a column tells apart by more than noise.
 
     Notes
     -----
-    Exact repetitions of a row count once. A missing number leaves its row out.
+    Exact repetitions of a row count once. A missing number leaves its row out. Of the points of a
+    training curve the last one counts.
     """
+    selection = selection or Selection()
     known = recognise(table, columns)
-    values = {key: numbers(table, name) for key, name in known.items() if key != "trunk"}
-    kept, excluded = _rows(table, known, values)
-    values = {key: value[kept] for key, value in values.items()}
-    _require_positive(values, known, kept)
-    n, d, c = _trio(values)
+    ended = finished(table, {*known.values(), *selection.selected, *selection.best_of})
+    values = {key: numbers(table, name) for key, name in known.items() if key not in _LABELS}
+    unit = loss_unit(known["loss"], table.schema.field(known["loss"]), selection.loss_unit)
+    rows = _Rows(
+        table=table,
+        values=values,
+        known=known,
+        taken=frozenset(known.values()) | selection.selected | ended.columns,
+        place=np.arange(table.num_rows),
+    )
+    rows = replace(rows.noted(*ended.notes), excluded={})
+    rows = replace(rows.keep(ended.kept, ""), excluded=ended.excluded)
+    rows = _complete(rows)
+    _require_positive(rows)
+    rows = replace(rows, values=convert(unit, known["loss"], rows.values))
+    n, d, c = _trio(rows.values)
+    rows = replace(rows, values={**rows.values, "params": n, "tokens": d, "flops": c})
+    rows = _last_points(rows, selection)
+    rows = _best(rows, selection)
+    require_falling(
+        rows.values["params"], rows.values["tokens"], rows.values["loss"], known["loss"]
+    )
+    factors = _factors(rows, selection)
+    if not selection.pool:
+        _require_no_factor(factors, rows)
+    return _foreign(rows, columns, unit, factors)
+
+
+def _foreign(rows: _Rows, columns: Mapping[str, str], unit: LossUnit, factors: Factors) -> Foreign:
+    known, values = rows.known, rows.values
+    n, d, c, losses = (values[key] for key in ("params", "tokens", "flops", "loss"))
     read = {"flops": known["budget"], **known} if "budget" in known else known
-    notes = _assumed(known, columns) + doubts(n, d, c, values["loss"], read)
+    notes = [
+        *_assumed(known, columns, rows.table),
+        *rows.notes,
+        *doubts(n, d, c, losses, read),
+        *above_vocabulary(losses, rows.table, known["loss"], unit),
+        *_told_factors(factors),
+        *_kinds(rows.table, factors.untold),
+    ]
     nan = np.full(len(n), np.nan)
     obs = Observations(
         params=n,
         tokens=d,
         flops=c,
-        loss=values["loss"],
+        loss=losses,
         loss_stderr=values.get("loss_stderr", nan),
         budget=values.get("budget", nan),
-        params_convention="given",
+        params_convention="given" if "params" in known else "derived",
         flops_convention="given" if "flops" in known or "budget" in known else "6nd",
         weight=values.get("weight", np.ones(len(n))),
-        trunk=_trunks(table, known.get("trunk"), kept),
+        trunk=np.arange(len(n), dtype=np.int64) if rows.trunk is None else rows.trunk,
+        loss_unit=shown(unit, known["loss"]),
     )
-    return Foreign(obs=obs, excluded=excluded, notes=tuple(notes))
+    return Foreign(obs=obs, excluded=rows.excluded, notes=tuple(notes), factors=factors.factors)
 
 
-def _rows(
-    table: pa.Table, known: Mapping[str, str], values: Mapping[str, FloatArray]
-) -> tuple[np.ndarray, dict[str, int]]:
-    """Which rows have all numbers and are no repetition, shape (n,), and how many have not."""
-    kept = np.ones(table.num_rows, dtype=bool)
-    excluded: dict[str, int] = {}
+def _complete(rows: _Rows) -> _Rows:
+    """Rows that have all numbers and are no repetition."""
+    known, values = rows.known, rows.values
+    total = len(rows.place)
     needed = _TRIO if {"params", "tokens"} <= set(known) or "flops" in known else (*_TRIO, "budget")
     for key in (*needed, "loss", "weight"):
-        if key in values:
-            missing = kept & ~np.isfinite(values[key])
-            kept &= ~missing
-            if missing.any():
-                excluded[f"missing or not a finite number in {known[key]!r}"] = int(missing.sum())
-    repeated = kept & ~_first_of_equals(table, list(values.values()))
-    if repeated.any():
-        excluded["exact duplicate of another row"] = int(repeated.sum())
-    kept &= ~repeated
-    if not kept.any():
-        raise InputError(f"none of {table.num_rows} rows is complete: {', '.join(excluded)}")
-    return kept, excluded
+        if key in rows.values:
+            present = np.isfinite(rows.values[key])
+            rows = rows.keep(present, f"missing or not a finite number in {known[key]!r}")
+    values = rows.values
+    if len(rows.place):
+        first = _first_of_equals(rows.table, list(values.values()))
+        rows = rows.keep(first, "exact duplicate of another row")
+    if len(rows.place) == 0:
+        raise InputError(f"none of {total} rows is complete: {', '.join(rows.excluded)}")
+    return rows
+
+
+def _last_points(rows: _Rows, selection: Selection) -> _Rows:
+    """The last point of each run's training curve, or all with the noise of their run."""
+    if "trunk" in rows.known:  # which says that its rows are decayed horizons
+        return replace(rows, trunk=_trunks(rows.table, rows.known["trunk"]))
+    values = rows.values
+    curves = find_curves(
+        rows.table, values["params"], values["tokens"], values["loss"],
+        rows.taken, run=rows.known.get("run"),
+    )  # fmt: skip
+    if curves is None:
+        return rows
+    rows = rows.noted(taken=curves.columns)
+    points, runs = len(curves.run), curves.runs
+    if selection.all_points or curves.last.all():
+        biased = (
+            ": points before the end of a run are not decayed, so that L is biased upwards and "
+            "N_opt with it"
+            if selection.all_points
+            else ""
+        )
+        note = f"{points} rows belong to {runs} runs, by {curves.by}, and share their noise{biased}"
+        return replace(rows.noted(note), trunk=curves.run)
+    note = (
+        f"rows are points of {runs} training curves, told apart by {curves.by}: the last point of "
+        f"each run is fitted; --all-points keeps all {points}"
+    )
+    return rows.noted(note).keep(curves.last, "earlier point of a training curve")
+
+
+def _best(rows: _Rows, selection: Selection) -> _Rows:
+    """The rows of the setting that has the lowest loss in each cell of N and D."""
+    names = selection.best_of
+    if not names:
+        return rows
+    for name in names:
+        if rows.table.column_names.count(name) != 1 or name in rows.known.values():
+            raise InputError(
+                f"--best-of {name}: there is no such column besides N, D, C and L; choose among "
+                f"{listed(rows.table.select(_others(rows)))}"
+            )
+    cell = cells(rows.values["params"], rows.values["tokens"])
+    setting = np.zeros(len(cell), dtype=np.int64)
+    for name in names:
+        codes = _codes(rows.table[name])
+        setting = np.unique(setting * (int(codes.max()) + 1) + codes, return_inverse=True)[1]
+    pair = np.unique(cell * (int(setting.max()) + 1) + setting, return_inverse=True)[1]
+    first = np.full(int(pair.max()) + 1, len(pair))
+    np.minimum.at(first, pair, np.arange(len(pair)))
+    mean = np.bincount(pair, np.log(rows.values["loss"])) / np.bincount(pair)
+    order = np.lexsort((mean, cell[first]))
+    lowest = order[np.concatenate([[True], np.diff(cell[first][order]) != 0])]
+    kept = np.isin(pair, lowest)
+    edges = [note for name in names if (note := _edges(rows, name, cell, kept))]
+    label = ", ".join(repr(name) for name in names)
+    return rows.noted(*edges, taken=names).keep(
+        kept, f"not the best {label} of its cell of N and D"
+    )
+
+
+def _edges(rows: _Rows, name: str, cell: IntArray, kept: NDArray[np.bool_]) -> str | None:
+    """Say that the best value is often the first or the last that was tried."""
+    kind = rows.table[name].type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return None
+    value = numbers(rows.table, name)
+    known = np.isfinite(value)
+    size = int(cell.max()) + 1
+    low, high = np.full(size, np.inf), np.full(size, -np.inf)
+    np.minimum.at(low, cell[known], value[known])
+    np.maximum.at(high, cell[known], value[known])
+    open_range = low < high
+    best = kept & known & open_range[cell]
+    at_end = best & ((value == low[cell]) | (value == high[cell]))
+    tried, ended = len(np.unique(cell[best])), len(np.unique(cell[at_end]))
+    if tried == 0 or ended <= _EDGE * tried:
+        return None
+    return (
+        f"the best {name!r} is the smallest or largest that was tried in {ended} of {tried} cells "
+        "of N and D: the loss there may not be the lowest that a better value would reach"
+    )
+
+
+def _factors(rows: _Rows, selection: Selection) -> Factors:
+    values = rows.values
+    n, d = values["params"], values["tokens"]
+    return find_factors(rows.table, cells(n, d), n, d, values["loss"], rows.taken)
+
+
+def _require_no_factor(found: Factors, rows: _Rows) -> None:
+    """Refuse rows that a column tells apart by far more than noise.
+
+    Raises
+    ------
+    InputError
+        With the columns, what they explain, and the three ways out.
+    """
+    part = found.deciding
+    if not part:
+        return
+    explained = _explained(part)
+    where = shlex.quote(f"{part[0].column}={part[0].commonest}")
+    best = shlex.quote(",".join(factor.column for factor in part if factor.tuned == part[0].tuned))
+    ways = [
+        f"take the best of each cell of N and D with --best-of {best}",
+        f"select rows with --where {where}",
+    ]
+    first, second = ways if part[0].tuned else ways[::-1]
+    what = (
+        f"the losses of rows of equal N and D differ by {found.spread:.2g} (standard deviation of "
+        f"ln L) in {found.cells} cells, and {explained}"
+        if part == found.within
+        else f"losses differ by more than N and D explain, and {explained}"
+    )
+    raise InputError(
+        f"{what}. A law of N and D knows nothing of it: {first}, {second}, or fit all rows the "
+        "same with --pool"
+    )
+
+
+def _explained(factors: Sequence[Factor]) -> str:
+    """What columns explain, in words."""
+    parts = [
+        f"column {factor.column!r} explains {factor.share:.0%} of the variance"
+        + (f" in {factor.cells} of them" if factor.cells else "")
+        for factor in factors
+    ]
+    return " and ".join(parts)
+
+
+def _told_factors(found: Factors) -> list[str]:
+    """A warning a column that explains differences, where the fit goes on all the same."""
+    return [
+        f"column {factor.column!r} explains {factor.share:.0%} of how much "
+        + (
+            f"rows of equal N and D differ in {factor.cells} cells"
+            if factor.cells
+            else "losses differ beyond what N and D explain"
+        )
+        + f", {factor.effect:.2%} of the loss: select with --where "
+        + shlex.quote(f"{factor.column}={factor.commonest}")
+        + f" or take the best with --best-of {shlex.quote(factor.column)}"
+        for factor in found.factors
+    ]
+
+
+def _others(rows: _Rows) -> list[str]:
+    """Columns of one name each that are not N, D, C or L."""
+    names = rows.table.column_names
+    return [n for n in names if names.count(n) == 1 and n not in rows.known.values()]
 
 
 def _first_of_equals(table: pa.Table, values: Sequence[FloatArray]) -> np.ndarray:
@@ -218,19 +477,17 @@ def _first_of_equals(table: pa.Table, values: Sequence[FloatArray]) -> np.ndarra
     return first
 
 
-def _require_positive(
-    values: Mapping[str, FloatArray], known: Mapping[str, str], kept: np.ndarray
-) -> None:
-    for key, value in values.items():
+def _require_positive(rows: _Rows) -> None:
+    for key, value in rows.values.items():
         signed = key in ("weight", "loss_stderr")
         bad = value < 0 if signed else value <= 0
         if bad.any():
             first = int(np.argmax(bad))
-            row = int(np.flatnonzero(kept)[first]) + 1
+            row, name = int(rows.place[first]) + 1, rows.known[key]
             raise InputError(
-                f"{bad.sum()} of {len(value)} rows have a {_LETTERS.get(key, key)} "
-                f"({known[key]!r}) that is {'negative' if signed else 'not positive'}, the first "
-                f"is {value[first]:g} in row {row}: correct or remove them"
+                f"{bad.sum()} of {len(value)} rows have a {_LETTERS.get(key, key)} ({name!r}) that "
+                f"is {'negative' if signed else 'not positive'}, the first is {value[first]:g} in "
+                f"row {row}: correct or remove them"
             )
 
 
@@ -248,36 +505,64 @@ def _trio(values: Mapping[str, FloatArray]) -> tuple[FloatArray, FloatArray, Flo
     return c / (6.0 * d), d, c
 
 
-def _assumed(known: Mapping[str, str], columns: Mapping[str, str]) -> list[str]:
-    """What nobody said: columns known by their names, and C taken from the budget."""
+def _assumed(known: Mapping[str, str], columns: Mapping[str, str], table: pa.Table) -> list[str]:
+    """What nobody said: columns known by their names, and what was derived from others."""
     by_name = [f"{_LETTERS.get(k, k)} is {name!r}" for k, name in known.items() if k not in columns]
     notes = [f"columns known by their names: {', '.join(by_name)}"] if by_name else []
-    if "flops" not in known and "budget" in known:
+    if "flops" not in known and "budget" in known and len({"params", "tokens"} & set(known)) == 2:
         notes.append(f"C is taken to be the nominal budget, {known['budget']!r}")
+    flops = known.get("flops", known.get("budget"))
+    if "params" not in known:
+        alike = _like_params(table, known)
+        either = " or ".join(f"--columns {shlex.quote(f'params={name}')}" for name in alike)
+        notes.append(
+            f"N is C/(6D), by {flops!r} and {known['tokens']!r}, since no column is known to hold "
+            "it" + (f"; {', '.join(map(repr, alike))} may: choose with {either}" if alike else "")
+        )
     return notes
 
 
-def _trunks(table: pa.Table, name: str | None, kept: np.ndarray) -> IntArray:
+def _like_params(table: pa.Table, known: Mapping[str, str]) -> list[str]:
+    """Columns of numbers that nobody read and that may be N by their names."""
+    return [
+        name
+        for name in table.column_names
+        if re.search(r"param|modelsize|nonembed", plain_name(name))
+        and name not in known.values()
+        and (pa.types.is_integer(table[name].type) or pa.types.is_floating(table[name].type))
+    ]
+
+
+def _codes(column: pa.ChunkedArray) -> IntArray:
+    """One code a value, shape (n,), nulls having one of their own."""
+    encoded = pc.dictionary_encode(column.combine_chunks(), null_encoding="encode")
+    return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def _trunks(table: pa.Table, name: str) -> IntArray:
     """Labels of the rows that share noise, shape (n,); a row without one stands alone."""
-    if name is None:
-        return np.arange(int(kept.sum()), dtype=np.int64)
-    column = table[name].combine_chunks().filter(pa.array(kept)).dictionary_encode()
+    column = table[name].combine_chunks().dictionary_encode()
     alone = -1 - np.arange(len(column), dtype=np.int64)
-    codes = pc.fill_null(column.indices, 0).to_numpy()
+    codes = pc.fill_null(column.indices, 0).to_numpy(zero_copy_only=False)
     return np.where(pc.is_null(column).to_numpy(zero_copy_only=False), alone, codes)
 
 
-def mixed(table: pa.Table) -> list[str]:
-    """Say of columns of words with few values that their runs may be of several kinds."""
+def _kinds(table: pa.Table, names: Sequence[str]) -> list[str]:
+    """Say of columns of words with few values that their runs may be of several kinds.
+
+    Asked are those columns whose values nothing can tell from N and D.
+    """
     found = []
-    for name in table.column_names:
-        if not pa.types.is_string(table.schema.field(name).type):
+    for name in names:
+        if not pa.types.is_string(table[name].type):
             continue
         values = pc.value_counts(pc.drop_null(table[name])).to_pylist()
-        often = [str(item["values"]) for item in values if item["counts"] >= _MANY]
+        often = [item["values"] for item in values if item["counts"] >= _MANY]
+        often = [value for value in often if value.strip()]
         if len(often) > 1 and len(values) <= _KINDS:
             found.append(
-                f"{name!r} has {len(values)} values ({', '.join(often)}): are these runs of one "
-                f"kind? If not, select with --where {name}={often[0]}"
+                f"{name!r} has {len(values)} values ({', '.join(often)}), each in a range of N, D "
+                "or C of its own: are these runs of one kind? If not, select with --where "
+                + shlex.quote(f"{name}={often[0]}")
             )
     return found

@@ -22,6 +22,11 @@ from analysis.observations import FloatArray
 Scale = Literal["log", "linear"]
 
 
+NO_END = 1e12
+"""Half-width, of positive quantities as a factor, from which an interval has no end: what is known
+to within a trillion is not known, and nobody is helped by 1e109."""
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate and what it may well be instead, in the estimate's unit.
@@ -80,7 +85,7 @@ def interval(
     scale: Scale = "log",
     below: tuple[float, float] | None = None,
 ) -> Interval:
-    """The t interval of an estimate.
+    """The t interval of an estimate; an end too far away to mean anything is open.
 
     Parameters
     ----------
@@ -101,9 +106,10 @@ def interval(
     low, low_dof = below or (stderr, dof)
     beneath = t_quantile(low_dof, level) * low if low > 0.0 else 0.0
     if scale == "linear":
+        beneath, above = (half if half < NO_END else math.inf for half in (beneath, above))
         return Interval(estimate, estimate - beneath, estimate + above, level)
-    # exp() of more than 700 overflows: the data set no end.
-    down, up = (math.exp(half) if half < 700.0 else math.inf for half in (beneath, above))
+    most = math.log(NO_END)
+    down, up = (math.exp(half) if half < most else math.inf for half in (beneath, above))
     return Interval(estimate, estimate / down, estimate * up, level)
 
 

@@ -20,9 +20,9 @@ from analysis.losses import floats, losses_of
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-ParamsConvention = Literal["non_embedding", "matmul", "total", "given"]
+ParamsConvention = Literal["non_embedding", "matmul", "total", "given", "derived"]
 FlopsConvention = Literal["exact", "given", "6nd"]
-"""`given` is whatever the source of foreign data counted."""
+"""`given` is whatever the source of foreign data counted; a `derived` N is C/(6D)."""
 ObservationId = tuple[str, int]
 """(trial key, tokens): the name of one observation."""
 

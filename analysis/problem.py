@@ -138,6 +138,14 @@ def _require_design(law: Law, obs: Observations) -> None:
             f"{np.median(obs.flops):.3g} FLOPs, which says nothing of how the loss falls with C; "
             "measure at least two budgets"
         )
+    if law.variables[1] is not None:
+        for name, values, unit in (("N", obs.params, "parameters"), ("D", obs.tokens, "tokens")):
+            if np.ptp(np.log(values)) < 0.05:
+                raise InputError(
+                    f"all {len(obs)} observations have one {name}, about {np.median(values):.3g} "
+                    f"{unit}: what {name} is worth cannot be told; measure at least three values "
+                    "of it"
+                )
     ratio = obs.tokens / obs.params
     if law.variables[1] is not None and np.ptp(np.log(ratio)) < 0.05:
         raise InputError(

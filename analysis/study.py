@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.approaches import IsoflopFit, isoflop
+from analysis.cells import cells as label_cells
 from analysis.envelope import Curve, EnvelopeFit, envelope
 from analysis.errors import InputError
+from analysis.factors import Factor
 from analysis.fitting import LEAST_SQUARES, Fit, Method, fit
 from analysis.forecast import Forecast, forecast
 from analysis.headline import Headline, headline
@@ -63,6 +65,10 @@ class Study:
     """Why the laws that were fitted give no forecast at the next budget, else None."""
     rungs: tuple[Rung, ...] = ()
     """Observations that were probed at other learning rates."""
+    cells: int = 0
+    """Distinct cells of N and D among the rows behind `obs`."""
+    factors: tuple[Factor, ...] = ()
+    """Columns that explain differences among rows of equal N and D."""
 
     @property
     def top_flops(self) -> float:
@@ -105,6 +111,8 @@ def study(
     heldout: int | None = None,
     intervals: IntervalKind = "t",
     rungs: Sequence[Rung] = (),
+    cells: int | None = None,
+    factors: Sequence[Factor] = (),
 ) -> Study:
     """Fit everything to `obs`.
 
@@ -131,6 +139,10 @@ def study(
         Of which kind those of the laws' constants and exponents are.
     rungs
         Observations that were probed at other learning rates, to be reported.
+    cells
+        Distinct cells of N and D, where `obs` is what many rows were pooled into.
+    factors
+        Columns that explain differences among rows of equal N and D, to be reported.
 
     Raises
     ------
@@ -170,6 +182,8 @@ def study(
         next=ahead,
         next_refusal=refusal,
         rungs=tuple(rungs),
+        cells=int(label_cells(obs.params, obs.tokens).max()) + 1 if cells is None else cells,
+        factors=tuple(factors),
     )
 
 

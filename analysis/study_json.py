@@ -40,6 +40,12 @@ def to_json(found: Study) -> dict[str, Any]:
         "observations": found.obs.rows,
         "excluded": [{"reason": r, "count": n} for r, n in found.excluded.items()],
         "convention": _convention(found),
+        "loss_unit": found.obs.loss_unit,
+        "cells": {"rows": found.obs.rows, "distinct": found.cells},
+        "factors": [
+            {"column": factor.column, "cells": factor.cells, "share": factor.share}
+            for factor in found.factors
+        ],
         "budgets": found.obs.budgets().tolist(),
         "vertices": [_vertex(vertex) for vertex in found.isoflop.vertices],
         "exponents": _exponents(found, laws),

@@ -8,8 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pyarrow as pa
+from scipy.special import stdtr
 
+from analysis.errors import InputError
+from analysis.files import numbers
+from analysis.loss_units import LossUnit
 from analysis.observations import FloatArray
+from analysis.statuses import plain_name
 
 LARGEST_LOSS = 20.0
 """Nats/token; a model that knows nothing has ln(vocabulary), 12.5 for 256k symbols."""
@@ -58,7 +64,8 @@ def doubts(
     if above:
         found.append(
             f"L ({names['loss']!r}) is above {LARGEST_LOSS:g} in {above} of {len(loss)} rows, up "
-            f"to {loss.max():.4g}: it should be nats/token; of a perplexity take the logarithm"
+            f"to {loss.max():.4g}, too much for nats/token: if it is a perplexity, add "
+            "--loss-unit perplexity"
         )
     middle = float(np.median(params))
     if middle < LEAST_PARAMS:
@@ -73,6 +80,74 @@ def doubts(
     if {"params", "tokens", "flops"} <= set(names):
         found += _consistency(flops / (6.0 * params * tokens))
     return found
+
+
+def above_vocabulary(loss: FloatArray, table: pa.Table, name: str, unit: LossUnit) -> list[str]:
+    """Doubt a loss in nats/token that is above ln(vocabulary): a model that knows nothing has that.
+
+    Parameters
+    ----------
+    loss
+        L, shape (n,).
+    table
+        The rows, perhaps with a column of their vocabularies.
+    name
+        Where the loss was read.
+    unit
+        What it is measured in; where nobody says it may be nats/token.
+    """
+    if unit not in ("nats", "unknown"):
+        return []
+    for column in table.column_names:
+        if plain_name(column.rsplit(".", 1)[-1]) in ("vocabulary", "vocab", "vocabsize", "nvocab"):
+            most = np.log(numbers(table, column))
+            above = int(np.sum(loss > most + 0.1))
+            if above:
+                return [
+                    f"L ({name!r}) is above the logarithm of {column!r} in {above} of {len(loss)} "
+                    "rows, and a model that knows nothing has that: it can hardly be nats/token; "
+                    "say what it is with --loss-unit"
+                ]
+    return []
+
+
+RISES = 0.999
+"""Confidence that a loss rises with N and with D together from which it is refused."""
+
+
+def require_falling(params: FloatArray, tokens: FloatArray, loss: FloatArray, name: str) -> None:
+    """Refuse a loss that rises with N and D, as accuracies and other scores do.
+
+    Parameters
+    ----------
+    params, tokens, loss
+        N in parameters, D in tokens and L, positive, shape (n,).
+    name
+        Where the loss was read.
+
+    Raises
+    ------
+    InputError
+        If the plane through ln L over ln N and ln D falls in neither direction and rises in one.
+    """
+    axes = [x for x in (np.log(params), np.log(tokens)) if np.ptp(x) > 1e-6]
+    if len(loss) < 4 + len(axes) or not axes:
+        return
+    design = np.stack([np.ones(len(loss)), *axes], axis=1)
+    y = np.log(loss)
+    slopes, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
+    if rank < design.shape[1]:
+        return
+    residual = y - design @ slopes
+    dof = len(y) - rank
+    variance = float(residual @ residual) / dof * np.diag(np.linalg.inv(design.T @ design))
+    t = slopes[1:] / np.sqrt(np.maximum(variance[1:], 1e-30))
+    rises = stdtr(dof, t)
+    if rises.min() > 0.5 and rises.max() > RISES:
+        raise InputError(
+            f"the loss ({name!r}) rises with N and D, so that it is no loss: is it an accuracy or "
+            "another score? Choose a column that falls with --columns loss=..."
+        )
 
 
 def _small(symbol: str, name: str | None, middle: float, unit: str) -> str:

@@ -14,6 +14,7 @@ CONVENTIONS = {
     "exact": "exact FLOPs",
     "6nd": "FLOPs by 6ND",
     "given": "as its source counts",
+    "derived": "C/(6D)",
 }
 
 SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))

@@ -21,19 +21,16 @@ from orchestrator.grouped import grouped
 from orchestrator.options import (
     INTERRUPTED,
     Address,
-    Columns,
     Json,
-    Loss,
     Machines,
     MeasuredProject,
     ProjectOption,
     ProjectPath,
+    Rows,
     Running,
     Told,
-    Where,
     console,
     print_json,
-    read_as,
 )
 
 if TYPE_CHECKING:
@@ -151,12 +148,11 @@ cli_models.add_verbs(app)
 
 
 @app.command()
+@grouped
 def add(
     project: ProjectPath,
     runs: Annotated[Path, typer.Argument(metavar="RUNS", help="A .csv or .parquet file.")],
-    columns: Columns = None,
-    where: Where = None,
-    loss: Loss = None,
+    rows: Rows,
     name: Annotated[
         str | None,
         typer.Option("--name", help="What the runs are called. Default: the file's name."),
@@ -171,7 +167,7 @@ def add(
     from orchestrator.external import add as add_runs
     from orchestrator.source import points
 
-    found = points(read_table(runs), runs.name, read_as(columns, where, loss=loss))
+    found = points(read_table(runs), runs.name, rows.reading())
     called = name or runs.stem
     added = add_runs(project, found.found.obs, called)
     excluded = [{"reason": reason, "count": n} for reason, n in found.excluded.items()]

@@ -23,6 +23,7 @@ from orchestrator.options import (
     Params,
     ParamsAs,
     Price,
+    Rows,
     console,
     print_json,
     require_positive,
@@ -48,6 +49,7 @@ def add_verbs(app: typer.Typer) -> None:
 
 def fit(
     data: Data,
+    rows: Rows,
     fitting: Fitting,
     checking: Checking,
     params: Params = None,
@@ -65,7 +67,7 @@ def fit(
     from analysis.study import require_laws
     from analysis.study_json import to_json
 
-    found = data.open()
+    found = data.open(rows)
     if conventions:
         from orchestrator.conventions import compare, conventions_json, show_conventions
 
@@ -87,6 +89,7 @@ def fit(
 
 def forecast(
     data: Data,
+    rows: Rows,
     fitting: Fitting,
     price: Price,
     flops: Annotated[
@@ -116,7 +119,7 @@ def forecast(
 
     require_positive("--flops", flops)
     found = outlook(
-        data.open().observed(fitting.convention(params, flops_as), fitting.method()),
+        data.open(rows).observed(fitting.convention(params, flops_as), fitting.method()),
         fitting.method(),
         fitting.level,
         flops=flops,
@@ -133,6 +136,7 @@ def forecast(
 
 def diagnose(
     data: Data,
+    rows: Rows,
     fitting: Fitting,
     price: Price,
     params: Annotated[float, typer.Option("--params", metavar="N", help="Its parameters.")],
@@ -157,7 +161,9 @@ def diagnose(
         basis = diagnosis.published_basis(data.source)
         found = [diagnosis.diagnose(basis, params, tokens, fitting.level)]
     else:
-        observed = data.open().observed(fitting.convention(params_as, flops_as), fitting.method())
+        observed = data.open(rows).observed(
+            fitting.convention(params_as, flops_as), fitting.method()
+        )
         found, notes = diagnose_observed(observed, fitting.method(), fitting.level, params, tokens)
     if as_json:
         print_json(diagnosis.diagnosis_json(found, price.rate(), notes))
@@ -167,6 +173,7 @@ def diagnose(
 
 def propose(
     data: Data,
+    rows: Rows,
     flops: Annotated[
         float | None, typer.Option("--flops", help="FLOPs of each trial. Default: the next budget.")
     ] = None,
@@ -185,7 +192,7 @@ def propose(
 
     require_positive("--flops", flops)
     require_positive("--spend", spend)
-    found = data.open()
+    found = data.open(rows)
     path = output or (found.project.proposal if found.project else "next.toml")
     chosen, made = propose_next(found, output=path, flops=flops, spend=spend, sizes=sizes)
     if as_json:
@@ -211,6 +218,7 @@ def propose(
 
 def report(
     data: Data,
+    rows: Rows,
     fitting: Fitting,
     checking: Checking,
     params: Params = None,
@@ -224,7 +232,7 @@ def report(
     from analysis.study import require_laws
     from orchestrator.conclusion import write_report
 
-    found = data.open()
+    found = data.open(rows)
     seen = checking.study(found, fitting.convention(params, flops_as), fitting)
     require_laws(seen)
     project = found.project

@@ -82,33 +82,6 @@ Flops = Annotated[
 FlopsAs = Annotated[
     str | None, typer.Option("--flops-as", help=_FLOPS_HELP, rich_help_panel=FITTING)
 ]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--columns",
-        metavar="KEY=COLUMN,...",
-        help="Which column is what, for tables of others: params, tokens, flops (two of these), "
-        "loss, loss_stderr, budget, weight, trunk. Common names are known. Repeatable.",
-        rich_help_panel=READING,
-    ),
-]
-Where = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--where",
-        metavar="COLUMN=VALUE",
-        help="Select rows, or one of several kinds; repeatable.",
-        rich_help_panel=READING,
-    ),
-]
-Loss = Annotated[
-    str | None,
-    typer.Option(
-        "--loss", metavar="COLUMN", help="The loss to fit, if another.", rich_help_panel=READING
-    ),
-]
-
-
 INTERRUPTED = 130
 """Exit code after a Ctrl-C, as shells have it."""
 
@@ -130,20 +103,110 @@ class Running:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Which rows and columns of a table are fitted."""
+
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--columns",
+            metavar="KEY=COLUMN,...",
+            help="Which column is what, for tables of others: params, tokens, flops (two of "
+            "these), loss, loss_stderr, budget, weight, run (whose last point counts), trunk "
+            "(whose noise is shared). Common names are known. Repeatable.",
+            rich_help_panel=READING,
+        ),
+    ] = None
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="COLUMN=VALUE",
+            help="Select rows, or one of several kinds; repeatable.",
+            rich_help_panel=READING,
+        ),
+    ] = None
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            "--loss", metavar="COLUMN", help="The loss to fit, if another.", rich_help_panel=READING
+        ),
+    ] = None
+    loss_unit: Annotated[
+        str | None,
+        typer.Option(
+            "--loss-unit",
+            metavar="UNIT",
+            help="What a loss of others is measured in: nats, bits (a token), bits_per_byte, "
+            "nats_per_byte or perplexity, of which the logarithm is taken.",
+            rich_help_panel=READING,
+        ),
+    ] = None
+    best_of: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--best-of",
+            metavar="COLUMN,...",
+            help="Of runs of equal N and D, keep the setting of these columns that has the "
+            "lowest loss, such as lr,batch_size.",
+            rich_help_panel=READING,
+        ),
+    ] = None
+    pool: Annotated[
+        bool,
+        typer.Option(
+            "--pool",
+            help="Fit runs together although a column tells runs of equal N and D apart.",
+            rich_help_panel=READING,
+        ),
+    ] = False
+    all_points: Annotated[
+        bool,
+        typer.Option(
+            "--all-points",
+            help="Fit every point of training curves, with the noise of its run; the default is "
+            "the last point of each run, since others are not decayed.",
+            rich_help_panel=READING,
+        ),
+    ] = False
+
+    def reading(self, **rest: Any) -> Reading:
+        """How a table is read; `rest` are further fields of the reading.
+
+        Raises
+        ------
+        InputError
+            If an option cannot be understood.
+        """
+        from analysis.foreign import parse_columns
+        from analysis.loss_units import parse_loss_unit
+        from orchestrator.reading import Reading, parse_where
+
+        names = [part.strip() for item in self.best_of or [] for part in item.split(",")]
+        return Reading(
+            columns=parse_columns(self.columns or []),
+            where=parse_where(self.where or []),
+            loss=self.loss,
+            loss_unit=parse_loss_unit(self.loss_unit),
+            best_of=tuple(dict.fromkeys(name for name in names if name)),
+            pool=self.pool,
+            all_points=self.all_points,
+            **rest,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
-    """A source and how it is read."""
+    """A source, and which of its observations are taken."""
 
     source: Annotated[
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A project or a .csv or .parquet file, by path or URI (s3://, gs://), or "
+            help="A project or a table (.csv, .parquet, .jsonl), by path or URI (s3://, gs://), or "
             "mlflow:EXPERIMENT.",
         ),
     ]
-    columns: Columns = None
-    where: Where = None
-    loss: Loss = None
     drop_largest: Annotated[
         int,
         typer.Option(
@@ -153,6 +216,15 @@ class Data:
             rich_help_panel=READING,
         ),
     ] = 0
+    budgets: Annotated[
+        str,
+        typer.Option(
+            "--budgets",
+            metavar="auto|none",
+            help="Whether budgets are found where C comes in groups and no column names them.",
+            rich_help_panel=READING,
+        ),
+    ] = "auto"
     roles: Annotated[
         str | None,
         typer.Option(
@@ -173,25 +245,21 @@ class Data:
         ),
     ] = None
 
-    def open(self) -> Source:
+    def open(self, rows: Rows) -> Source:
         """Open the source."""
+        from orchestrator.planner import FIT_ROLES
         from orchestrator.source import open_source
 
-        return open_source(self.source, self.reading())
-
-    def reading(self) -> Reading:
-        """How the source is read."""
-        from orchestrator.planner import FIT_ROLES
-
+        if self.budgets not in ("auto", "none"):
+            raise InputError(f"--budgets {self.budgets}: it is auto or none")
         roles = tuple(part.strip() for part in self.roles.split(",")) if self.roles else FIT_ROLES
-        return read_as(
-            self.columns,
-            self.where,
-            loss=self.loss,
+        reading = rows.reading(
             drop_largest=self.drop_largest,
+            find_budgets=self.budgets == "auto",
             roles=roles,
             tracking_uri=self.tracking_uri,
         )
+        return open_source(self.source, reading)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,14 +414,6 @@ class Machines:
                 "GPUs: add --gpu, such as H100"
             )
         return found
-
-
-def read_as(columns: list[str] | None, where: list[str] | None, **rest: Any) -> Reading:
-    """A reading from what a person wrote."""
-    from analysis.foreign import parse_columns
-    from orchestrator.reading import Reading, parse_where
-
-    return Reading(columns=parse_columns(columns or []), where=parse_where(where or []), **rest)
 
 
 def _pinned(items: list[str]) -> dict[str, float]:

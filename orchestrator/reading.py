@@ -12,6 +12,8 @@ import pyarrow as pa
 
 from analysis.errors import InputError
 from analysis.files import read_table
+from analysis.foreign import Selection
+from analysis.loss_units import LossUnit
 from analysis.observations import FlopsConvention, ParamsConvention
 from orchestrator.planner import FIT_ROLES, Role
 from orchestrator.storage import is_uri, split
@@ -27,6 +29,16 @@ class Reading:
     """Which column is what, for a table that is not isoflop's own; keys of `foreign.NAMES`."""
     loss: str | None = None
     """The column to fit; by default the held-out loss."""
+    loss_unit: LossUnit | None = None
+    """What the loss of somebody else's table is measured in; by default what its name says."""
+    best_of: tuple[str, ...] = ()
+    """Columns of which each cell of N and D keeps the setting of the lowest loss."""
+    pool: bool = False
+    """Whether rows are fitted together although a column tells rows of equal N and D apart."""
+    all_points: bool = False
+    """Whether every point of a training curve is fitted, not the last one of each run."""
+    find_budgets: bool = True
+    """Whether budgets are found where C comes in groups and nothing names them."""
     drop_largest: int = 0
     """Rows whose loss is at least the so manieth largest are left out."""
     roles: tuple[Role, ...] = FIT_ROLES
@@ -45,6 +57,38 @@ class Reading:
                 f"--loss is {self.loss!r} and --columns says loss={self.columns['loss']}: "
                 "give one of them"
             )
+
+    @property
+    def selection(self) -> Selection:
+        """Which rows of somebody else's table are wanted."""
+        return Selection(
+            best_of=self.best_of,
+            pool=self.pool,
+            all_points=self.all_points,
+            selected=frozenset(self.where),
+            loss_unit=self.loss_unit,
+        )
+
+    def require_own(self, name: str) -> None:
+        """Refuse what is for tables of others, where isoflop's own observations are read.
+
+        Raises
+        ------
+        InputError
+            With the option and the source's name.
+        """
+        for option, value in (
+            ("--columns", self.columns),
+            ("--best-of", self.best_of),
+            ("--pool", self.pool),
+            ("--all-points", self.all_points),
+            ("--loss-unit", self.loss_unit),
+        ):
+            if value:
+                raise InputError(
+                    f"{option} is for tables of others; {name} has isoflop's own observations: "
+                    "leave it out"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.budgets import name_budgets
+from analysis.cells import cells
 from analysis.envelope import Curve, training_curves
 from analysis.errors import InputError
+from analysis.factors import Factor
 from analysis.files import SUFFIXES
 from analysis.fitting import LEAST_SQUARES, Method
-from analysis.foreign import Foreign, foreign, mixed
+from analysis.foreign import Foreign, foreign
 from analysis.observations import (
     KIND_COLUMNS,
     FlopsConvention,
@@ -68,6 +70,10 @@ class Observed:
     """Rows that were left out, by reason."""
     notes: tuple[str, ...]
     """What was assumed or is doubtful in reading, a sentence each."""
+    cells: int
+    """Distinct cells of N and D."""
+    factors: tuple[Factor, ...] = ()
+    """Columns that explain differences among rows of equal N and D."""
 
     def study(
         self, level: float, curves: Sequence[Curve] | None, **options: Unpack[Options]
@@ -80,6 +86,8 @@ class Observed:
             notes=self.notes,
             level=level,
             curves=curves,
+            cells=self.cells,
+            factors=self.factors,
             **options,
         )
 
@@ -106,7 +114,8 @@ class Evidence:
     @property
     def conventions(self) -> Conventions:
         """Under which conventions its rows count N and C, the usual one first."""
-        params = tuple(c for c in get_args(ParamsConvention) if self._has(f"params_{c}"))
+        known = [c for c in get_args(ParamsConvention) if c != "derived"]
+        params = tuple(c for c in known if self._has(f"params_{c}"))
         flops = tuple(c for c in get_args(FlopsConvention) if c == "6nd" or self._has(f"flops_{c}"))
         return Conventions(params=params or ("non_embedding",), flops=flops)
 
@@ -168,10 +177,11 @@ class Points:
     def conventions(self) -> Conventions:
         """N as given, and C as given or by 6ND."""
         obs = self.found.obs
+        params = (obs.params_convention,)
         if obs.flops_convention == "6nd":
-            return Conventions(params=("given",), flops=("6nd",))
+            return Conventions(params=params, flops=("6nd",))
         same = np.allclose(obs.flops, 6.0 * obs.params * obs.tokens, rtol=1e-6)
-        return Conventions(params=("given",), flops=("given", "6nd"), same_flops=same)
+        return Conventions(params=params, flops=("given", "6nd"), same_flops=same)
 
     def observed(self, convention: Convention, method: Method = LEAST_SQUARES) -> Observed:
         """Its observations, under a convention; millions are made fewer as the method allows."""
@@ -181,7 +191,8 @@ class Points:
             c = 6.0 * obs.params * obs.tokens
             obs = replace(obs, flops=c, flops_convention=flops)
         robust = method.objective == "huber"
-        return _observed(self, obs, usual, self.excluded, robust=robust)
+        seen = _observed(self, obs, usual, self.excluded, robust=robust)
+        return replace(seen, factors=self.found.factors)
 
     def study(
         self, convention: Convention, *, undecayed: bool = False, **options: Unpack[Options]
@@ -212,12 +223,13 @@ def _observed(
     kept = obs.without_largest(k)
     dropped = {f"among the largest losses (--drop-largest {k})": len(obs) - len(kept)}
     notes = list(source.notes)
-    if not np.isfinite(kept.budget).any():
+    if source.reading.find_budgets and not np.isfinite(kept.budget).any():
         alike = usual.without_largest(k) if len(usual) == len(obs) else kept
         budget, note = name_budgets(alike.flops, alike.params)
         kept, notes = replace(kept, budget=budget), [*notes, note]
     idle = int(np.sum(kept.weight == 0.0))
     kept = kept.select(kept.weight > 0.0)
+    distinct = int(cells(kept.params, kept.tokens).max()) + 1
     # A run to come is one of the usual weight, whatever the weights' unit.
     kept = replace(kept, weight=kept.weight / kept.weight.mean())
     pooled = sample(kept) if robust else pool(kept)
@@ -237,6 +249,7 @@ def _observed(
             reason: n for reason, n in {**excluded, **dropped, "of weight 0": idle}.items() if n
         },
         notes=tuple(notes),
+        cells=distinct,
     )
 
 
@@ -274,18 +287,14 @@ def points(table: pa.Table, name: str, reading: Reading) -> Points:
     """
     chosen = where(table, reading.where)
     columns = {**reading.columns, **({"loss": reading.loss} if reading.loss else {})}
-    found = foreign(chosen, columns)
-    left = table.num_rows - chosen.num_rows
-    excluded = {**({"not selected": left} if left else {}), **found.excluded}
-    if reading.loss:
-        found = replace(found, obs=replace(found.obs, loss_unit=f"as in {reading.loss!r}"))
-    if doubts := mixed(chosen):
-        found = replace(found, notes=(*found.notes, *doubts))
+    found = foreign(chosen, columns, reading.selection)
+    excluded = {**_left("not selected", table, chosen), **found.excluded}
     return Points(name=name, found=found, excluded=excluded, reading=reading)
 
 
 def _evidence_of(table: pa.Table, name: str, reading: Reading) -> Evidence:
     """Rows of a file or an experiment that has the columns of a ledger."""
+    reading.require_own(name)
     row = pa.array(np.arange(table.num_rows))
     names = table.select(["trial", "tokens"]).append_column("row", row)
     firsts = names.group_by(["trial", "tokens"]).aggregate([("row", "min")])["row_min"]
@@ -342,8 +351,7 @@ def evidence(
         If there are no rows, or rows of several kinds and nothing selects one.
     """
     reading = reading or Reading()
-    if reading.columns:
-        raise InputError(f"--columns is for tables of others; {project.uri} has its own columns")
+    reading.require_own(project.uri)
     every = project.ledger.read()
     if every.num_rows == 0:
         raise InputError(f"the ledger of {project.uri} is empty: run its sweep first")

@@ -1,71 +1,276 @@
-"""Files as tables: somebody's CSV or Parquet, and our own rows. What they mean is for others."""
+"""Files as tables: somebody's CSV, JSON or Parquet, and our own rows. Meaning is for others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from csv import reader as csv_cells
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
+import pyarrow.json
 import pyarrow.parquet as pq
 
+from analysis.arrow_types import MISSING, plain_types, require_distinct_names
 from analysis.errors import InputError, first_line
+from analysis.numerals import EXAMPLES, decimal_mark, read_number
 from analysis.observations import LATER, SCHEMA, FloatArray, as_schema, has_schema
+from analysis.text_files import COMMENT, BlockFile, blocks
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
-_NULLS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "null", "NULL", "None", "none", "#N/A"]
+_TEXT = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+SUFFIXES = (*_TEXT, *(f"{suffix}.gz" for suffix in _TEXT), ".parquet")
+"""How names of files end that are tables."""
+_JSON_BLOCK_BYTES = 1 << 22  # a line must fit
+_HEAD_LINES = 100  # read to see where the columns' names are, and what parts the columns
+_INFINITE = re.compile(r"(?i)[+-]?inf(?:inity)?")
+
+
+def is_table_file(path: Path | str) -> bool:
+    """Whether a path or URI is, by its name, one of a table that `read_table` reads.
+
+    Examples
+    --------
+    >>> [is_table_file(p) for p in ("runs.csv.gz", "s3://bucket/RUNS.Parquet", "projects/mini")]
+    [True, True, False]
+    """
+    return str(path).lower().endswith(SUFFIXES)
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read a file, column names stripped of spaces around them.
+    """Read a file into a table of `arrow_types.plain_types`, spaces around column names removed.
 
-    Commas, semicolons or tabs part the columns of a CSV file, whichever its first line has most of.
+    A CSV file is parted by commas, semicolons or tabs, whichever the line of names has most of;
+    lines that begin with # are comments, but for a line of names (as numpy.savetxt writes it). JSON
+    is an object a line, or a list of objects. Text is UTF-8, or says otherwise by a byte order
+    mark, and may be compressed by gzip. Names may repeat: see `require_distinct_names`.
 
     Raises
     ------
     InputError
-        If there is no such file, it is neither CSV nor Parquet by its name, or not readable as
-        such, or it has no rows.
+        If there is no such file, it is no table by its name, or not readable as such, or it has no
+        rows.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path} is neither .csv nor .parquet: convert it to one of them")
+    if not is_table_file(path):
+        raise InputError(
+            f"{path} is none of .csv, .tsv, .jsonl, .json and .parquet: convert it to one of them"
+        )
+    kind, read = {
+        ".parquet": ("Parquet", _parquet),
+        ".jsonl": ("JSON lines", _json_lines),
+        ".ndjson": ("JSON lines", _json_lines),
+        ".json": ("JSON", _json),
+    }.get(Path(path.name.lower().removesuffix(".gz")).suffix, ("CSV", _csv))
     try:
-        table = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        first = (str(error).splitlines() or ["empty"])[0]
-        kind = "Parquet" if path.suffix.lower() == ".parquet" else "CSV"
-        raise InputError(f"{path} is not a readable {kind} file ({first})") from error
+        table = read(path)
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is not a readable {kind} file ({first_line(error)})") from error
     if table.num_rows == 0:
         raise InputError(f"{path} has no rows: there is nothing to fit")
-    return table.rename_columns([name.strip() for name in table.column_names])
+    table = table.rename_columns([name.strip() for name in table.column_names])
+    return plain_types(table, SCHEMA if has_schema(table.column_names) else None)
 
 
 def _parquet(path: Path) -> pa.Table:
     file = pq.ParquetFile(path)
-    # Lists and structs, such as loss curves, are no numbers of a run and may be most of the file.
-    flat = [f.name for f in file.schema_arrow if not pa.types.is_nested(f.type)]
-    ours = has_schema(file.schema_arrow.names)
-    return file.read(columns=None if ours else flat)
+    if has_schema(file.schema_arrow.names):
+        return file.read()
+    # Lists, such as loss curves, are no numbers of a run and may be most of the file.
+    return file.read(columns=[name for field in file.schema_arrow for name in _leaves(field)])
+
+
+def _leaves(field: pa.Field, prefix: str = "") -> Iterator[str]:
+    """The names by which Parquet knows what is no list in a column."""
+    name, kind = f"{prefix}{field.name}", field.type
+    if pa.types.is_struct(kind):
+        for i in range(kind.num_fields):
+            yield from _leaves(kind.field(i), f"{name}.")
+    elif pa.types.is_map(kind) or not pa.types.is_nested(kind):
+        yield name
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """How a CSV file is written."""
+
+    delimiter: str
+    names: list[str] | None = None
+    """Of the columns, where their line begins with #."""
+    comments: bool = False
+    """Whether lines that begin with # are to be left out."""
+    first: int = 0
+    """Lines before the one of names."""
 
 
 def _csv(path: Path) -> pa.Table:
-    with path.open("rb") as file:
-        lines = (line.decode("utf-8-sig").strip() for line in file)
-        first = next((line for line in lines if line), "")
-    delimiter = max(",;\t", key=first.count)
-    parse = csv.ParseOptions(delimiter=delimiter)
+    layout = _layout(path)
+    names = csv.ReadOptions(column_names=layout.names, skip_rows=layout.first)
+
+    def read(columns: Mapping[str, pa.DataType] | None = None, *, newlines: bool = False) -> Any:
+        parse = csv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=newlines)
+        convert = csv.ConvertOptions(null_values=MISSING, column_types=columns)
+        lines = BlockFile(_lines(path, layout))
+        return csv.read_csv(lines, read_options=names, parse_options=parse, convert_options=convert)
+
     try:
-        convert = csv.ConvertOptions(null_values=_NULLS)
-        return csv.read_csv(path, parse_options=parse, convert_options=convert)
+        return read()
     except pa.ArrowInvalid:
-        # Types are told by the first block; what follows another one is left to `numbers`.
-        names = csv.open_csv(path, parse_options=parse).schema.names
-        convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-        return csv.read_csv(path, parse_options=parse, convert_options=convert)
+        # Types are told by the first block; where another belies it all is read as text, in which
+        # `plain_types` sees numbers. A value may be of several lines, too.
+        parse = csv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=True)
+        lines = BlockFile(_lines(path, layout))
+        schema = csv.open_csv(lines, read_options=names, parse_options=parse).schema
+        return read(dict.fromkeys(schema.names, pa.string()), newlines=True)
+
+
+def _lines(path: Path, layout: _Layout) -> Iterator[bytes]:
+    for block in blocks(path, comments=layout.comments):
+        if layout.delimiter == " ":  # as many as align the columns
+            block = re.sub(rb"(?m)^ +| +(?= |\r?$)", b"", block)
+        yield block
+
+
+def _layout(path: Path) -> _Layout:
+    """See where the names of a CSV file's columns are and what parts them."""
+    head = _head(path)
+    if not head:
+        raise InputError(f"{path} is not a readable CSV file (it is empty)")
+    if re.fullmatch("(?i)sep=.", head[0]):  # a first line for Excel
+        return _Layout(delimiter=head[0][-1], first=1)
+    rows = [line for line in head if not COMMENT.match(line.encode())]
+    if not rows or (len(head) > 1 and len(rows) == 1 and rows[0] == head[0]):
+        return _Layout(delimiter=_delimiter(head[0]))  # values that begin with #, such as #1
+    comments, above = len(rows) < len(head), head[: head.index(rows[0])]
+    if above and (names := _names_above(above[-1], rows[0])):
+        return _Layout(delimiter=_delimiter(above[-1]), names=names, comments=True)
+    delimiter = _delimiter(rows[0])
+    if all(_is_number(cell) for cell in _cells(rows[0], delimiter)):
+        raise InputError(
+            f"{path} has no line of column names: its first line is {rows[0][:60]!r}. Write one "
+            "above it, such as params,tokens,loss"
+        )
+    return _Layout(delimiter=delimiter, comments=comments)
+
+
+def _head(path: Path) -> list[str]:
+    """The first lines that are not blank."""
+    lines = (line.decode().strip() for block in blocks(path) for line in block.splitlines())
+    return list(islice((line for line in lines if line), _HEAD_LINES))
+
+
+def _names_above(comment: str, row: str) -> list[str] | None:
+    """The names in a comment above the first row, if that is what it holds."""
+    delimiter = _delimiter(comment)
+    names, cells = _cells(comment.lstrip("# "), delimiter), _cells(row, delimiter)
+    of_row = len(names) == len(cells) > 1 and any(_is_number(cell) for cell in cells)
+    return names if of_row and not any(_is_number(name) for name in names) else None
+
+
+def _delimiter(line: str) -> str:
+    bare = re.sub('"[^"]*"', "", line).strip("# ")
+    if not any(sign in bare for sign in ",;\t") and " " in bare:
+        return " "
+    return max(",;\t", key=bare.count)
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    if delimiter == " ":
+        line = " ".join(line.split())
+    return [cell.strip() for cell in next(csv_cells([line], delimiter=delimiter), [])]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        read_number(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _json_lines(path: Path) -> pa.Table:
+    options = pyarrow.json.ReadOptions(block_size=_JSON_BLOCK_BYTES)
+    try:
+        return pyarrow.json.read_json(BlockFile(blocks(path)), read_options=options)
+    except pa.ArrowInvalid:  # values of several types, a long line, or no JSON
+        return _of_records(_records(path))
+
+
+def _records(path: Path) -> Iterator[Mapping[str, Any]]:
+    lines = (line for block in blocks(path) for line in block.splitlines())
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            record = _parsed_json(line, f"{path}, line {number},")
+            if not isinstance(record, dict):
+                raise InputError(f"{path}, line {number}, holds no JSON object: {line[:60]!r}")
+            yield record
+
+
+def _json(path: Path) -> pa.Table:
+    """A list of objects, an object of lists, or an object a line under another name."""
+    whole = b"".join(blocks(path))
+    first, _, more = whole.strip().partition(b"\n")
+    if first.startswith(b"{") and first.endswith(b"}") and more:
+        return _json_lines(path)
+    content = _parsed_json(whole, f"{path}")
+    if isinstance(content, list) and all(isinstance(record, dict) for record in content):
+        return _of_records(content)
+    if isinstance(content, dict) and content:
+        columns = list(content.values())
+        if all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+            return pa.table({name: _array(values) for name, values in content.items()})
+    raise InputError(f"{path} holds no list of objects: write one object for each run")
+
+
+def _parsed_json(text: bytes, where: str) -> Any:
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        record = dict(pairs)
+        if len(record) < len(pairs):
+            require_distinct_names(pa.table([[0]] * len(pairs), names=[name for name, _ in pairs]))
+        return record
+
+    try:
+        return json.loads(text, object_pairs_hook=distinct)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not readable JSON ({error})") from error
+
+
+def _of_records(records: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """A column a name, null where a record has none."""
+    columns: dict[str, list[Any]] = {}
+    rows = 0
+    for record in records:
+        for name, value in _flat(record):
+            column = columns.setdefault(name, [])
+            column += [None] * (rows - len(column))
+            column.append(value)
+        rows += 1
+    filled = {name: values + [None] * (rows - len(values)) for name, values in columns.items()}
+    return pa.table({name: _array(values) for name, values in filled.items()})
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif not isinstance(value, list):
+            yield f"{prefix}{name}", value
+
+
+def _array(values: Sequence[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # of several types
+        text = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+        return pa.array(text, pa.string())
 
 
 def read_parquet(
@@ -115,25 +320,21 @@ def _read_rows(name: str, data: bytes, schema: pa.Schema) -> pa.Table:
 def numbers(table: pa.Table, name: str) -> FloatArray:
     """One column as numbers, shape (n,); NaN where it has none.
 
+    Text is read as `numerals.read_number` does, a comma in it as the whole column shows.
+
     Raises
     ------
     InputError
         If there is no such column, or several, or a value that is no number.
     """
-    found = table.column_names.count(name)
-    if found != 1:
-        what = "no column" if found == 0 else f"{found} columns called"
-        raise InputError(f"there is {what} {name!r}; the columns are {listed(table)}")
+    if name not in table.column_names:
+        raise InputError(f"there is no column {name!r}; the columns are {listed(table)}")
+    require_distinct_names(table, [name])
     column = table[name]
     kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if pa.types.is_string(kind):
         column = _parsed(column, name)
-    elif pa.types.is_boolean(kind) or not (
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_decimal(kind)
-        or pa.types.is_null(kind)
-    ):
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
         raise InputError(f"column {name!r} is not numeric: it holds {kind}")
     column = pc.cast(column, pa.float64(), safe=False)
     return np.asarray(pc.fill_null(column, float("nan")).to_numpy(), dtype=np.float64)
@@ -141,25 +342,38 @@ def numbers(table: pa.Table, name: str) -> FloatArray:
 
 def _parsed(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     text = pc.utf8_trim_whitespace(column)
-    text = pc.if_else(pc.is_in(text, pa.array(_NULLS)), None, text)
+    text = pc.if_else(pc.is_in(text, pa.array(MISSING)), None, text)
     try:
         return pc.cast(text, pa.float64())
-    except pa.ArrowInvalid as error:
-        values = pc.unique(text).drop_null().to_pylist()
-        bad = next(value for value in values if not _is_number(value))
-        row = pc.index(text, bad).as_py() + 1
-        raise InputError(
-            f"column {name!r} is not numeric: row {row} has {bad!r}; write plain numbers, "
-            "such as 1.5e9"
-        ) from error
-
-
-def _is_number(text: str) -> bool:
-    try:
-        pc.cast(pa.scalar(text), pa.float64())
     except pa.ArrowInvalid:
-        return False
-    return True
+        coded = text.combine_chunks().dictionary_encode()
+    values = coded.dictionary.to_pylist()
+    mark = decimal_mark(values)
+    parsed: list[float | None] = []
+    reasons: dict[str, str] = {}
+    for value in values:
+        try:
+            parsed.append(float(value) if _INFINITE.fullmatch(value) else read_number(value, mark))
+        except ValueError as error:
+            reasons[value] = str(error)
+            parsed.append(None)
+    if reasons:
+        raise InputError(_unreadable(text, name, reasons))
+    return pa.chunked_array([pa.array(parsed, pa.float64()).take(coded.indices)])
+
+
+def _unreadable(text: pa.ChunkedArray, name: str, reasons: Mapping[str, str]) -> str:
+    """Say which value of a column is no number, in which row, and how many others are none."""
+    value, reason = next(iter(reasons.items()))
+    row = pc.index(text, value).as_py() + 1
+    more = pc.sum(pc.is_in(text, pa.array(list(reasons)))).as_py() - 1
+    others = f" ({more} more such {'row' if more == 1 else 'rows'})" if more else ""
+    if "may be" in reason:
+        return f"column {name!r}, row {row}{others}: {reason}"
+    return (
+        f"column {name!r} is not numeric: row {row} has {value!r}{others}; write plain numbers, "
+        f"such as {EXAMPLES}"
+    )
 
 
 def listed(table: pa.Table) -> str:

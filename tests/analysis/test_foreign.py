@@ -125,7 +125,7 @@ def test_a_third_column_is_not_looked_for_where_two_are_named() -> None:
         ({"N": N, "D": D}, {}, "which column is the loss"),
         ({"N": N, "D": D, "L": L, "val_loss": L}, {}, "several columns could be loss"),
         ({"N": N, "D": D, "L": ["3", "x", "2", "1"]}, {}, "'L' is not numeric: row 2 has 'x'"),
-        ({"N": ["1.5B"] * 4, "D": D, "L": L}, {}, "'N' is not numeric: row 1 has '1.5B'"),
+        ({"N": ["1.5 GB"] * 4, "D": D, "L": L}, {}, "'N' is not numeric: row 1 has '1.5 GB'"),
         ({"N": N, "D": D, "L": [True] * 4}, {}, "'L' is not numeric: it holds bool"),
         ({"N": N, "D": D, "L": [3, 0, -1, 2]}, {}, r"2 of 4 rows have a L \('L'\) .* 0 in row 2"),
         ({"N": [1e8, -1, 1, 1], "D": D, "L": L}, {}, "a N .* is not positive, the first is -1"),
@@ -270,12 +270,12 @@ def test_parquet_is_read_without_its_curves(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("none.csv", None, "there is no file"),
-        ("book.xlsx", b"PK", "neither .csv nor .parquet"),
+        ("book.xlsx", b"PK", "none of .csv, .tsv, .jsonl, .json and .parquet"),
         ("empty.csv", b"", "not a readable CSV file"),
         ("head.csv", b"params,tokens,loss\n", "has no rows"),
         ("ragged.csv", b"a,b\n1,2\n1,2,3\n", "not a readable CSV file .*Expected 2 columns, got 3"),
         ("text.parquet", b"params,tokens", "not a readable Parquet file"),
-        ("latin.csv", "größe,b\n1,2\n".encode("latin1"), "not a readable CSV file"),
+        ("latin.csv", "größe,b\n1,2\n".encode("latin1"), "line 1 has the byte 0xf6"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name, content, message) -> None:

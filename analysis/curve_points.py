@@ -94,7 +94,7 @@ def find_curves(
     Parameters
     ----------
     table
-        The rows, with all their columns, of the plain types of `files.plain_types`.
+        The rows, with all their columns, of the plain types of `arrow_types.plain_types`.
     params, tokens, loss
         N in parameters, D in tokens and L, positive, shape (n,).
     taken

@@ -123,7 +123,7 @@ def find_factors(
     Parameters
     ----------
     table
-        The rows, with all their columns, of the plain types of `files.plain_types`.
+        The rows, with all their columns, of the plain types of `arrow_types.plain_types`.
     cell
         Cell of each row, as `cells` labels them, shape (n,).
     params, tokens, loss

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from analysis.arrow_types import require_distinct_names
 from analysis.cells import cells
 from analysis.curve_points import find_curves
 from analysis.errors import InputError
@@ -161,8 +162,7 @@ def recognise(table: pa.Table, columns: Mapping[str, str]) -> dict[str, str]:
     for name in found.values():
         if name not in table.column_names:
             raise InputError(f"there is no column {name!r}; the columns are {listed(table)}")
-        if table.column_names.count(name) > 1:
-            raise InputError(_same_name(name, table.column_names.count(name)))
+    require_distinct_names(table, found.values())
     taken = set(found.values())
     settled = _TRIO if sum(key in found for key in _TRIO) >= 2 else ()
     for key, names in NAMES.items():
@@ -171,8 +171,7 @@ def recognise(table: pa.Table, columns: Mapping[str, str]) -> dict[str, str]:
             continue
         known = names.split()
         candidates = [c for c in table.column_names if plain_name(c) in known and c not in taken]
-        if len(candidates) > len(set(candidates)):
-            raise InputError(_same_name(candidates[0], len(candidates)))
+        require_distinct_names(table, candidates)
         if len(candidates) > 1:
             either = " or ".join(shlex.quote(f"{key}={name}") for name in candidates)
             raise InputError(f"several columns could be {key}: say which with --columns {either}")
@@ -180,10 +179,6 @@ def recognise(table: pa.Table, columns: Mapping[str, str]) -> dict[str, str]:
             found[key] = candidates[0]
     _require(table, found)
     return found
-
-
-def _same_name(name: str, count: int) -> str:
-    return f"{count} columns are called {name!r}: rename all but one of them, or remove them"
 
 
 def _require(table: pa.Table, found: Mapping[str, str]) -> None:
@@ -206,7 +201,7 @@ def foreign(
     Parameters
     ----------
     table
-        Any columns, of the plain types of `files.plain_types`.
+        Any columns, of the plain types of `arrow_types.plain_types`.
     columns
         Which of them is what, keys as in `NAMES`; those missing are recognised by common names.
         Of N, D and C, a third that is not there is from C = 6ND; without C, a nominal budget is C.

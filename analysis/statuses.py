@@ -63,7 +63,7 @@ def finished(table: pa.Table, chosen: Collection[str]) -> Finished:
     Parameters
     ----------
     table
-        Any columns, of the plain types of `files.plain_types`.
+        Any columns, of the plain types of `arrow_types.plain_types`.
     chosen
         Columns that the caller uses for something else or has selected by; they are not asked.
 
@@ -105,10 +105,10 @@ def finished(table: pa.Table, chosen: Collection[str]) -> Finished:
         for value in sorted(bad):
             text = pc.cast(column, pa.string()) if pa.types.is_boolean(column.type) else column
             rows = np.asarray(pc.fill_null(pc.equal(text, value), False).to_numpy(), dtype=bool)
-            excluded[f"{name} is {value}: the run did not finish"] += int(np.sum(kept & rows))
+            excluded[f"unfinished: {name} is {value}"] += int(np.sum(kept & rows))
             kept &= ~rows
     if table.num_rows and not kept.any():
-        reasons = ", ".join(f"{n} with {reason.split(':')[0]}" for reason, n in excluded.items())
+        reasons = ", ".join(f"{n} {reason}" for reason, n in excluded.items())
         raise InputError(
             f"none of {table.num_rows} runs finished ({reasons}): wait for them, or select them "
             "all the same with --where"

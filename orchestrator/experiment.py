@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from analysis.arrow_types import plain_types
 from analysis.errors import InputError, first_line
 from analysis.observations import SCHEMA
 from orchestrator.runs import METRICS, PARAMS, TOKENS_TAG, TRIAL_TAG
@@ -25,8 +26,9 @@ def read_experiment(name: str, uri: str | None, *, own: bool = True) -> pa.Table
         MLflow's store; by default what MLFLOW_TRACKING_URI says.
     own
         Whether runs that isoflop wrote are to be read as observations, with `SCHEMA`'s columns and
-        `role`. All other runs have a column a parameter and a metric, the last value of each. Where
-        the two share a name they are called params.NAME and metrics.NAME.
+        `role`. All other runs have a column a parameter and a metric, the last value of each, and
+        `status`, such as FINISHED or RUNNING. Where a parameter and a metric share a name they are
+        called params.NAME and metrics.NAME.
 
     Raises
     ------
@@ -109,7 +111,7 @@ def _observed(runs: list[Any]) -> pa.Table:
 
 
 def _tabulated(runs: list[Any]) -> pa.Table:
-    """Somebody's runs: parameters as text, metrics as numbers."""
+    """Somebody's runs: parameters, metrics, and how each run ended."""
     params = sorted({name for run in runs for name in run.data.params})
     metrics = sorted({name for run in runs for name in run.data.metrics})
     columns = {}
@@ -119,4 +121,6 @@ def _tabulated(runs: list[Any]) -> pa.Table:
     for name in metrics:
         label = f"metrics.{name}" if name in params else name
         columns[label] = pa.array([run.data.metrics.get(name) for run in runs], pa.float64())
-    return pa.table(columns)
+    own = "status" if "status" not in columns else "run_status"
+    columns[own] = pa.array([run.info.status for run in runs], pa.string())
+    return plain_types(pa.table(columns))

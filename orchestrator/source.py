@@ -19,7 +19,7 @@ from analysis.cells import cells
 from analysis.envelope import Curve, training_curves
 from analysis.errors import InputError
 from analysis.factors import Factor
-from analysis.files import SUFFIXES
+from analysis.files import is_table_file
 from analysis.fitting import LEAST_SQUARES, Method
 from analysis.foreign import Foreign, foreign
 from analysis.observations import (
@@ -268,7 +268,7 @@ def open_source(source: str, reading: Reading) -> Source:
 
         name = source.removeprefix(MLFLOW)
         table = read_experiment(name, reading.tracking_uri, own=not reading.columns)
-    elif path.is_file() or path.suffix.lower() in SUFFIXES:
+    elif path.is_file() or is_table_file(source):
         name, table = path.name, read_file(source)
     else:
         return evidence(open_project(source), reading)

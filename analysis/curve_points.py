@@ -38,6 +38,8 @@ SAME_SIZE = 1e-3
 """Largest relative difference of N within one run."""
 LEAST_POINTS = 3.0
 """Mean number of points of a run, where only the order of rows tells runs apart."""
+MANY_RUNS = 8
+"""Runs of three points each that can show a decay."""
 MANY_POINTS = 5.0
 """Mean number of points from which rows of one size in the order of their steps are a run."""
 LEAST_SHARE = 0.8
@@ -285,19 +287,25 @@ def _several_horizons(rows: _Sorted, params: FloatArray, tokens: FloatArray) -> 
 
 
 def _steeper_at_the_end(rows: _Sorted, tokens: FloatArray, loss: FloatArray) -> bool:
-    """Whether in nearly every run ln L falls faster in ln D at the end than just before."""
-    ends = np.flatnonzero(np.concatenate([rows.first[1:], [True]]))
-    points = np.diff(ends, prepend=-1)
-    ends = ends[points >= LEAST_POINTS]
-    if len(ends) < 4:
-        return False
+    """Whether in nearly every run ln L falls faster in ln D at the end, and hardly before."""
     x, y = np.log(tokens[rows.order]), np.log(loss[rows.order])
-    steps = np.stack([x[ends] - x[ends - 1], x[ends - 1] - x[ends - 2]])
-    if np.any(steps <= 0):
+    run = np.cumsum(rows.first) - 1
+    points = np.bincount(run)
+    if np.sum(points >= LEAST_POINTS) < 4:
         return False
-    last, before = np.stack([y[ends - 1] - y[ends], y[ends - 2] - y[ends - 1]]) / steps
-    steeper = (last > STEEPER * before) & (last > 0)
-    return bool(np.mean(steeper) >= LEAST_SHARE)
+    step = np.diff(x)
+    within = rows.within[1:]
+    if np.any(step[within] <= 0):
+        return False
+    slope = np.where(within, -np.diff(y) / np.where(within, step, 1.0), np.nan)
+    # Slopes of one run that follow each other, and whether the second is the last of its run.
+    pair = within[1:] & within[:-1]
+    steeper = (slope[1:] > STEEPER * slope[:-1]) & (slope[1:] > 0)
+    last = np.append(rows.first[3:], True)
+    at_end, before = steeper[pair & last], steeper[pair & ~last]
+    if len(before) == 0:  # three points a run: nothing but their number tells chance apart
+        return bool(len(at_end) >= MANY_RUNS and at_end.mean() >= 0.9)
+    return bool(at_end.mean() >= LEAST_SHARE and before.mean() <= 1.0 - LEAST_SHARE)
 
 
 def _curves(label: IntArray, rows: _Sorted | None, name: str | None, step: str | None) -> Curves:

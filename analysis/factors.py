@@ -161,7 +161,7 @@ def find_factors(
     within: list[Factor] = []
     between: list[Factor] = []
     untold: list[str] = []
-    if columns and shared.any():
+    if shared.any():
         rows = np.flatnonzero(shared)
         label = np.unique(cell[rows], return_inverse=True)[1]
         centred = y[rows] - (np.bincount(label, y[rows]) / np.bincount(label))[label]

@@ -49,6 +49,7 @@ _LETTERS = {"params": "N", "tokens": "D", "flops": "C", "loss": "L"}
 
 
 _MANY, _KINDS = 5, 20  # rows of one value, and values, that make a column of words name kinds
+_UNEXPLAINED = 0.01  # spread of ln L in cells that is more than runs of two seeds differ by
 _EDGE = 0.25  # share of cells whose best value may be the first or last tried before it is said
 
 
@@ -396,7 +397,6 @@ def _require_no_factor(found: Factors, rows: _Rows) -> None:
     part = found.deciding
     if not part:
         return
-    explained = _explained(part)
     where = shlex.quote(f"{part[0].column}={part[0].commonest}")
     best = shlex.quote(",".join(factor.column for factor in part if factor.tuned == part[0].tuned))
     ways = [
@@ -404,38 +404,38 @@ def _require_no_factor(found: Factors, rows: _Rows) -> None:
         f"select rows with --where {where}",
     ]
     first, second = ways if part[0].tuned else ways[::-1]
-    what = (
-        f"the losses of rows of equal N and D differ by {found.spread:.2g} (standard deviation of "
-        f"ln L) in {found.cells} cells, and {explained}"
+    differ = (
+        f"rows of equal N and D differ by {found.spread:.1%} in their loss"
         if part == found.within
-        else f"losses differ by more than N and D explain, and {explained}"
+        else "losses differ by more than N and D explain"
+    )
+    explain = " and ".join(
+        f"column {factor.column!r} explains {factor.share:.0%} of that variance"
+        + (f", in {factor.cells} of {found.cells} such cells" if factor.cells else "")
+        for factor in part
     )
     raise InputError(
-        f"{what}. A law of N and D knows nothing of it: {first}, {second}, or fit all rows the "
-        "same with --pool"
+        f"{differ}, and {explain}. A law of N and D knows nothing of it, so that one fit of all "
+        f"rows would be wrong: {first}, {second}, or fit all rows together with --pool"
     )
-
-
-def _explained(factors: Sequence[Factor]) -> str:
-    """What columns explain, in words."""
-    parts = [
-        f"column {factor.column!r} explains {factor.share:.0%} of the variance"
-        + (f" in {factor.cells} of them" if factor.cells else "")
-        for factor in factors
-    ]
-    return " and ".join(parts)
 
 
 def _told_factors(found: Factors) -> list[str]:
     """A warning a column that explains differences, where the fit goes on all the same."""
+    if found.spread > _UNEXPLAINED and not found.factors:
+        return [
+            f"rows of equal N and D differ by {found.spread:.1%} in their loss, and no column "
+            "explains it: do they differ in something that is not in the table?"
+        ]
     return [
-        f"column {factor.column!r} explains {factor.share:.0%} of how much "
-        + (
-            f"rows of equal N and D differ in {factor.cells} cells"
+        (
+            f"rows of equal N and D differ by column {factor.column!r}, which moves their loss by "
+            f"{factor.effect:.2%} (standard deviation, {factor.cells} cells)"
             if factor.cells
-            else "losses differ beyond what N and D explain"
+            else f"column {factor.column!r} moves the loss by {factor.effect:.2%} (standard "
+            "deviation) beyond what N and D explain"
         )
-        + f", {factor.effect:.2%} of the loss: select with --where "
+        + ": to leave it out, select rows with --where "
         + shlex.quote(f"{factor.column}={factor.commonest}")
         + f" or take the best with --best-of {shlex.quote(factor.column)}"
         for factor in found.factors

@@ -10,25 +10,37 @@ from analysis.observations import FloatArray, IntArray, Observations
 
 LARGEST = 50_000
 """Rows up to which each counts by itself."""
-CELL = 0.02
-"""Width of a cell in ln N and ln D. What a mean misses within it is some 1e-5 in ln L."""
+CELLS = (0.02, 0.04)
+"""Widths of a cell in ln N and ln D, the second where the first leaves too many rows. What a mean
+misses within it is some 1e-6 to 1e-5 in ln L."""
 
 
-def pool(obs: Observations, largest: int = LARGEST) -> Observations:
+def pool(obs: Observations, largest: int = LARGEST) -> tuple[Observations, float]:
     """The observations themselves, or where there are more than `largest` means of their cells.
+
+    Returns also the width of a cell in ln N and ln D, 0 where nothing was pooled.
 
     A cell's row has the weighted means of ln N, ln D, ln C and ln L and the sum of the weights, so
     that a weighted fit and its residual variance for a row of weight 1 stay what they were. Rows of
     different budgets or trunks are never in one cell.
     """
     if len(obs) <= largest:
-        return obs
+        return obs, 0.0
+    for width in CELLS:
+        pooled = _pooled(obs, width)
+        if len(pooled) <= largest:
+            break
+    return pooled, width
+
+
+def _pooled(obs: Observations, width: float) -> Observations:
+    """Means of cells of this width."""
     log_n, log_d = np.log(obs.params), np.log(obs.tokens)
     budget = np.unique(obs.budget, return_inverse=True)[1]
     trunks = np.unique(obs.trunk, return_inverse=True)[1]
     alone = trunks.max() + 1 == len(obs)
     key = np.zeros(len(obs), dtype=np.int64)
-    for part in (_cells(log_n), _cells(log_d), budget, *([] if alone else [trunks])):
+    for part in (_cells(log_n, width), _cells(log_d, width), budget, *([] if alone else [trunks])):
         key = np.unique(key * (int(part.max()) + 1) + part, return_inverse=True)[1]
     weight: FloatArray = np.asarray(np.bincount(key, obs.weight), dtype=np.float64)
     kept = weight > 0
@@ -65,5 +77,5 @@ def sample(obs: Observations, largest: int = LARGEST) -> Observations:
     return replace(obs.select(np.sort(drawn)), rows=len(obs))
 
 
-def _cells(logs: FloatArray) -> IntArray:
-    return np.asarray(np.floor((logs - logs.min()) / CELL), dtype=np.int64)
+def _cells(logs: FloatArray, width: float) -> IntArray:
+    return np.asarray(np.floor((logs - logs.min()) / width), dtype=np.int64)

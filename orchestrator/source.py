@@ -34,7 +34,7 @@ from analysis.observations import (
     where,
 )
 from analysis.optimum import FlopsPerToken
-from analysis.pooling import CELL, pool, sample
+from analysis.pooling import pool, sample
 from analysis.rungs import Rung, rungs, undertuned
 from analysis.study import Study, study
 from analysis.uncertainty import IntervalKind
@@ -232,13 +232,13 @@ def _observed(
     distinct = int(cells(kept.params, kept.tokens).max()) + 1
     # A run to come is one of the usual weight, whatever the weights' unit.
     kept = replace(kept, weight=kept.weight / kept.weight.mean())
-    pooled = sample(kept) if robust else pool(kept)
+    pooled, width = (sample(kept), 0.0) if robust else pool(kept)
     if len(pooled) < len(kept):
         notes.append(
             f"{len(kept)} observations sampled to {len(pooled)}: Huber's loss needs single rows"
             if robust
             else f"{len(kept)} observations pooled into {len(pooled)} cells of N and D, each "
-            f"{CELL:.0%} wide and weighted by its number"
+            f"{width:.0%} wide and weighted by its number"
         )
     if cost is None and pooled.flops_convention == "6nd":
         cost = FlopsPerToken.six_n()

@@ -122,3 +122,9 @@ def sweep_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def farseer_csv() -> Path:
+    """Sizes by tokens, as published with Farseer."""
+    return _public("farseer_runs.csv")

@@ -43,8 +43,32 @@ def test_three_sizes_make_a_budget_and_two_do_not() -> None:
     found, sentence = name_budgets(flops, params)
     np.testing.assert_array_equal(np.unique(found[np.isfinite(found)]), [1e18, 1e20])
     assert np.isnan(found[3:6]).all()
-    expected = "budgets found from C, with their rows: 1e+18 (3), 1e+20 (4); 3 rows belong to none"
-    assert sentence == expected
+    assert sentence.startswith(
+        "budgets found from C, within 1%, with their rows: 1e+18 (3), 1e+20 (4); 3 rows belong to"
+    )
+
+
+def test_the_budgets_of_hoffmanns_figure_are_found_in_the_crowd(chinchilla_csv: Path) -> None:
+    with chinchilla_csv.open() as lines:
+        rows = list(csv.DictReader(lines))
+    flops, params = (np.array([float(r[k]) for r in rows]) for k in ("Training FLOP", "Model Size"))
+    found, sentence = name_budgets(flops, params)
+    named = np.unique(found[np.isfinite(found)])
+    # Section 3.2 of Hoffmann et al. 2022; digitised, each C lies some per cent too low.
+    nominal = [6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21]
+    np.testing.assert_allclose(named, nominal, rtol=0.1)
+    assert 0.5 < np.isfinite(found).mean() < 0.7
+    assert "within 10%" in sentence
+
+
+@pytest.mark.parametrize("rows", [30, 100, 245])
+def test_no_crowd_is_seen_in_scattered_runs(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    seen = 0
+    for _ in range(200):
+        flops = np.exp(rng.uniform(40, rng.choice([45, 49]), rows))
+        seen += np.isfinite(find_budgets(flops, rng.uniform(1e7, 1e9, rows))).any()
+    assert seen <= 2  # one of 2400 was, when this was tried
 
 
 def test_the_budgets_of_published_studies_are_found(isoflop_csv: Path) -> None:

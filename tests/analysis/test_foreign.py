@@ -36,7 +36,7 @@ def test_any_two_of_n_d_and_c_give_the_third(columns: dict) -> None:
     np.testing.assert_allclose(found.tokens, D, rtol=1e-14)
     np.testing.assert_allclose(found.flops, C, rtol=1e-14)
     assert found.flops_convention == ("given" if "C" in columns else "6nd")
-    assert found.params_convention == "given"
+    assert found.params_convention == ("given" if "N" in columns else "derived")
 
 
 def test_c_is_as_given_where_all_three_are() -> None:
@@ -189,7 +189,10 @@ def test_by_default_rows_weigh_the_same_and_stand_alone() -> None:
 @pytest.mark.parametrize(
     ("columns", "doubts"),
     [
-        ({"N": N, "D": D, "L": np.exp(L)}, ["is above 20 in 2 of 4 rows, up to 22.2"]),
+        (
+            {"N": N, "D": D, "L": np.exp(L)},
+            ["is above 20 in 2 of 4 rows, up to 22.2", "--loss-unit perplexity"],
+        ),
         ({"N": N, "D": D, "L": [2400.0, 3, 3, 3]}, ["L ('L') is above 20 in 1 of 4 rows"]),
         ({"N": N / 1e6, "D": D, "L": L}, ["N ('N') is 300", "D ('D') is above 1e7 N in 3 of 4"]),
         ({"N": N, "D": D / 1e9, "L": L}, ["D ('D') is below N/1000 in 4 of 4"]),
@@ -247,10 +250,10 @@ def test_csv_is_read_as_people_write_it(tmp_path: Path, name: str) -> None:
 def test_types_may_change_far_down_a_file(tmp_path: Path) -> None:
     path, rows = tmp_path / "long.csv", 200_000
     many = "".join(f"{1000 + i},2000000000,3\n" for i in range(rows))
-    path.write_text(f"params,tokens,loss\n{many}1e9,2e9,3.25\n1e9,2e9,NaN\n")
+    path.write_text(f"params,tokens,loss\n{many}1e9,2e9,2.75\n1e9,2e9,NaN\n")
     found = foreign(read_table(path), {})
     assert len(found.obs) == rows + 1
-    assert found.obs.loss[-1] == 3.25
+    assert found.obs.loss[-1] == 2.75
     assert sum(found.excluded.values()) == 1
     path.write_text(f"params,tokens,loss\n{many}1e9,2e9,diverged\n")
     with pytest.raises(InputError, match=f"row {rows + 1} has 'diverged'"):

@@ -19,7 +19,10 @@ from analysis.optimum import FlopsPerToken, optimum
 Columns = dict[str, np.ndarray]
 
 TRUTHS = {
-    "besiroglu": (HOFFMANN, {"A": 482.0, "B": 2085.4, "E": 1.8172, "alpha": 0.3478, "beta": 0.3658}),
+    "besiroglu": (
+        HOFFMANN,
+        {"A": 482.0, "B": 2085.4, "E": 1.8172, "alpha": 0.3478, "beta": 0.3658},
+    ),
     "steeper in D": (HOFFMANN, {"A": 120.0, "B": 9000.0, "E": 1.6, "alpha": 0.28, "beta": 0.44}),
     "gamma .7": (
         GENERALISED,
@@ -73,9 +76,7 @@ def design(rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
     return n, flops / (6 * n)
 
 
-def planted(
-    seed: int, defects: set[str] | None = None, *, digitised: bool = False
-) -> Planted:
+def planted(seed: int, defects: set[str] | None = None, *, digitised: bool = False) -> Planted:
     """A random table; `defects` are drawn too unless given.
 
     `digitised` has the noise of points read off a figure: 1 to 3%, with heavy tails, three digits.
@@ -231,7 +232,9 @@ def _extras(rng: np.random.Generator, columns: Columns) -> None:
     makers: dict[str, Callable[[], np.ndarray]] = {
         "host": lambda: rng.choice(["node-1", "node-2", "node-3"], rows),
         "gpus": lambda: rng.choice([8, 16], rows),
-        "seconds": lambda: columns["params"] * columns["tokens"] / 1e14 * rng.uniform(0.9, 1.1, rows),
+        "seconds": lambda: (
+            columns["params"] * columns["tokens"] / 1e14 * rng.uniform(0.9, 1.1, rows)
+        ),
         "width": lambda: np.round(np.sqrt(columns["params"] / 24)),
         "notes": lambda: rng.choice(["", "", "rerun"], rows),
         "train_loss": lambda: columns["loss"] * np.exp(0.01 * rng.standard_normal(rows)),

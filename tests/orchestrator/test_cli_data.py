@@ -198,9 +198,146 @@ def test_forecast_and_diagnosis_agree_where_the_optimum_is(isoflop: Run, runs: P
     assert set(found["laws"]) == {"hoffmann", "generalised"}
 
 
-def test_runs_of_several_kinds_are_asked_about(isoflop: Run, runs: Path) -> None:
+def test_a_kind_that_cannot_be_told_from_its_sizes_is_asked_about(isoflop: Run, runs: Path) -> None:
     table = csv.read_csv(runs)
-    half = ["one" if i % 2 else "two" for i in range(table.num_rows)]
+    half = ["my lab" if i < 14 else "theirs" for i in range(table.num_rows)]
     csv.write_csv(table.append_column("study", pa.array(half)), runs)
     warnings = _json(isoflop, "fit", runs)["warnings"]
-    assert any("'study' has 2 values" in text and "--where study=" in text for text in warnings)
+    (asked,) = [text for text in warnings if "'study' has 2 values" in text]
+    assert "--where 'study=my lab'" in asked
+
+
+DATA = Path(__file__).parents[1] / "data"
+TRUE_PARAMS, TRUE_LOSS = 809e6, 2.5674
+"""At 9e19 FLOPs, see tests/data/README.md."""
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "ways"),
+    [
+        ("rates.csv", "lr", ["--best-of lr", "--where lr=", "--pool"]),
+        ("architectures.csv", "arch", ["--where arch=dense", "--best-of arch", "--pool"]),
+    ],
+)
+def test_a_factor_is_refused_with_the_ways_out(isoflop: Run, name: str, column, ways) -> None:
+    for verb in (("fit",), ("forecast", "--flops", 9e19), ("report",), ("propose",)):
+        err = _bad(isoflop, verb[0], DATA / name, *verb[1:])
+        assert f"column {column!r} explains" in err
+        places = [err.index(way) for way in ways]
+        assert places == sorted(places)  # the likeliest way first
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rates.csv", ["--best-of", "lr"]),
+        ("architectures.csv", ["--where", "arch=dense"]),
+        ("curves.csv", []),
+        ("exported.csv", ["--columns", "N=config.model.n_params,D=summary.tokens"]),
+        ("perplexity.csv", ["--loss", "val_ppl", "--loss-unit", "perplexity"]),
+        ("derived.csv", []),
+        ("padded.csv", []),
+    ],
+)
+def test_tables_with_a_defect_give_the_truth_once_that_is_seen(isoflop: Run, name, options) -> None:
+    if name == "exported.csv":
+        options = [*options, "--loss", "summary.val_loss"]
+    found = _json(isoflop, "forecast", DATA / name, "--flops", 9e19, "--level", 0.99, *options)
+    n, loss = TRUE_PARAMS, TRUE_LOSS
+    assert found["params"] == pytest.approx(n, rel=0.15)
+    low, high = found["params_interval"]
+    assert low < n < high
+    low, high = found["loss_interval"]
+    assert low < loss < high
+
+
+def test_what_is_left_out_and_what_is_alike_is_counted(isoflop: Run) -> None:
+    curves = _json(isoflop, "fit", DATA / "curves.csv")
+    assert curves["excluded"] == [{"reason": "earlier point of a training curve", "count": 90}]
+    assert curves["cells"] == {"rows": 15, "distinct": 15}
+    padded = _json(isoflop, "fit", DATA / "padded.csv")
+    assert (padded["cells"], padded["factors"]) == ({"rows": 60, "distinct": 20}, [])
+    columns = ("--columns", "N=config.model.n_params,D=summary.tokens,L=summary.val_loss")
+    exported = _json(isoflop, "fit", DATA / "exported.csv", *columns)
+    assert exported["excluded"] == [{"reason": "unfinished: State is crashed", "count": 6}]
+    pooled = _json(isoflop, "fit", DATA / "architectures.csv", "--pool")
+    (factor,) = pooled["factors"]
+    assert (factor["column"], factor["cells"]) == ("arch", 28)
+    assert any("column 'arch'" in text for text in pooled["warnings"])
+
+
+def test_all_points_of_curves_share_the_noise_of_their_run_and_are_called_biased(
+    isoflop: Run,
+) -> None:
+    alone = _json(isoflop, "fit", DATA / "curves.csv")
+    found = _json(isoflop, "fit", DATA / "curves.csv", "--all-points")
+    assert found["observations"] == 105
+    assert any("biased upwards" in text for text in found["warnings"])
+    # Points share their run's noise: 105 of them are not worth much more than 15 runs.
+    widths = [
+        np.log(high / low)
+        for low, high in (alone["laws"]["hoffmann"]["intervals"]["A"],
+                          found["laws"]["hoffmann"]["intervals"]["A"])
+    ]  # fmt: skip
+    assert widths[1] > widths[0] / np.sqrt(7)
+
+
+def test_units_are_said_everywhere(isoflop: Run, tmp_path: Path) -> None:
+    file = DATA / "padded.csv"
+    assert _json(isoflop, "fit", file)["loss_unit"] == "as in 'loss'"
+    assert _json(isoflop, "fit", file, "--loss-unit", "bits_per_byte")["loss_unit"] == "bits/byte"
+    _, out, _ = isoflop("fit", file)
+    assert "L, as in 'loss'" in out
+    assert "nats/token" not in out
+    assert "nats/token" not in isoflop("forecast", file, "--flops", 9e19)[1]
+    assert "nats/token" not in isoflop("diagnose", file, "--params", 1e9, "--tokens", 1e10)[1]
+    page = tmp_path / "page.html"
+    isoflop("report", file, "--loss-unit", "bits", "-o", page)
+    assert "bits/token" in page.read_text()
+    assert "nats/token" not in page.read_text()
+
+
+def test_n_from_c_is_called_so_and_what_looks_like_n_is_named(isoflop: Run) -> None:
+    code, out, _ = isoflop("fit", DATA / "derived.csv")
+    assert code == 0
+    assert "N: C/(6D)" in out
+    found = _json(isoflop, "fit", DATA / "derived.csv")
+    assert found["convention"]["params"] == "derived"
+    (note,) = [text for text in found["warnings"] if text.startswith("N is C/(6D)")]
+    assert "--columns params=params_total or --columns params=params_transformer" in note
+    chosen = _json(isoflop, "fit", DATA / "derived.csv", "--columns", "params=params_transformer")
+    assert chosen["convention"]["params"] == "given"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("accuracy.csv", ["--loss", "accuracy"], "'accuracy') rises with N and D"),
+        ("perplexity.csv", ["--loss", "val_ppl"], "add --loss-unit perplexity"),
+        ("suite.csv", [], "all 8 observations have one D, about 3e+11 tokens"),
+        ("rates.csv", ["--best-of", "wd"], "--best-of wd: there is no such column"),
+    ],
+)
+def test_what_no_law_can_be_fitted_to_is_refused(isoflop: Run, name, options, message) -> None:
+    assert message in _bad(isoflop, "fit", DATA / name, *options)
+
+
+def test_options_for_tables_of_others_are_refused_for_a_project(isoflop: Run, tmp_path) -> None:
+    isoflop("add", tmp_path / "p", DATA / "padded.csv")
+    assert "--best-of is for tables of others" in _bad(
+        isoflop, "fit", tmp_path / "p", "--best-of", "lr"
+    )
+
+
+def test_the_best_at_the_end_of_what_was_tried_is_told(isoflop: Run, tmp_path: Path) -> None:
+    table = csv.read_csv(DATA / "rates.csv")
+    few = tmp_path / "few.csv"
+    csv.write_csv(table.filter(pa.array(table["lr"].to_numpy() < 3e-3)), few)
+    warnings = _json(isoflop, "fit", few, "--best-of", "lr")["warnings"]
+    assert any("smallest or largest that was tried" in text for text in warnings)
+
+
+def test_budgets_are_not_looked_for_when_told_so(isoflop: Run) -> None:
+    assert len(_json(isoflop, "fit", DATA / "padded.csv")["budgets"]) == 4
+    assert _json(isoflop, "fit", DATA / "padded.csv", "--budgets", "none")["budgets"] == []
+    assert "it is auto or none" in _bad(isoflop, "fit", DATA / "padded.csv", "--budgets", "x")

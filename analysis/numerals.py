@@ -38,7 +38,7 @@ _PF_DAYS = re.compile(r"(?i:pf(?:lop)?s?(?:/s)?|petaflops?(?:/s)?)[- ]?(?i:d|day
 
 _SPACES = "\u0020\u00a0\u2009\u202f"
 _NUMBER = re.compile(
-    r"(?P<sign>[+-]?)"
+    r"(?a)(?P<sign>[+-]?)"
     r"(?:(?P<digits>\.?\d(?:[\d.,_'’" + _SPACES + r"]*\d)?\.?)"
     r"(?:[eE](?P<exponent>[+-]?\d{1,4})|\s*[x×*·]\s*10\^(?P<power>[+-]?\d{1,4}))?"
     r"|10\^(?P<bare>[+-]?\d{1,4}))"

@@ -139,8 +139,8 @@ def _digits(digits: str, mark: Mark | None, text: str) -> str:
     """The digits as Python reads them: a point before the decimals and nothing else."""
     if _EITHER.fullmatch(digits) and ("," in digits or mark == ","):
         if mark is None:
-            plain = digits.replace(",", "")
-            decimals = digits.replace(",", ".")
+            plain = text.replace(digits, digits.replace(",", ""))
+            decimals = text.replace(digits, digits.replace(",", "."))
             raise ValueError(f"{text!r} may be {plain} or {decimals}: write the one or the other")
         return _parted(digits, mark)
     if _PLAIN.fullmatch(digits) or _UNDERSCORED.fullmatch(digits):

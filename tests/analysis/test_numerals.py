@@ -1,5 +1,7 @@
 """Numbers are read as they are printed; what could be two numbers is refused."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,14 +94,15 @@ def test_numbers_are_read(text: str, value: float) -> None:
     ],
 )
 def test_what_is_no_number_is_quoted_back(text: str) -> None:
-    with pytest.raises(ValueError, match="not a number|larger than any") as error:
+    with pytest.raises(ValueError, match=r"not a number|larger than any") as error:
         read_number(text)
     assert repr(text) in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["1,234", "12,345", "999,999", "-1,234", "1,234B", "1,234e3"])
 def test_a_comma_that_may_be_two_things_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="may be 1?2?9?9?9?,?"):
+    either = f"{text!r} may be {text.replace(',', '')} or {text.replace(',', '.')}: write"
+    with pytest.raises(ValueError, match=re.escape(either)):
         read_number(text)
     assert read_number(text, ".") == 1000 * read_number(text, ",")
 

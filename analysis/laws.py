@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.errors import InputError
+from analysis.numerals import PF_DAY
 from analysis.observations import FloatArray, ParamsConvention
 
 BoolArray = NDArray[np.bool_]
@@ -174,10 +175,6 @@ class Published:
     def theta(self) -> FloatArray:
         """The constants as a vector, shape (6,)."""
         return self.law.theta(self.constants)
-
-
-PF_DAY = 1e15 * 86_400
-"""FLOPs of a petaFLOP/s-day (Kaplan et al. 2020)."""
 
 
 def _scale(critical: float, exponent: float) -> dict[str, float]:

@@ -38,7 +38,7 @@ _PF_DAYS = re.compile(r"(?i:pf(?:lop)?s?(?:/s)?|petaflops?(?:/s)?)[- ]?(?i:d|day
 
 _SPACES = "\u0020\u00a0\u2009\u202f"
 _NUMBER = re.compile(
-    r"(?P<sign>[+-]?)"
+    r"(?a)(?P<sign>[+-]?)"
     r"(?:(?P<digits>\.?\d(?:[\d.,_'’" + _SPACES + r"]*\d)?\.?)"
     r"(?:[eE](?P<exponent>[+-]?\d{1,4})|\s*[x×*·]\s*10\^(?P<power>[+-]?\d{1,4}))?"
     r"|10\^(?P<bare>[+-]?\d{1,4}))"
@@ -139,8 +139,8 @@ def _digits(digits: str, mark: Mark | None, text: str) -> str:
     """The digits as Python reads them: a point before the decimals and nothing else."""
     if _EITHER.fullmatch(digits) and ("," in digits or mark == ","):
         if mark is None:
-            plain = digits.replace(",", "")
-            decimals = digits.replace(",", ".")
+            plain = text.replace(digits, digits.replace(",", ""))
+            decimals = text.replace(digits, digits.replace(",", "."))
             raise ValueError(f"{text!r} may be {plain} or {decimals}: write the one or the other")
         return _parted(digits, mark)
     if _PLAIN.fullmatch(digits) or _UNDERSCORED.fullmatch(digits):

@@ -6,7 +6,6 @@ Where observations come from is of no interest here; `orchestrator/ledger.py` wr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -15,8 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from analysis.arrow_types import require_distinct_names
 from analysis.errors import InputError
 from analysis.losses import floats, losses_of
+from analysis.numerals import read_number
+from analysis.wording import plural, where_option, written
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -184,8 +186,8 @@ class Observations:
             kept := self.loss < np.partition(self.loss, -k)[-k]
         ):
             raise InputError(
-                f"dropping the {k} largest losses of {len(self)} observations leaves none: "
-                "drop fewer"
+                f"dropping the {plural(k, 'largest loss', 'largest losses')} of "
+                f"{plural(len(self), 'observation')} leaves none: drop fewer"
             )
         return self.select(kept)
 
@@ -219,45 +221,69 @@ def as_schema(table: pa.Table, name: str, schema: pa.Schema = SCHEMA) -> pa.Tabl
 
 
 def where(table: pa.Table, conditions: Mapping[str, str]) -> pa.Table:
-    """Rows whose columns equal the given values: numbers as numbers, all else as text.
+    """Rows whose columns equal the given values, as `equals` compares them.
 
     Raises
     ------
     InputError
-        If a column does not exist or nothing is left.
+        If a column does not exist, several have its name, it holds lists, or nothing is left.
     """
     for name, value in conditions.items():
-        if table.column_names.count(name) != 1 or pa.types.is_nested(table[name].type):
-            ours = (
-                (*_NAMES.values(), *KIND_COLUMNS)
-                if has_schema(table.column_names)
-                else table.column_names
-            )
-            raise InputError(f"no column {name!r} to select on; choose among {', '.join(ours)}")
+        _require_selectable(table, name)
         kept = table.filter(equals(table[name], value))
         if kept.num_rows == 0 and table.num_rows > 0:
-            have = sorted({str(v) for v in pc.unique(table[name]).to_pylist()})
-            shown = ", ".join(have[:_SHOWN]) + (", ..." if len(have) > _SHOWN else "")
-            raise InputError(f"no observation has {name}={value}; there are {shown}")
+            there = _values(table[name])
+            raise InputError(
+                f"no observation has {name}={value}; there are {there}"
+                if there
+                else f"no observation has {name}={value}: that column is blank in every row"
+            )
         table = kept
     return table
 
 
+def _require_selectable(table: pa.Table, name: str) -> None:
+    require_distinct_names(table, [name])
+    if name in table.column_names and not pa.types.is_nested(table[name].type):
+        return
+    flat = [n for n in table.column_names if not pa.types.is_nested(table[n].type)]
+    ours = (*_NAMES.values(), *KIND_COLUMNS) if has_schema(flat) else flat
+    what = f"column {name!r} holds lists" if name in table.column_names else f"no column {name!r}"
+    raise InputError(f"{what} to select on; choose among {', '.join(ours)}")
+
+
+def _values(column: pa.ChunkedArray) -> str:
+    """The first values of a column, as `--where` takes them; blanks are none."""
+    values = [v for v in pc.unique(column).to_pylist() if v not in (None, "") and v == v]
+    shown = [written(value) for value in sorted(values)[:_SHOWN]]
+    return ", ".join(shown) + (", ..." if len(values) > _SHOWN else "")
+
+
 def equals(column: pa.ChunkedArray, value: str) -> pa.ChunkedArray:
-    """Whether each value of a column is what a person wrote, shape (n,); null is equal to nothing.
+    """Whether each value of a column is what a person wrote, shape (n,).
+
+    Numbers are compared as numbers, however both are written, and all else as text. Nothing written
+    is a blank; a blank is equal to nothing else.
 
     Examples
     --------
     >>> equals(pa.chunked_array([[1e19, 3e19]]), "1e19").to_pylist()
     [True, False]
+    >>> equals(pa.chunked_array([[100_000, None]]), "100k").to_pylist()
+    [True, False]
     >>> equals(pa.chunked_array([[True, None, False]]), "False").to_pylist()
     [False, False, True]
+    >>> equals(pa.chunked_array([["a", None]]), "").to_pylist()
+    [False, True]
     """
-    found = None
+    if not value:
+        return pc.is_null(column, nan_is_null=True)
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        with suppress(ValueError):
-            found = pc.equal(pc.cast(column, pa.float64(), safe=False), float(value))
-    if found is None:
+        try:
+            found = pc.equal(pc.cast(column, pa.float64(), safe=False), read_number(value))
+        except ValueError:
+            found = pc.equal(pc.cast(column, pa.string()), value)
+    else:
         text = value.lower() if pa.types.is_boolean(column.type) else value
         found = pc.equal(pc.cast(column, pa.string()), text)
     return pc.fill_null(found, False)
@@ -305,9 +331,11 @@ def require_one_kind(table: pa.Table) -> None:
         f"{kind['count']} with " + ", ".join(f"{name}={kind[name]}" for name in differing)
         for kind in found
     )
+    first = differing[0]
+    value = next(kind[first] for kind in found if kind[first] is not None)
     raise InputError(
         f"observations of {len(found)} kinds cannot share a fit ({listed}): "
-        f"select one with --where {differing[0]}={found[0][differing[0]]}"
+        f"select one with {where_option(first, value)}"
     )
 
 

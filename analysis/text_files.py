@@ -95,6 +95,31 @@ class BlockFile(io.RawIOBase):
         return block[:size]
 
 
+def decoded(data: bytes, name: str) -> str:
+    """The text of a small file, without a byte order mark.
+
+    Parameters
+    ----------
+    data
+        Its content, in an encoding as `blocks` reads it.
+    name
+        What it is called in errors.
+
+    Raises
+    ------
+    InputError
+        If it is in another encoding, with the first byte that says so and its line.
+    """
+    try:
+        return data.decode(_encoding(data))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{name} is not in UTF-8: line {line} has the byte 0x{data[error.start]:02x}. Save it "
+            f"as UTF-8, or convert it with `iconv -f WINDOWS-1252 -t UTF-8`"
+        ) from error
+
+
 def _opened(path: Path) -> io.BufferedReader:
     with path.open("rb") as file:
         packed = file.read(2) == _GZIP

@@ -1,11 +1,13 @@
-"""Numbers as people read them: in the terminal, in reports, in figures."""
+"""Numbers, counts and commands as people read and paste them, in terminals, reports and figures."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+import shlex
+from typing import TYPE_CHECKING, Literal
 
-from analysis.intervals import Interval
+if TYPE_CHECKING:
+    from analysis.intervals import Interval
 
 CONVENTIONS = {
     "non_embedding": "non-embedding parameters",
@@ -27,13 +29,54 @@ def count(value: float | None) -> str:
     --------
     >>> [count(v) for v in (13824, 70e9, 288768, 999.6, 12, None)]
     ['13.8k', '70.0B', '289k', '1.00k', '12', '–']
+    >>> count(2e16)
+    '2e+16'
     """
     if value is None or not math.isfinite(value):
         return "–"
+    if value >= 0.9995e15:
+        return f"{value:.3g}"
     for unit, suffix in SUFFIXES:
         if value >= 0.9995 * unit:
             return f"{float(f'{value / unit:.3g}'):#.3g}".rstrip(".") + suffix
     return f"{value:.3g}"
+
+
+def plural(number: int, noun: str, many: str | None = None) -> str:
+    """A number with its noun; `many` where the plural is not the noun and an s.
+
+    Examples
+    --------
+    >>> plural(1, "row"), plural(2, "row"), plural(0, "entry", "entries")
+    ('1 row', '2 rows', '0 entries')
+    """
+    return f"{number} {noun if number == 1 else many or noun + 's'}"
+
+
+def written(value: object) -> str:
+    """A value as a person would write it, so that it is read back as the same one.
+
+    Examples
+    --------
+    >>> [written(v) for v in (3e-4, 64.0, 1e18, 7, True, "8 GPUs")]
+    ['0.0003', '64', '1e+18', '7', 'true', '8 GPUs']
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return str(value)
+
+
+def where_option(column: str, value: object) -> str:
+    """The option that selects the rows with a value, quoted for a shell.
+
+    Examples
+    --------
+    >>> where_option("lr", 3e-4), where_option("notes", "8 GPUs")
+    ('--where lr=0.0003', "--where 'notes=8 GPUs'")
+    """
+    return f"--where {shlex.quote(f'{column}={written(value)}')}"
 
 
 def span(part: Interval | None, style: Literal["count", "plain"] = "count") -> str:
@@ -41,6 +84,7 @@ def span(part: Interval | None, style: Literal["count", "plain"] = "count") -> s
 
     Examples
     --------
+    >>> from analysis.intervals import Interval
     >>> span(Interval(2.0, 1.5, 1e40, 0.9), "plain")
     '1.500 to 1e+40'
     """

@@ -25,6 +25,7 @@ from orchestrator.options import (
     Price,
     Rows,
     console,
+    number,
     print_json,
     require_positive,
 )
@@ -93,19 +94,40 @@ def forecast(
     fitting: Fitting,
     price: Price,
     flops: Annotated[
-        float | None, typer.Option("--flops", help="The compute budget C, in FLOPs.")
+        float | None,
+        typer.Option(
+            "--flops",
+            parser=number("--flops"),
+            metavar="C",
+            help="The compute budget, in FLOPs, or as 2PFd.",
+        ),
     ] = None,
     at_params: Annotated[
         float | None,
-        typer.Option("--at-params", metavar="N", help="Instead: the C at which N is optimal."),
+        typer.Option(
+            "--at-params",
+            parser=number("--at-params"),
+            metavar="N",
+            help="Instead: the C at which N is optimal.",
+        ),
     ] = None,
     at_tokens: Annotated[
         float | None,
-        typer.Option("--at-tokens", metavar="D", help="Instead: the C at which D is optimal."),
+        typer.Option(
+            "--at-tokens",
+            parser=number("--at-tokens"),
+            metavar="D",
+            help="Instead: the C at which D is optimal.",
+        ),
     ] = None,
     served_tokens: Annotated[
         float | None,
-        typer.Option("--served-tokens", metavar="T", help="C serves T tokens too: 6ND + 2NT."),
+        typer.Option(
+            "--served-tokens",
+            parser=number("--served-tokens"),
+            metavar="T",
+            help="C serves T tokens too: 6ND + 2NT.",
+        ),
     ] = None,
     params: Params = None,
     flops_as: FlopsAs = None,
@@ -139,8 +161,16 @@ def diagnose(
     rows: Rows,
     fitting: Fitting,
     price: Price,
-    params: Annotated[float, typer.Option("--params", metavar="N", help="Its parameters.")],
-    tokens: Annotated[float, typer.Option("--tokens", metavar="D", help="Its training tokens.")],
+    params: Annotated[
+        float,
+        typer.Option("--params", parser=number("--params"), metavar="N", help="Its parameters."),
+    ],
+    tokens: Annotated[
+        float,
+        typer.Option(
+            "--tokens", parser=number("--tokens"), metavar="D", help="Its training tokens."
+        ),
+    ],
     params_as: ParamsAs = None,
     flops_as: Flops = None,
     as_json: Json = False,
@@ -175,10 +205,22 @@ def propose(
     data: Data,
     rows: Rows,
     flops: Annotated[
-        float | None, typer.Option("--flops", help="FLOPs of each trial. Default: the next budget.")
+        float | None,
+        typer.Option(
+            "--flops",
+            parser=number("--flops"),
+            metavar="C",
+            help="FLOPs of each trial. Default: the next budget.",
+        ),
     ] = None,
     spend: Annotated[
-        float | None, typer.Option("--spend", help="FLOPs of all trials together, at most.")
+        float | None,
+        typer.Option(
+            "--spend",
+            parser=number("--spend"),
+            metavar="FLOPS",
+            help="FLOPs of all trials together, at most.",
+        ),
     ] = None,
     sizes: Annotated[int, typer.Option("--sizes", help="Model sizes.")] = 7,
     output: SweepFile = None,

@@ -15,6 +15,7 @@ from orchestrator.options import (
     ProjectOption,
     Told,
     console,
+    number,
     print_json,
     require_positive,
 )
@@ -36,6 +37,7 @@ def tune(
         list[float] | None,
         typer.Option(
             "--tokens-per-param",
+            parser=number("--tokens-per-param"),
             metavar="D/N",
             help="At which each size is tuned; repeatable. Default: the sweep's.",
         ),
@@ -43,7 +45,10 @@ def tune(
     spend: Annotated[
         float | None,
         typer.Option(
-            "--spend", help="FLOPs of all probes, at most. Default: a quarter of the sweep's."
+            "--spend",
+            parser=number("--spend"),
+            metavar="FLOPS",
+            help="FLOPs of all probes, at most. Default: a quarter of the sweep's.",
         ),
     ] = None,
     output: Annotated[

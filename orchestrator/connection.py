@@ -14,10 +14,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from analysis.errors import InputError, first_line
 from cluster.machines import Cluster, cluster_from_ray, cpu_slots
+from orchestrator.scratch import PREFIX, scratch
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -36,6 +38,10 @@ OBJECT_STORE_BYTES = 80_000_000
 LOOPBACK = "127.0.0.1"
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Where this is 0, all of Ray's servers listen on loopback alone, on Linux too."""
+SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
+"""Of the path of a Unix socket, at most: sizeof(sun_path) less its zero byte."""
+LONGEST_SOCKET = "session_2026-11-30_23-59-59_999999_4194304/sockets/plasma_store"
+"""What Ray puts below its directory, at the largest process id."""
 CONNECT_SECONDS = 5.0
 CONNECT_RETRIES = "5"
 """Of Ray's attempts to connect, a second each where it is refused; by default there are 20."""
@@ -130,10 +136,13 @@ def connected(address: str | None = None) -> Iterator[None]:
     quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
     # Ray puts the driver's directory on its workers' path, where a user's own `cluster/` or
     # `analysis/` would stand before ours; and a local Ray stays in it.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:
-        with contextlib.chdir(empty):
+    with contextlib.ExitStack() as directories:
+        empty = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        with contextlib.chdir(directories.enter_context(empty)):
             if address is None:
+                short = directories.enter_context(_short_directory())
                 ray.init(
+                    _temp_dir=short and str(short),
                     address="local",
                     num_cpus=cpu_slots(),
                     include_dashboard=False,
@@ -147,6 +156,46 @@ def connected(address: str | None = None) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _short_directory() -> Iterator[Path | None]:
+    """A directory for Ray's sockets, None where the one that Ray chooses has a short enough path.
+
+    Raises
+    ------
+    InputError
+        If RAY_TMPDIR is too long, or TMPDIR is and no other directory can be written to.
+    """
+    chosen = os.environ.get("RAY_TMPDIR")
+    usual = Path(chosen or os.environ.get("TMPDIR", "/tmp"))
+    # Ray takes a relative path for one in the directory of each of its processes.
+    if usual.is_absolute() and _holds_sockets(usual / "ray"):
+        yield None
+        return
+    for place in () if chosen else _temporary_directories():
+        if _holds_sockets(place / f"{PREFIX}12345678") and os.access(place, os.W_OK | os.X_OK):
+            with scratch(place) as directory:
+                yield directory
+            return
+    raise InputError(
+        f"{'RAY_TMPDIR' if chosen else 'TMPDIR'} is {usual}, but Ray needs an absolute path whose "
+        f"sockets' names have at most {SOCKET_PATH_BYTES} bytes: set RAY_TMPDIR to a short path, "
+        "such as /tmp"
+    )
+
+
+def _temporary_directories() -> Iterator[Path]:
+    """Where a short directory can be made, if at all."""
+    yield Path("/tmp")
+    yield Path("/var/tmp")
+    if place := os.environ.get("XDG_RUNTIME_DIR"):
+        yield Path(place)
+    yield Path.home()
+
+
+def _holds_sockets(directory: Path) -> bool:
+    return len(os.fsencode(directory / LONGEST_SOCKET)) <= SOCKET_PATH_BYTES
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from analysis.errors import InputError
 from analysis.observations import SCHEMA, equals
+from analysis.text_files import decoded
 from orchestrator.storage import Storage
 
 FILE = "exclude.toml"
@@ -46,8 +47,8 @@ def read_exclusions(storage: Storage) -> tuple[Exclusion, ...]:
     if data is None:
         return ()
     try:
-        content = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(decoded(data, place))
+    except tomllib.TOMLDecodeError as error:
         raise InputError(f"{place} is no TOML: {error}") from error
     entries = content.pop("exclude", [])
     if content or not isinstance(entries, list):

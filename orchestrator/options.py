@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from analysis.errors import InputError
+from analysis.numerals import read_number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,6 +84,23 @@ Flops = Annotated[
 FlopsAs = Annotated[
     str | None, typer.Option("--flops-as", help=_FLOPS_HELP, rich_help_panel=FITTING)
 ]
+
+
+def number(option: str) -> Callable[[str], float]:
+    """Return the reader of an option of FLOPs, parameters or tokens: 1e18, 70B, 2PFd.
+
+    It raises an `InputError` that names the option and quotes what is no number.
+    """
+
+    def read(text: str) -> float:
+        try:
+            return read_number(text)
+        except ValueError as error:
+            raise InputError(f"{option}: {error}") from error
+
+    return read
+
+
 INTERRUPTED = 130
 """Exit code after a Ctrl-C, as shells have it."""
 
@@ -421,7 +440,7 @@ def _pinned(items: list[str]) -> dict[str, float]:
     for item in items:
         name, _, value = item.partition("=")
         try:
-            found[name.strip()] = float(value)
+            found[name.strip()] = read_number(value)
         except ValueError as error:
             raise InputError(f"--pin {item}: write NAME=VALUE, such as E=1.7") from error
     return found

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from analysis.numerals import PF_DAY
 from analysis.wording import count
 from orchestrator.estimate import Cost, Estimate, class_counts
 from orchestrator.family import corpus_caution
-from orchestrator.planner import PF_DAY, Plan, Planned
+from orchestrator.planner import Plan, Planned
 from orchestrator.probes import cautions, probe_cost
 from orchestrator.tables import plain_table, show_table
 from trainers.flops import params, trial_flops

@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis.design import spread
 from analysis.errors import InputError
+from analysis.numerals import PF_DAY
 from analysis.observations import ObservationId
 from orchestrator.family import corpus_id, family, family_params, vocabulary
 from orchestrator.probes import probes
@@ -25,9 +26,6 @@ from trainers.trial import CorpusId, Hyperparameters, Trial
 Role = Literal["grid", "replicate", "probe", "held-out", "confirm"]
 FIT_ROLES: tuple[Role, ...] = ("grid", "replicate")
 """Roles whose observations enter a fit, unless others are asked for."""
-
-PF_DAY = 1e15 * 86400
-"""FLOPs of a petaFLOP/s-day (Kaplan et al. 2020)."""
 
 MAX_SPAN_ERROR = 1.5
 """By what factor the span of N may differ from the one asked for, for want of buildable shapes."""

@@ -19,10 +19,14 @@ _LOCK = "lock"
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """An empty directory of this machine's, gone with the block."""
-    _remove_orphans()
-    made = Path(tempfile.mkdtemp(prefix=_UNLOCKED))
+def scratch(parent: Path | None = None) -> Iterator[Path]:
+    """An empty directory that only its owner may read, gone with the block.
+
+    It lies in `parent`, by default in the directory for temporary files.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    _remove_orphans(parent)
+    made = Path(tempfile.mkdtemp(prefix=_UNLOCKED, dir=parent))
     with (made / _LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = made.rename(made.with_name(PREFIX + made.name.removeprefix(_UNLOCKED)))
@@ -32,8 +36,8 @@ def scratch() -> Iterator[Path]:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_orphans() -> None:
-    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+def _remove_orphans(parent: Path) -> None:
+    for path in parent.glob(f"{PREFIX}*"):
         with suppress(OSError), (path / _LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path, ignore_errors=True)

@@ -17,9 +17,18 @@ import numpy as np
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from analysis.errors import InputError
+from analysis.text_files import decoded
 from orchestrator.spec_command import CommandSpec, Declared
 from orchestrator.spec_recipe import RecipeSpec, modules_of
-from orchestrator.spec_running import NEVER, Checkpoints, ClusterSpec, Limits, Strict
+from orchestrator.spec_running import (
+    NEVER,
+    AsPrinted,
+    Checkpoints,
+    ClusterSpec,
+    Limits,
+    Strict,
+    whole_number,
+)
 from orchestrator.storage import split
 from trainers.shape import Architecture, Shape
 from trainers.simulated import SimulatedSettings
@@ -84,16 +93,31 @@ class Shapes(Strict):
 class Budget(Strict):
     """One IsoFLOP budget: its FLOPs and the sizes to train at it."""
 
-    flops: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    flops: Annotated[float, Field(gt=0, allow_inf_nan=False), AsPrinted]
     """Training FLOPs of each trial, exact."""
     widths: Annotated[list[int], Field(min_length=3)] | None = None
     """The sizes, given; else `sizes` of them are chosen over `span` around the prior optimum."""
 
 
 def _budget(value: Any) -> Any:
-    if isinstance(value, str):
-        raise ValueError(f"is the string {value!r}: write the number without quotes")
-    return {"flops": value} if isinstance(value, int | float) else value
+    return {"flops": value} if isinstance(value, int | float | str) else value
+
+
+def _counts(source: Any, where: str) -> Any:
+    """A table of a corpus with its counts of tokens as whole numbers, however they are written."""
+    if not isinstance(source, dict):
+        return source
+    counts = {}
+    for name in ("tokens", "unique_tokens"):
+        if name in source:
+            try:
+                counts[name] = whole_number(source[name])
+            except ValueError as error:
+                raise InputError(f"{where}.{name}: {error}") from error
+    parts = source.get("parts")
+    if isinstance(parts, list):
+        counts["parts"] = [_counts(part, f"{where}.parts[{i}]") for i, part in enumerate(parts)]
+    return {**source, **counts}
 
 
 class SweepSpec(Strict):
@@ -119,7 +143,7 @@ class SweepSpec(Strict):
     """Model sizes a budget, where `widths` are not given."""
     span: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 16.0
     """Largest over smallest N of a budget."""
-    tokens_per_param: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 20.0
+    tokens_per_param: Annotated[float, Field(gt=0, allow_inf_nan=False), AsPrinted] = 20.0
     """D/N (N non-embedding) of the prior optimum, the middle of each budget's sizes."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = Field([0])
     """The first trains the grid, the others replicate it."""
@@ -175,10 +199,10 @@ def spec_as_written(path: Path) -> SweepSpec:
     """Read and check a sweep file, and leave its corpus's files relative to it."""
     storage, name = split(path)
     try:
-        data = tomllib.loads(storage.read(name).decode())
+        data = tomllib.loads(decoded(storage.read(name), str(path)))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not valid TOML: {error}") from error
     return _checked(data, path)
 
@@ -204,6 +228,8 @@ def rooted(spec: SweepSpec, path: Path) -> SweepSpec:
 
 
 def _checked(data: Mapping[str, Any], path: Path) -> SweepSpec:
+    if "corpus" in data:
+        data = {**data, "corpus": _counts(data["corpus"], f"{path.name}: corpus")}
     try:
         with modules_of(path.parent, Path.cwd()):
             return SweepSpec.model_validate_json(json.dumps(data, default=str))
@@ -320,7 +346,8 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return f"{where}.kind must be one of {first['ctx'].get('expected_tags', _KINDS)}"
     if first["type"] == "value_error":
-        return f"{where} {str(first['msg']).removeprefix('Value error, ')}".strip()
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return f"{where}{':' if message.startswith(_QUOTES) else ''} {message}".strip()
     if isinstance(given, str) and first["type"] in ("float_type", "int_type"):
         return f"{where} is the string {given!r}: write the number without quotes"
     shown = "" if isinstance(given, dict) else f" is {given!r}"
@@ -329,6 +356,7 @@ def _sentence(error: ValidationError) -> str:
     return f"{where}{shown}, but it {wanted.split(' after validation')[0]}"
 
 
+_QUOTES = ("'", '"')
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 _KINDS = "'stdlib', 'files', 'markov', 'hugging_face', 'mixture', 'declared'"
 

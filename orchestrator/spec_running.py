@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from analysis.errors import InputError
+from analysis.numerals import read_number
 from cluster.budget import Caps
 from cluster.machines import Cluster, uniform
 from trainers.gpus import KNOWN, gpu_type, known_type
@@ -22,6 +23,30 @@ class Strict(BaseModel):
     """A table: unknown keys and values of another type are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _as_printed(value: Any) -> Any:
+    return read_number(value) if isinstance(value, str) else value
+
+
+def whole_number(value: Any) -> Any:
+    """A count that was written as 1e9 or "10B"; what is none is left to others.
+
+    Raises
+    ------
+    ValueError
+        If text is no number, or none without decimals.
+    """
+    number = _as_printed(value)
+    if isinstance(number, float) and number.is_integer():
+        return int(number)
+    if isinstance(value, str):
+        raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
+AsPrinted = BeforeValidator(_as_printed)
+"""Of a number that may be text, such as "100k" or "2 PF-days"."""
 
 
 def _or_never(value: Any) -> Any:
@@ -67,7 +92,7 @@ _OrNever = BeforeValidator(_or_never)
 class Limits(Strict):
     """What a sweep may spend, and how patient it is with its trials."""
 
-    flops: _Positive | None = None
+    flops: Annotated[_Positive | None, AsPrinted] = None
     """Exact training FLOPs in all; the cheapest trials are started, the others held back."""
     gpu_hours: _Positive | None = None
     """GPU-hours in all, by expectation and then as taken."""

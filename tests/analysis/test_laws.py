@@ -16,12 +16,12 @@ from analysis.laws import (
     KAPLAN_TOKENS,
     LAWS,
     NAMES,
-    PF_DAY,
     PUBLISHED,
     log_loss,
     log_loss_jacobian,
     loss,
 )
+from analysis.numerals import PF_DAY
 
 ONE_VARIABLE = (KAPLAN_PARAMS, KAPLAN_TOKENS, KAPLAN_FLOPS)
 PRINTED = {

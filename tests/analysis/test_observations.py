@@ -67,7 +67,7 @@ def test_equal_content_under_two_names_is_one_kind() -> None:
 def test_selection_compares_as_text() -> None:
     table = _table(_row(context=64), _row(trial="b", context=128))
     assert where(table, {"context": "64"})["trial"].to_pylist() == ["a"]
-    with pytest.raises(InputError, match="no observation has context=32; there are 128, 64"):
+    with pytest.raises(InputError, match="no observation has context=32; there are 64, 128"):
         where(table, {"context": "32"})
 
 

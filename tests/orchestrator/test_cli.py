@@ -340,7 +340,9 @@ def test_a_spend_too_small_for_the_next_budget_is_refused(isoflop: Run, project:
 
 def test_bad_numbers_are_refused(isoflop: Run, project: Project) -> None:
     assert "--flops is -1.0" in _bad(isoflop, "forecast", project.local, "--flops", "-1")
-    assert "--spend is nan" in _bad(isoflop, "propose", project.local, "--spend", "nan")
+    assert "--spend: 'nan' is not a number" in _bad(
+        isoflop, "propose", project.local, "--spend", "nan"
+    )
     assert "--flops is 0.0" in _bad(isoflop, "propose", project.local, "--flops", "0")
     assert "level" in _bad(isoflop, "fit", project.local, "--level", "1.5")
     assert "--params is 'all'" in _bad(isoflop, "fit", project.local, "--params", "all")

@@ -5,9 +5,11 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -143,3 +145,75 @@ def test_what_a_person_has_set_stays(address: str | None) -> None:
     found = _prepared(address, **theirs)
     assert not set(theirs) & set(found)
     assert "RAY_AUTH_TOKEN" not in found
+
+
+CONNECT = """
+import os
+from orchestrator.connection import connected
+with connected():
+    import ray
+    assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()
+    print(ray._private.worker._global_node.get_session_dir_path())
+"""
+
+
+def _long(tmp_path: Path) -> Path:
+    """A directory of a path as batch systems give it, too long for a socket below it."""
+    directory = tmp_path / "scheduler-of-batch-jobs" / ("job-" + "9" * 40)
+    directory.mkdir(parents=True)
+    return directory
+
+
+def _connect(**environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if k not in ("TMPDIR", "RAY_TMPDIR")}
+    return subprocess.run(
+        [sys.executable, "-c", CONNECT],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_ray_starts_in_a_short_directory_where_the_usual_one_is_too_long(tmp_path: Path) -> None:
+    process = _connect(TMPDIR=str(_long(tmp_path)))
+    assert process.returncode == 0, process.stderr
+    session = Path(process.stdout.strip())
+    assert len(str(session / "sockets/plasma_store")) <= 107
+    assert not session.parent.exists()  # gone with its Ray
+
+
+@pytest.mark.slow
+def test_ray_starts_where_a_person_asks_for(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:
+        process = _connect(TMPDIR=str(_long(tmp_path)), RAY_TMPDIR=short)
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.startswith(short)
+
+
+def test_a_directory_that_is_too_long_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = str(_long(tmp_path))
+    monkeypatch.setenv("RAY_TMPDIR", long)
+    with pytest.raises(InputError, match=f"RAY_TMPDIR is {long}.*set RAY_TMPDIR to a short path"):
+        connection._short_directory().__enter__()
+    monkeypatch.delenv("RAY_TMPDIR")
+    monkeypatch.setenv("TMPDIR", long)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match=f"TMPDIR is {long}.*set RAY_TMPDIR to a short path"):
+        connection._short_directory().__enter__()
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("value", "short"), [("/tmp", False), ("", True), ("relative", True)])
+def test_only_what_ray_cannot_use_is_replaced(
+    value: str, short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", value)
+    with connection._short_directory() as directory:
+        assert (directory is not None) == short
+        assert directory is None or directory.stat().st_mode & 0o777 == 0o700
+    assert directory is None or not directory.exists()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from analysis.errors import InputError
-from orchestrator.planner import PF_DAY, Plan, make_plan
+from analysis.numerals import PF_DAY
+from orchestrator.planner import Plan, make_plan
 from orchestrator.spec import parse_spec, read_spec
 from trainers.flops import flops_per_token, params, trial_flops
 

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import bdtrc
 
 from analysis.observations import FloatArray, IntArray
+from analysis.wording import plural
 
 MIN_SIZES = 3
 """Distinct sizes that a group needs, for its valley to have a bottom."""
@@ -140,7 +141,7 @@ def name_budgets(flops: FloatArray, params: FloatArray) -> tuple[FloatArray, str
     shown = ", ".join(f"{value:.3g} ({k})" for value, k in few)
     more = f" and {len(distinct) - _SHOWN} more" if len(distinct) > _SHOWN else ""
     alone = len(budget) - int(count.sum())
-    rest = f"; {alone} {'row belongs' if alone == 1 else 'rows belong'} to none" if alone else ""
+    rest = f"; {plural(alone, 'row')} of no budget" if alone else ""
     return budget, (
         f"budgets found from C, within {max(miss, 1)}%, with their rows: {shown}{more}{rest}; "
         "--budgets none does without"

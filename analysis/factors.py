@@ -21,6 +21,7 @@ from scipy.special import fdtrc
 
 from analysis.observations import FloatArray, IntArray
 from analysis.statuses import plain_name
+from analysis.wording import written
 
 CHANCE = 1e-3
 """Probability, over all columns of a table together, that one is named by chance alone."""
@@ -65,8 +66,9 @@ class Factor:
     ln N and ln D."""
     effect: float
     """Standard deviation of ln L that it makes."""
-    commonest: str
-    """The value that most rows have, as a person would write it."""
+    suggested: str
+    """A value to select by, as a person would write it: one that as many rows have as any other,
+    and of these the one of the lowest loss."""
     tuned: bool
     """Whether its name is one of a hyperparameter, of which the best value is taken."""
 
@@ -203,7 +205,7 @@ def _columns(table: pa.Table, name: str) -> list[_Column]:
     size = np.bincount(codes[codes >= 0], minlength=len(encoded.dictionary))
     if np.sum(size > 0) < 2:
         return []
-    commonest = encoded.dictionary[int(np.argmax(size))].as_py()
+    texts = tuple(written(value) for value in encoded.dictionary.to_pylist())
     values = None
     if number:
         values = pc.cast(column, pa.float64(), safe=False).to_numpy()
@@ -213,16 +215,7 @@ def _columns(table: pa.Table, name: str) -> list[_Column]:
         if not tuned or values is None:
             return []
         codes = np.full(len(codes), -1, dtype=np.int64)
-    return [_Column(name, codes, len(size), values, _written(commonest), tuned)]
-
-
-def _written(value: str | bool | int | float) -> str:
-    """A value as a person would write it after --where."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and float(f"{value:g}") == value:
-        return f"{value:g}"
-    return str(value)
+    return [_Column(name, codes, len(size), values, texts, tuned)]
 
 
 class _Explained(NamedTuple):
@@ -254,20 +247,25 @@ def _stepwise(
         # Of columns that say the same, the one that somebody tuned.
         near = [(c, e) for c, e in known if e.share >= 0.9 * best]
         column, explained = max(near, key=lambda pair: (pair[0].tuned, pair[1].share))
-        found.append(_factor(column, explained))
+        found.append(_factor(column, explained, column.codes[rows], y))
         rest = rest - explained.fitted
         used += min(column.levels - 1, 3) if column.values is not None else column.levels - 1
         left = [c for c in left if c is not column]
     return found
 
 
-def _factor(column: _Column, explained: _Explained) -> Factor:
+def _factor(column: _Column, explained: _Explained, codes: IntArray, y: FloatArray) -> Factor:
+    """The factor; `codes` and `y` are the rows' levels and what it explains."""
+    known = codes >= 0
+    size = np.bincount(codes[known], minlength=1)
+    total = np.bincount(codes[known], y[known], minlength=1)
+    mean = np.where(size == size.max(), total / np.maximum(size, 1), np.inf)
     return Factor(
         column=column.name,
         cells=explained.cells,
         share=explained.share,
         effect=explained.effect,
-        commonest=column.commonest,
+        suggested=column.texts[int(np.argmin(mean)) if known.any() else 0],
         tuned=column.tuned,
     )
 
@@ -392,7 +390,8 @@ def _between(
         p = float(fdtrc(rank, spare, statistic))
         size_of_it = math.sqrt(saved / len(y))
         if p < CHANCE / len(columns) and size_of_it >= _SMALL_EFFECT:
-            found.append(_factor(column, _Explained(p, saved / total, size_of_it, fitted, 0)))
+            explained = _Explained(p, saved / total, size_of_it, fitted, 0)
+            found.append(_factor(column, explained, codes, rest))
     return sorted(found, key=lambda factor: -factor.share)[:1]
 
 

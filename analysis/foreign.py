@@ -27,6 +27,7 @@ from analysis.loss_units import LossUnit, convert, loss_unit, shown
 from analysis.observations import FloatArray, IntArray, Observations
 from analysis.statuses import finished, plain_name
 from analysis.units import above_vocabulary, doubts, require_falling
+from analysis.wording import plural, where_option
 
 NAMES = {
     "params": "n params parameters nparams nparameters numparams modelsize modelparams paramcount",
@@ -321,8 +322,8 @@ def _last_points(rows: _Rows, selection: Selection) -> _Rows:
         note = f"{points} rows belong to {runs} runs, by {curves.by}, and share their noise{biased}"
         return replace(rows.noted(note), trunk=curves.run)
     note = (
-        f"rows are points of {runs} training curves, told apart by {curves.by}: the last point of "
-        f"each run is fitted; --all-points keeps all {points}"
+        f"rows are points of {plural(runs, 'training curve')}, told apart by {curves.by}: the last "
+        f"point of each run is fitted; --all-points keeps all {points}"
     )
     return rows.noted(note).keep(curves.last, "earlier point of a training curve")
 
@@ -397,11 +398,10 @@ def _require_no_factor(found: Factors, rows: _Rows) -> None:
     part = found.deciding
     if not part:
         return
-    where = shlex.quote(f"{part[0].column}={part[0].commonest}")
     best = shlex.quote(",".join(factor.column for factor in part if factor.tuned == part[0].tuned))
     ways = [
         f"take the best of each cell of N and D with --best-of {best}",
-        f"select rows with --where {where}",
+        f"select rows with {where_option(part[0].column, part[0].suggested)}",
     ]
     first, second = ways if part[0].tuned else ways[::-1]
     differ = (
@@ -435,8 +435,7 @@ def _told_factors(found: Factors) -> list[str]:
             else f"column {factor.column!r} moves the loss by {factor.effect:.2%} (standard "
             "deviation) beyond what N and D explain"
         )
-        + ": to leave it out, select rows with --where "
-        + shlex.quote(f"{factor.column}={factor.commonest}")
+        + f": to leave it out, select rows with {where_option(factor.column, factor.suggested)}"
         + f" or take the best with --best-of {shlex.quote(factor.column)}"
         for factor in found.factors
     ]
@@ -557,7 +556,7 @@ def _kinds(table: pa.Table, names: Sequence[str]) -> list[str]:
         if len(often) > 1 and len(values) <= _KINDS:
             found.append(
                 f"{name!r} has {len(values)} values ({', '.join(often)}), each in a range of N, D "
-                "or C of its own: are these runs of one kind? If not, select with --where "
-                + shlex.quote(f"{name}={often[0]}")
+                "or C of its own: are these runs of one kind? If not, select with "
+                + where_option(name, often[0])
             )
     return found

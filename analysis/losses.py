@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from analysis.errors import InputError
@@ -18,20 +19,20 @@ def losses_of(table: pa.Table, name: str) -> tuple[NDArray[np.float64], NDArray[
     Parameters
     ----------
     table
-        With the columns `loss`, `loss_stderr`, `bits_per_byte` and `domains`.
+        With the columns `loss`, `loss_stderr`, `loss_unit`, `bits_per_byte` and `domains`.
     name
         One of `LOSSES`, or a further held-out set, whose loss is in nats/token.
 
     Raises
     ------
     InputError
-        If there is no such loss.
+        If there is no such loss, or rows of several units.
     """
     if name in LOSSES:
         values = floats(table[name])
-        known = name == "loss"
-        stderr = floats(table["loss_stderr"]) if known else np.full(len(values), np.nan)
-        return values, stderr, LOSSES[name]
+        if name != "loss":
+            return values, np.full(len(values), np.nan), LOSSES[name]
+        return values, floats(table["loss_stderr"]), _unit(table["loss_unit"])
     rows = [
         {domain["name"]: domain for domain in row or ()} for row in table["domains"].to_pylist()
     ]
@@ -46,6 +47,17 @@ def losses_of(table: pa.Table, name: str) -> tuple[NDArray[np.float64], NDArray[
         for part in ("loss", "loss_stderr")
     )
     return values, stderr, "nats/token"
+
+
+def _unit(column: pa.ChunkedArray) -> str:
+    """The unit that all rows share; external rows say theirs."""
+    units = pc.unique(pc.fill_null(column, LOSSES["loss"])).to_pylist()
+    if len(units) > 1:
+        raise InputError(
+            f"losses of {len(units)} units cannot share a fit ({', '.join(sorted(units))}): select "
+            "one with --where loss_unit=..."
+        )
+    return str(units[0]) if units else LOSSES["loss"]
 
 
 def floats(column: pa.ChunkedArray) -> NDArray[np.float64]:

@@ -28,7 +28,7 @@ FlopsConvention = Literal["exact", "given", "6nd"]
 ObservationId = tuple[str, int]
 """(trial key, tokens): the name of one observation."""
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _CURVE = pa.list_(
     pa.struct(
@@ -104,12 +104,13 @@ SCHEMA = pa.schema(
         _column("precision", pa.string(), "of products and activations, fp32 where null"),
         _column("probe_rate", pa.float64(), "of a probe: its peak rates over its recipe's"),
         _column("probe_batch", pa.float64(), "of a probe: its batch over its recipe's"),
+        _column("loss_unit", pa.string(), "of the loss of external rows, nats/token where null"),
     ]
 )
 
 LATER = (
     *("budget", "params_given", "flops_given", "weight", "trunk", "domains", "precision"),
-    *("probe_rate", "probe_batch"),
+    *("probe_rate", "probe_batch", "loss_unit"),
 )
 """Columns that earlier versions had not: null where a file lacks them."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from analysis.errors import InputError
+from analysis.losses import LOSSES
 from analysis.observations import SCHEMA_VERSION, Observations
 from orchestrator.lease import hold
 from orchestrator.project import Project, create_project
@@ -87,6 +88,7 @@ def _rows(obs: Observations, name: str) -> list[dict[str, Any]]:
             # Not part of the key: what is in a file beside a run does not make it another run.
             "trunk": keys[first[label[i]]] if count[label[i]] > 1 else None,
             "budget": _known(obs.budget[i]),
+            "loss_unit": None if obs.loss_unit == LOSSES["loss"] else obs.loss_unit,
             "status": "complete",
             "trainer": TRAINER,
             "corpus": name,

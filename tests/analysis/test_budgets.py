@@ -44,7 +44,7 @@ def test_three_sizes_make_a_budget_and_two_do_not() -> None:
     np.testing.assert_array_equal(np.unique(found[np.isfinite(found)]), [1e18, 1e20])
     assert np.isnan(found[3:6]).all()
     assert sentence.startswith(
-        "budgets found from C, within 1%, with their rows: 1e+18 (3), 1e+20 (4); 3 rows belong to"
+        "budgets found from C, within 1%, with their rows: 1e+18 (3), 1e+20 (4); 3 rows of no"
     )
 
 

@@ -141,7 +141,7 @@ def test_blank_rows_do_not_hide_the_levels_of_others() -> None:
     arch = np.tile(["a", "b", ""], 28)
     effect = np.tile([0.0, 0.05, 0.02], 28)
     (factor,) = _found(effect, n, d, arch=arch).deciding
-    assert factor.commonest in ("a", "b")
+    assert factor.suggested == "a"  # as many rows have it as b, and it is better
 
 
 def test_millions_of_rows_are_looked_at_by_whole_cells() -> None:

@@ -112,7 +112,8 @@ class _Column(NamedTuple):
     levels: int
     values: FloatArray | None
     """Numbers, NaN where missing; None for words."""
-    commonest: str
+    texts: tuple[str, ...]
+    """The levels as a person would write them; of too many the commonest."""
     tuned: bool
 
 
@@ -205,13 +206,15 @@ def _columns(table: pa.Table, name: str) -> list[_Column]:
     size = np.bincount(codes[codes >= 0], minlength=len(encoded.dictionary))
     if np.sum(size > 0) < 2:
         return []
-    texts = tuple(written(value) for value in encoded.dictionary.to_pylist())
+    many = len(size) > MOST_LEVELS
+    shown = encoded.dictionary.take([int(np.argmax(size))]) if many else encoded.dictionary
+    texts = tuple(written(value) for value in shown.to_pylist())
     values = None
     if number:
         values = pc.cast(column, pa.float64(), safe=False).to_numpy()
         if np.sum(size > 0) > len(codes) / 2 and not tuned:
             return []  # measured, or a number of the row
-    if len(size) > MOST_LEVELS:
+    if many:
         if not tuned or values is None:
             return []
         codes = np.full(len(codes), -1, dtype=np.int64)

@@ -13,7 +13,7 @@ from analysis.observations import ObservationId
 from orchestrator.family import corpus_id, family, family_params, vocabulary
 from orchestrator.probes import probes
 from orchestrator.spec import Budget, SweepSpec
-from orchestrator.spec_recipe import Recorded
+from orchestrator.spec_recipe import KEPT, Recorded
 from trainers.corpus import windows_per_pass
 from trainers.flops import flops_per_token, params, trial_flops
 from trainers.registry import trainer_version
@@ -119,7 +119,9 @@ class Plan:
         trials = {trial.key: trial for trial in map(Trial.from_dict, data["trials"])}
         return Plan(
             name=data["name"],
-            spec=SweepSpec.model_validate(data["spec"], strict=False, context=data.get("recipe")),
+            spec=SweepSpec.model_validate(
+                data["spec"], strict=False, context={KEPT: data.get("recipe")}
+            ),
             planned=tuple(
                 Planned(
                     trial=trials[p["trial"]],

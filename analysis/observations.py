@@ -26,7 +26,7 @@ FlopsConvention = Literal["exact", "given", "6nd"]
 ObservationId = tuple[str, int]
 """(trial key, tokens): the name of one observation."""
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _CURVE = pa.list_(
     pa.struct(
@@ -102,12 +102,14 @@ SCHEMA = pa.schema(
         _column("precision", pa.string(), "of products and activations, fp32 where null"),
         _column("probe_rate", pa.float64(), "of a probe: its peak rates over its recipe's"),
         _column("probe_batch", pa.float64(), "of a probe: its batch over its recipe's"),
+        _column("resumed_from", pa.int64(), "step of the checkpoint that its attempt started from"),
+        _column("loss_step", pa.int64(), "step after which the held-out loss was measured"),
     ]
 )
 
 LATER = (
     *("budget", "params_given", "flops_given", "weight", "trunk", "domains", "precision"),
-    *("probe_rate", "probe_batch"),
+    *("probe_rate", "probe_batch", "resumed_from", "loss_step"),
 )
 """Columns that earlier versions had not: null where a file lacks them."""
 

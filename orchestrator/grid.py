@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 from cluster.machines import Cluster
 from cluster.placement import Placement
 from cluster.queue import Queue
-from orchestrator.attempts import Kind
+from orchestrator.attempts import BLAMED, Kind
 from orchestrator.nodes import Nodes
 from orchestrator.order import Order
 from orchestrator.spec_running import Limits
@@ -35,8 +35,6 @@ ASK_SECONDS = 0.1
 """Between questions whether an actor has gone."""
 GIVE_UP_SECONDS = 30.0
 """For an actor to go, after which its room is taken to be free."""
-BLAMED: frozenset[Kind] = frozenset({"raised", "silent", "slow"})
-"""Ends that count against `limits.retries`; the others are not the trial's fault."""
 
 
 @dataclass

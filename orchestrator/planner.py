@@ -190,6 +190,7 @@ def make_plan(spec: SweepSpec) -> Plan:
             planned.append(_planned(spec, trial, trial.tokens, budget))
     _check_epochs(spec, planned)
     _check_distinct(planned)
+    _check_sizes_told(spec, planned)
     planned += probes(spec, planned)
     return Plan(name=spec.name, spec=spec, planned=tuple(planned))
 
@@ -366,6 +367,31 @@ def _check_distinct(planned: list[Planned]) -> None:
             )
 
 
+def _check_sizes_told(spec: SweepSpec, planned: list[Planned]) -> None:
+    """Refuse two sizes that a command, which is not told the width, could not tell apart."""
+    if spec.command is None or "width" in spec.command.told:
+        return
+    names = sorted({"depth", "heads"} & spec.command.told)
+    widths: dict[tuple[int, ...], int] = {}
+    for p in planned:
+        shape = p.trial.shape
+        told = tuple(getattr(shape, name) for name in names)
+        other = widths.setdefault(told, shape.width)
+        if other != shape.width:
+            listed = " and ".join(f"{name} {n}" for name, n in zip(names, told, strict=True))
+            raise InputError(
+                f"widths {other} and {shape.width} have {listed} both, and the command is not told "
+                "the width: give it {width}, or other sizes"
+            )
+
+
+def text_limit(spec: SweepSpec) -> str:
+    """Return which key of a sweep bounds the tokens of one pass over its text."""
+    if getattr(spec.corpus, "unique_tokens", None) is not None:
+        return "corpus.unique_tokens"
+    return "corpus.tokens" if hasattr(spec.corpus, "tokens") else "more text"
+
+
 def _check_epochs(spec: SweepSpec, planned: list[Planned]) -> None:
     longest = max(planned, key=lambda p: p.tokens)
     trial = longest.trial
@@ -373,8 +399,11 @@ def _check_epochs(spec: SweepSpec, planned: list[Planned]) -> None:
     if longest.tokens > most:
         one_pass = most / spec.epochs
         epochs = longest.tokens / one_pass
+        limit = text_limit(spec)
+        more = limit if limit == "more text" else f"more text ({limit})"
         raise InputError(
             f"budget {longest.budget:g} trains width {trial.shape.width} on {longest.tokens:,} "
-            f"tokens, {epochs:.2f} epochs of corpus {trial.corpus.name} ({one_pass:,.0f} tokens): "
-            f"give more text, or set epochs = {np.ceil(epochs):.0f} to allow repetition"
+            f"tokens, {epochs:.2f} epochs of corpus {trial.corpus.name} ({one_pass:,.0f} tokens), "
+            f"and epochs = {spec.epochs:g} allows no more: give {more}, or set epochs = "
+            f"{np.ceil(epochs):.0f} to allow repetition"
         )

@@ -17,19 +17,22 @@ from cluster.placement import Placement, Unplaceable, place
 from orchestrator.attempts import Attempts
 from orchestrator.ledger import Ledger
 from orchestrator.planner import Plan, make_plan
-from orchestrator.project import open_project
+from orchestrator.project import create_project, open_project
 from orchestrator.shipping import pack
 from orchestrator.spec import parse_spec, read_spec, to_toml
 from orchestrator.storage import LocalStorage
 from tests.orchestrator.workers import measurement
 from trainers.command import Commanded
 from trainers.flops import flops_per_token
+from trainers.template import file_hash
 from trainers.told import CommandError
 from trainers.trial import Event, Measurement, Step
 from trainers.workspace import Scratch
 
 Run = Callable[..., tuple[int, str, str]]
 EXAMPLE = Path(__file__).parents[2] / "examples/nanogpt/sweep.toml"
+TRIAL = '"{width} {steps} {batch_tokens}"'
+"""What every program has to be told of its trial."""
 CORPUS = 'corpus = { kind = "declared", name = "x", version = "1", vocabulary = 50, tokens = 9e9 }'
 
 
@@ -47,6 +50,8 @@ def sweep(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         (tmp_path / "train.py").write_text(textwrap.dedent(program))
         path = tmp_path / "sweep.toml"
+        if "env =" not in run + table:
+            table += f"\nenv = {{ TRIAL = {TRIAL} }}"
         path.write_text(
             f'name = "own"\ntrainer = "command"\n{corpus}\nbudgets = [1e9]\nsizes = 3\nspan = 4\n'
             f"[command]\nrun = {run}\n{table}\n{extra}\n"
@@ -75,7 +80,7 @@ def test_content_decides_keys_and_places_do_not(sweep, tmp_path: Path) -> None:
     first = keys(sweep())
     assert keys(sweep(table='files = ["train.py"]\ntimeout_seconds = 9.0\ngpus = 1.0')) == first
     assert keys(sweep(program="print()")) != first
-    assert keys(sweep(table='files = ["train.py"]\nenv = { A = "b" }')) != first
+    assert keys(sweep(table=f'files = ["train.py"]\nenv = {{ TRIAL = {TRIAL}, A = "b" }}')) != first
     assert keys(sweep('["{python}", "train.py", "x"]')) != first
     assert keys(sweep(corpus=CORPUS.replace("9e9", "8_000_000_000"))) != first
     (tmp_path / "elsewhere").mkdir()
@@ -117,6 +122,73 @@ def test_a_wrong_table_is_a_sentence(isoflop: Run, sweep, given: dict, message: 
 
 
 @pytest.mark.parametrize(
+    ("env", "extra", "message"),
+    [
+        ("", "", "have no {width}, so that all sizes would train one and the same model: give it"),
+        ("{depth} {steps}", "", "have no {width}, so that all sizes"),
+        ("{{width}} {steps}", "", "have no {width}, so that all sizes"),
+        ("{steps}", "shapes = { aspect = 8.0, heads = 2 }", "have neither {width} nor {depth}, so"),
+        (
+            "{steps}",
+            "shapes = { aspect = 8.0, head_width = 4 }",
+            "have neither {width} nor {heads} nor {depth}, so that all sizes would train one",
+        ),
+        ("{width}", "", "have neither {tokens} nor {steps}, so that all trials would train equal"),
+        (
+            "{width} {steps}",
+            "seeds = [1, 2]",
+            "have no {seed}, so that the 2 seeds would train one and the same run: give it, as in "
+            '"--seed={seed}", or one seed',
+        ),
+    ],
+)
+def test_a_program_that_is_not_told_its_trial_is_refused_when_the_file_is_read(
+    sweep, env: str, extra: str, message: str
+) -> None:
+    path = sweep(table=f'files = ["train.py"]\nenv = {{ TRIAL = "{env}" }}')
+    path.write_text(f"{extra}\n{path.read_text()}")
+    with pytest.raises(InputError) as caught:
+        read_spec(path)
+    assert str(caught.value).startswith("sweep.toml: command.run and command.env ")
+    assert message in str(caught.value)
+
+
+def _grow(path: Path, aspect: float) -> None:
+    """Make the sweep's models grow in depth with their widths."""
+    sizes = "budgets = [1e9]\nsizes = 3\nspan = 4\n"
+    assert sizes in path.read_text()
+    grown = "budgets = [{ flops = 1e10, widths = [8, 16, 24] }]\n"
+    grown += f"shapes = {{ aspect = {aspect}, heads = 2 }}\n"
+    path.write_text(path.read_text().replace(sizes, grown))
+
+
+def test_a_depth_may_stand_for_the_width_if_it_tells_the_sizes_apart(sweep) -> None:
+    def plan(aspect: float) -> Plan:
+        path = sweep(table='files = ["train.py"]\nenv = { TRIAL = "{depth} {tokens}" }')
+        _grow(path, aspect)
+        return make_plan(read_spec(path))
+
+    assert {trial.shape.depth for trial in plan(8.0).trials} == {1, 2, 3}
+    with pytest.raises(InputError, match=r"widths 8 and 16 have depth 1 both, and the command is"):
+        plan(64.0)
+
+
+def test_what_a_program_may_need_to_know_is_told(isoflop: Run, sweep) -> None:
+    path = sweep(table='files = ["train.py"]\nenv = { TRIAL = "{width} {steps}" }')
+    _grow(path, 8.0)
+    out = isoflop("plan", path)[1]
+    assert "! command: it is told none of {batch_tokens}, {sequences} and {tokens}, so" in out
+    assert "! command: it is not told {depth}, which grows with the width (shapes.aspect)" in out
+
+
+def test_a_plan_that_was_kept_by_an_older_isoflop_opens(sweep) -> None:
+    made = make_plan(read_spec(sweep())).to_dict()
+    made["spec"]["command"]["env"] = {}
+    again = Plan.from_dict(json.loads(json.dumps(made)))
+    assert again.spec.command.told == {"python"}
+
+
+@pytest.mark.parametrize(
     "run",
     [
         '["{python}", "{here}/train.py"]',
@@ -127,7 +199,7 @@ def test_a_wrong_table_is_a_sentence(isoflop: Run, sweep, given: dict, message: 
         '["{python}", "-c", "0", "--config=conf.yaml"]',
         '["sh", "-c", "cd . && python train.py;"]',
         "\"sh -c 'python train.py'\"",
-        '["x"]\nenv = { CONFIG = "conf.yaml" }',
+        '["x", "{width}", "{steps}"]\nenv = { CONFIG = "conf.yaml" }',
         '["x", "a b.yaml"]',
         '["x", "--a=a b.yaml"]',
     ],
@@ -190,7 +262,9 @@ def test_trainer_and_table_go_together(changes: dict, message: str) -> None:
 
 
 def test_a_command_survives_being_written_as_a_sweep_file(sweep, tmp_path: Path) -> None:
-    table = 'files = ["train.py"]\nenv = { A = "b {width}", "C" = "d" }\ntimeout_seconds = 60.0'
+    table = (
+        'files = ["train.py"]\nenv = { A = "b {width}", "C" = "{steps}" }\ntimeout_seconds = 60.0'
+    )
     spec = read_spec(sweep(table=table))
     (tmp_path / "elsewhere").mkdir()
     again = tmp_path / "elsewhere/next.toml"
@@ -228,6 +302,41 @@ def test_a_command_takes_the_gpus_that_it_asks_for(sweep) -> None:
         "2 GPUs",
     ]
     assert "needs 8 GPUs, and there are 4" in str(placed(8.0))
+
+
+def test_a_mended_program_takes_the_place_of_one_that_only_failed(sweep, tmp_path: Path) -> None:
+    """Its trials are others. A row of the old one, or a checkpoint, would be lost to the plan."""
+    project = create_project(tmp_path / "p")
+    path = sweep(program="raise SystemExit(3)")
+    broken = make_plan(read_spec(path))
+    project.save_plan(broken)
+    for trial in broken.trials:
+        attempt = project.attempts.begin(trial, driver=1, node="n", pid=1)
+        project.attempts.fail(attempt, kind="raised", error="exited with 3")
+    (tmp_path / "train.py").write_text("mended")
+    mended = make_plan(read_spec(path))
+    project.save_plan(mended)
+    (kept,) = project.plans()
+    assert {t.key for t in kept.trials} == {t.key for t in mended.trials}
+    project.attempts.begin(mended.trials[0], driver=1, node="n", pid=1)
+    (tmp_path / "train.py").write_text("mended again")
+    hashes = [file_hash(tmp_path / "train.py"), dict(mended.trials[0].command.files)["train.py"]]
+    with pytest.raises(InputError) as caught:
+        project.save_plan(make_plan(read_spec(path)))
+    assert "differs in the command's file train.py ({}, was {}, by hash)".format(*hashes) in str(
+        caught.value
+    )
+
+
+def test_what_bounds_a_horizon_is_named(sweep) -> None:
+    path = sweep(corpus=CORPUS.replace("9e9", "10_000"))
+    with pytest.raises(InputError) as caught:
+        make_plan(read_spec(path))
+    assert re.search(
+        r"trains width \d+ on [\d,]+ tokens, [\d.]+ epochs of corpus x \([\d,]+ tokens\), and "
+        r"epochs = 1 allows no more: give more text \(corpus\.tokens\), or set epochs = \d+",
+        str(caught.value),
+    )
 
 
 def test_a_row_has_what_the_program_declared(sweep, tmp_path: Path) -> None:

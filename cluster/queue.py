@@ -8,7 +8,7 @@ there, or take none of it. A pure state machine: it is told what happens, and sa
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from cluster.budget import Caps, Purse
@@ -91,6 +91,8 @@ class Queue:
         self._crowded = False  # whether something runs that has no room, for all that is known
         self.held: dict[str, str] = {}
         """Keys of trials that are not started, with the cap that holds them back."""
+        self.kept_back: frozenset[str] = frozenset()
+        """Keys of trials that are not started because the caller said so."""
         for job in jobs:
             self._jobs[job.key] = job
             self._wait(job)
@@ -194,6 +196,26 @@ class Queue:
         self._purse.commit(-job.flops, 0.0)  # promised again when it starts again
         self._wait(job)
         self._admit()
+
+    def keep_back(self, but: Collection[str] = ()) -> None:
+        """Start none of the trials that wait now, `but` these, until `let_go`."""
+        waiting = {key for jobs in self._waiting.values() for _, key in jobs}
+        chosen = waiting - set(but)
+        for key in chosen:
+            self._remove(self._jobs[key])
+        self.kept_back |= chosen
+
+    def let_go(self) -> None:
+        """Have the trials that were kept back wait again."""
+        for key in self.kept_back:
+            self._wait(self._jobs[key])
+        self.kept_back = frozenset()
+        self._admit()
+
+    def cheapest(self) -> Job | None:
+        """The trial that takes least of those that wait."""
+        keys = [key for jobs in self._waiting.values() for _, key in jobs]
+        return min((self._jobs[key] for key in keys), key=_cost, default=None)
 
     def move(self, cluster: Cluster) -> None:
         """The cluster is now this one: nodes have joined or left. What ran there must be `lost`."""
@@ -312,6 +334,10 @@ class Queue:
             else:
                 purse.commit(job.flops, job.gpu_seconds)
                 self._wait(job)
+
+
+def _cost(job: Job) -> tuple[float, float, str]:
+    return job.gpu_seconds or job.seconds, job.flops, job.key
 
 
 def _length(job: Job) -> float:

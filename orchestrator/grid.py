@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,27 +177,48 @@ class Grid(Searcher):
         """Whether one more end that is to blame on a trial would leave it another try."""
         return self._failures[key] < self._limits.retries
 
-    def failed(self, key: str, kind: Kind, *, step: int = 0, hopeless: bool = False) -> bool:
+    def failed(
+        self,
+        key: str,
+        kind: Kind,
+        *,
+        step: int = 0,
+        hopeless: bool = False,
+        mistaken: bool = False,
+    ) -> bool:
         """A trial came back without a row. Whether it will be tried again.
 
         Not when it has failed too often, nor if it is `hopeless` and there is no other node that
-        might think better of it. Losses count only while the trial gets no further: those before
-        its newest checkpoint, at `step`, are forgiven.
+        might think better of it, nor if its program is `mistaken`, which it is anywhere. Losses
+        count only while the trial gets no further: those before its newest checkpoint, at `step`,
+        are forgiven.
         """
         if step > self._reached[key]:
             self._reached[key] = step
             self._losses[key] = 0
         blame = self._failures if kind in BLAMED else self._losses
         blame[key] += 1
-        elsewhere = kind != "node lost" and self._turn_from_node(key)
+        elsewhere = kind != "node lost" and not mistaken and self._turn_from_node(key)
         again = not (
-            (hopeless and not elsewhere)
+            mistaken
+            or (hopeless and not elsewhere)
             or self._stop.wanted
             or self._failures[key] > self._limits.retries
             or self._losses[key] > self._limits.restarts
         )
         self._leave(key, again=again)
         return again
+
+    def hold_back(self, failed: Collection[str]) -> str | None:
+        """Start no trial that waits, but for the cheapest one if it is cheaper than those `failed`.
+
+        Returns its key. See `first_failures`.
+        """
+        cheapest = self.queue.cheapest()
+        least = min(self.queue.job(key).flops for key in failed)
+        witness = cheapest.key if cheapest is not None and cheapest.flops < least else None
+        self.queue.keep_back(() if witness is None else (witness,))
+        return witness
 
     def unfit(self, key: str) -> None:
         """A trial's node cannot work on the sweep: the trial starts again, and nothing there."""

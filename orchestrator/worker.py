@@ -41,6 +41,7 @@ from orchestrator.scratch import scratch
 from orchestrator.storage import LONGEST_WAIT, Result, Storage, open_storage, patiently, reason_of
 from orchestrator.watchdog import Watchdog
 from trainers.registry import trainer
+from trainers.told import CommandError
 from trainers.trial import Event, Measurement, Progress, Step, Trial
 
 LOOK_SECONDS, FAR_LOOK_SECONDS = 1.0, 10.0
@@ -193,7 +194,8 @@ class Work:
             raise
         except Exception as error:
             lost = isinstance(error, GangError) and error.lost
-            text = str(error) if lost else f"{type(error).__name__}: {error}"
+            plain = lost or isinstance(error, InputError | CommandError)  # sentences for people
+            text = str(error) if plain else f"{type(error).__name__}: {error}"
             fail("worker lost" if lost else "raised", text, traceback.format_exc())
             raise
 

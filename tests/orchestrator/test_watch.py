@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,7 +42,12 @@ class Grid:
         self.told: list[tuple[Any, ...]] = []
         self.retries = 1
         self.lacks = "the cluster has no nodes"
-        self.queue = SimpleNamespace(job=lambda key: SimpleNamespace(seconds=EXPECTED))
+        self.kept_back: list[str] = []
+        self.queue = SimpleNamespace(
+            job=lambda key: SimpleNamespace(seconds=EXPECTED),
+            kept_back=self.kept_back,
+            let_go=self.kept_back.clear,
+        )
 
     def started(self, *said: Any) -> None:
         self.told.append(("started", *said))
@@ -56,6 +61,10 @@ class Grid:
     def measured(self, key: str) -> None:
         self.told.append(("measured", key))
 
+    def hold_back(self, failed: Any) -> str | None:
+        self.kept_back += ["x", "y"]
+        return None
+
     def unfit(self, key: str) -> None:
         self.told.append(("unfit", key))
 
@@ -64,7 +73,7 @@ class Grid:
 
     def failed(self, key: str, kind: str, **more: Any) -> bool:
         self.told.append(("failed", key, kind))
-        return True
+        return self.retries > 0 and not more.get("mistaken")
 
 
 class Progress:
@@ -73,6 +82,8 @@ class Progress:
     def __init__(self) -> None:
         self.troubles: list[str] = []
         self.over: list[tuple[str, str]] = []
+        self.shown: list[tuple[str, str, list[str], bool]] = []
+        self.news: list[str] = []
 
     def trouble(self, text: str) -> None:
         self.troubles.append(text)
@@ -82,6 +93,12 @@ class Progress:
 
     def failed(self, key: str) -> None:
         self.over.append((key, "failed"))
+
+    def attempt_failed(self, key: str, reason: str, log: Sequence[str], *, again: bool) -> None:
+        self.shown.append((key, reason, list(log), again))
+
+    def say(self, text: str, **_: Any) -> None:
+        self.news.append(text)
 
     def running(self, *said: Any) -> None: ...
 

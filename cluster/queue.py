@@ -104,6 +104,11 @@ class Queue:
         return sum(map(len, self._waiting.values()))
 
     @property
+    def waiting_keys(self) -> frozenset[str]:
+        """Their keys."""
+        return frozenset(key for jobs in self._waiting.values() for _, key in jobs)
+
+    @property
     def running(self) -> frozenset[str]:
         """Keys of the trials that were handed out and have not come back."""
         return frozenset(self._running)
@@ -199,8 +204,7 @@ class Queue:
 
     def keep_back(self, but: Collection[str] = ()) -> None:
         """Start none of the trials that wait now, `but` these, until `let_go`."""
-        waiting = {key for jobs in self._waiting.values() for _, key in jobs}
-        chosen = waiting - set(but)
+        chosen = self.waiting_keys - set(but)
         for key in chosen:
             self._remove(self._jobs[key])
         self.kept_back |= chosen
@@ -211,11 +215,6 @@ class Queue:
             self._wait(self._jobs[key])
         self.kept_back = frozenset()
         self._admit()
-
-    def cheapest(self) -> Job | None:
-        """The trial that takes least of those that wait."""
-        keys = [key for jobs in self._waiting.values() for _, key in jobs]
-        return min((self._jobs[key] for key in keys), key=_cost, default=None)
 
     def move(self, cluster: Cluster) -> None:
         """The cluster is now this one: nodes have joined or left. What ran there must be `lost`."""
@@ -334,10 +333,6 @@ class Queue:
             else:
                 purse.commit(job.flops, job.gpu_seconds)
                 self._wait(job)
-
-
-def _cost(job: Job) -> tuple[float, float, str]:
-    return job.gpu_seconds or job.seconds, job.flops, job.key
 
 
 def _length(job: Job) -> float:

@@ -2,7 +2,7 @@
 
 A mistake that every trial makes (a missing module, a program that gives no result) shows in the
 first few. A cause that grows with size (memory) does not stop the small ones: so before the rest is
-given up, the cheapest of them is tried.
+given up, the smallest of them is tried.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FirstFailures:
     Parameters
     ----------
     hold
-        Holds back all trials that wait, but for the cheapest one if it is cheaper than each of
+        Holds back all trials that wait, but for the smallest one if it is smaller than each of
         those whose keys it is given; returns that one's key, or None.
     release
         Lets all of them start again.

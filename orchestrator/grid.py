@@ -28,6 +28,7 @@ from orchestrator.nodes import Nodes
 from orchestrator.order import Order
 from orchestrator.spec_running import Limits
 from orchestrator.stop import Stop
+from trainers.flops import params
 
 LOOK_SECONDS = 5.0
 """Between looks at which nodes there are."""
@@ -210,15 +211,19 @@ class Grid(Searcher):
         return again
 
     def hold_back(self, failed: Collection[str]) -> str | None:
-        """Start no trial that waits, but for the cheapest one if it is cheaper than those `failed`.
+        """Start no trial that waits, but for the smallest one if it is smaller than those `failed`.
 
         Returns its key. See `first_failures`.
         """
-        cheapest = self.queue.cheapest()
-        least = min(self.queue.job(key).flops for key in failed)
-        witness = cheapest.key if cheapest is not None and cheapest.flops < least else None
-        self.queue.keep_back(() if witness is None else (witness,))
-        return witness
+        sizes = {key: params(order.trial.shape).total for key, order in self._orders.items()}
+        waiting = self.queue.waiting_keys
+        smallest = min(
+            waiting, key=lambda key: (sizes[key], self.queue.job(key).flops, key), default=None
+        )
+        if smallest is not None and sizes[smallest] >= min(sizes[key] for key in failed):
+            smallest = None
+        self.queue.keep_back(() if smallest is None else (smallest,))
+        return smallest
 
     def unfit(self, key: str) -> None:
         """A trial's node cannot work on the sweep: the trial starts again, and nothing there."""

@@ -206,16 +206,23 @@ class Progress:
             self._told[text] = now
             self.say(text)
 
-    def attempt_failed(self, key: str, reason: str, log: Sequence[str], *, again: bool) -> None:
-        """An attempt at a trial failed, and whether another one follows; lines of its log."""
+    def attempt_failed(
+        self, key: str, reason: str | None, log: Sequence[str], *, again: bool
+    ) -> None:
+        """An attempt at a trial failed, and whether another one follows; lines of its log.
+
+        Without a `reason` it is one that was shown before.
+        """
         cells = self.board.of(key)
         if cells:
             planned = cells[-1].planned
             where = f"width {planned.trial.shape.width} at {planned.budget:.3g} FLOPs"
         else:
             where = f"trial {key}"
-        then = " and is tried again" if again else ""
-        self.say(f"{where} failed{then}: {reason}", style="red")
+        alike = " alike" if reason is None else ""
+        then = ", and is tried again" if again else ""
+        why = "" if reason is None else f": {reason}"
+        self.say(f"{where} failed{alike}{then}{why}", style="red")
         for line in log:
             self.say(f"  | {line}", style="dim")
 

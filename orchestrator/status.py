@@ -23,7 +23,7 @@ from orchestrator.tables import clock, plain_table
 STATES = ("complete", "diverged", "failed", "running", "waiting")
 SHOWN = 20
 """Running trials, and attempts that are over, that a person is shown; JSON has all."""
-WHY = "the first ones all failed alike; mend it and run the same sweep again"
+MEND = "mend what made them fail and run the same sweep again"
 LEFT = "its driver is gone: the next run goes on from its newest checkpoint"
 
 
@@ -114,7 +114,11 @@ def show_status(console: Console, found: Status) -> None:
     if held := verdict(found.rungs):
         console.print(Text(held, style="dim"))
     for item in found.stopped:
-        text = f"! {len(item.trials)} trials of {item.plan} were not started: {WHY}: {item.reason}"
+        n = len(item.trials)
+        which = (
+            f"{n} trial{'s' * (n != 1)} of {item.plan} {'were' if n != 1 else 'was'} not started"
+        )
+        text = f"! {which}, since the first ones all failed alike ({item.reason}): {MEND}"
         console.print(Text(text, style="yellow"))
     console.print(_who(found.activity.driver), markup=False)
     if found.activity.running:

@@ -252,9 +252,11 @@ class Watch(Callback):
         cause = gist(reason)
         if any(key in keys for keys in self._shown.values()):
             return
-        lines = () if cause in self._shown else log_lines(log)
+        first = cause not in self._shown
         self._shown.setdefault(cause, set()).add(key)
-        self._progress.attempt_failed(key, reason, lines, again=again)
+        self._progress.attempt_failed(
+            key, reason if first else None, log_lines(log) if first else (), again=again
+        )
 
     def _judge(self, key: str, reason: str) -> None:
         """See whether what ended the first trials would end the others, too."""

@@ -9,7 +9,6 @@ import dataclasses
 import math
 import os
 import platform
-import shlex
 import shutil
 import signal
 import socket
@@ -345,7 +344,7 @@ class _Run:
 
     def _require_good_end(self, child: Child) -> None:
         ended, result = child.ended, self._result
-        program = shlex.join(self._command.run)
+        program = " ".join(self._command.run)
         if len(program) > SHOWN:
             program = program[:SHOWN] + " ..."
         if ended is None:

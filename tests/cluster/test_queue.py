@@ -386,18 +386,18 @@ def test_waiting_for_others_jobs_costs_no_gpu_hours() -> None:
 
 
 def test_what_is_kept_back_starts_neither_by_itself_nor_by_a_cap_that_opens() -> None:
-    jobs = [_job(key, 1, seconds) for key, seconds in (("a", 3600.0), ("b", 1800.0), ("c", 900.0))]
+    jobs = [_job(key, 1, seconds) for key, seconds in (("a", 3000.0), ("b", 1800.0), ("c", 900.0))]
     queue = Queue(jobs, uniform(gpus=1), caps=Caps(gpu_hours=1.0))
-    assert queue.next(0.0) == "c"
-    assert (set(queue.held), queue.waiting_keys) == ({"a"}, {"b"})
+    assert queue.next(0.0) == "b"
+    assert (set(queue.held), queue.waiting_keys) == ({"a"}, {"c"})
     queue.keep_back()
-    queue.started("c", [], 0.0)
-    queue.ended("c", 1.0)  # it took next to nothing, which the cap lets others have
-    assert queue.waiting_keys == {"a"}
+    queue.started("b", [], 0.0)
+    queue.ended("b", 1.0)  # it took next to nothing, which the cap lets others have
+    assert (queue.kept_back, queue.waiting_keys) == ({"c"}, {"a"})
     queue.keep_back({"a"})
-    assert queue.kept_back == {"b"}
     assert _all(queue, 1.0) == ["a"]
+    queue.let_go()  # what the cap promised to the other is no longer there for it
+    assert (queue.kept_back, set(queue.held), queue.waiting) == (set(), {"c"}, 0)
+    queue.started("a", [], 1.0)
     queue.ended("a", 2.0)
-    queue.let_go()
-    assert (queue.kept_back, queue.waiting_keys) == (set(), {"b"})
-    assert _all(queue, 2.0) == ["b"]
+    assert _all(queue, 2.0) == ["c"]

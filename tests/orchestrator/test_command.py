@@ -16,6 +16,7 @@ from cluster.machines import uniform
 from cluster.placement import Placement, Unplaceable, place
 from orchestrator.attempts import Attempts
 from orchestrator.ledger import Ledger
+from orchestrator.logs import file_name
 from orchestrator.planner import Plan, make_plan
 from orchestrator.project import create_project, open_project
 from orchestrator.shipping import pack
@@ -288,6 +289,22 @@ def test_the_programs_files_travel_with_the_sweep(sweep, tmp_path: Path) -> None
     assert sorted(pack(path).files) == ["files/sweep.toml"]
 
 
+def test_files_may_lie_outside_of_the_directory(sweep, tmp_path: Path) -> None:
+    path = sweep(table='files = ["../common/*.py", "train.py"]\ndirectory = "code"')
+    for name in ("code", "common"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "train.py").rename(tmp_path / "code/train.py")
+    (tmp_path / "common/model.py").write_text("")
+    trial = make_plan(read_spec(path)).trials[0]
+    assert [name for name, _ in trial.command.files] == ["../common/model.py", "train.py"]
+    assert "files/common/model.py" in pack(path).files
+    (tmp_path / "common/model.py").write_text("changed")
+    with pytest.raises(
+        InputError, match=r"/common/model\.py has hash .*: it changed, so plan again"
+    ):
+        list(Commanded().train(trial, Scratch(tmp_path)))
+
+
 def test_a_command_takes_the_gpus_that_it_asks_for(sweep) -> None:
     cluster = uniform(nodes=1, gpus=4, gpu_type="H100", cpus=32)
 
@@ -394,6 +411,7 @@ def test_a_sweep_of_programs_that_die_ends_with_every_row(
     rows = project.ledger.read().to_pylist()
     assert [row["status"] for row in rows] == ["complete"] * 3
     assert {row["loss"] for row in rows} == {2.0 + 1 / row["width"] for row in rows}
+    assert {row["resumed_from"] for row in rows} == {10}
     for row in rows:
         assert [point["step"] for point in row["curve"]] == list(range(1, len(row["curve"]) + 1))
         assert row["curve"][-1]["tokens"] == row["tokens"]
@@ -418,6 +436,52 @@ def test_a_program_without_a_result_ends_as_failed_with_its_log(
         assert "ended without a result" in attempt.error
         assert "iter 1: loss 9" in attempt.log
     assert "failed" in err
+
+
+@pytest.mark.slow
+def test_a_mistake_of_every_trial_stops_the_sweep_and_once_mended_it_does_the_rest(
+    isoflop: Run, sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the program inherits from the shell reaches it, too."""
+    monkeypatch.setenv("SECRET_OF_THE_SHELL", "inherited")
+    program = """
+        import json, os
+        _, steps, _ = os.environ["TRIAL"].split()
+        print(json.dumps({"step": int(steps), "train_loss": 3.0}))
+        print("log of", os.environ["SECRET_OF_THE_SHELL"])
+    """
+    path = sweep(program=program)
+    budgets = ", ".join(f"{{ flops = {c}, widths = [4, 8, 12] }}" for c in (1e9, 2e9, 4e9, 8e9))
+    path.write_text(path.read_text().replace("[1e9]", f"[{budgets}]"))
+    code, out, err = isoflop("run", path, "--project", tmp_path / "project", "--json")
+    told = json.loads(out)
+    assert code == 1, err
+    project = open_project(tmp_path / "project")
+    attempts = Attempts(project.storage).all()
+    tried = {attempt.trial for attempt in attempts}
+    assert len(attempts) == len(tried)  # none is tried again
+    assert 3 <= len(tried) <= 3 + 4  # and those that ran meanwhile
+    assert (told["complete"], told["failed"]) == (0, len(tried))
+    assert len(told["not_started"]) == told["trials"] - len(tried)
+    assert tried.isdisjoint(told["not_started"])
+    assert re.search(r"width \d+ at \S+ FLOPs failed: .* ended without a result", err)
+    assert err.count("| log of inherited") == 1
+    assert f"{len(told['not_started'])} not started, since the first trials all failed alike" in err
+    stopped = json.loads(isoflop("status", project.uri, "--json")[1])["not_started"]
+    assert [item["trials"] for item in stopped] == [sorted(told["not_started"])]
+    mended = textwrap.dedent(program) + "print('{\"loss\": 3.0}')\n"
+    (tmp_path / "train.py").write_text(mended)
+    code, out, err = isoflop("run", path, "--project", tmp_path / "project", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["complete"], told["not_started"]) == (told["trials"], [])
+    status = json.loads(isoflop("status", project.uri, "--json")[1])
+    assert (status["not_started"], status["plans"][0]["complete"]) == ([], told["trials"])
+    rows = project.ledger.read().to_pylist()
+    logs = [project.storage.read(file_name((row["trial"], row["tokens"]))) for row in rows]
+    assert set(logs) == {b"log of inherited\n"}
+    assert {row["resumed_from"] for row in rows} == {0}
+    assert all(row["loss_step"] * row["batch_tokens"] == row["tokens"] for row in rows)
 
 
 # The example.

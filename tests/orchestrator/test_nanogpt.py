@@ -62,7 +62,9 @@ def trials(tmp_path: Path) -> Callable[..., list[Trial]]:
         for name in ("model.py", "configurator.py"):
             (tmp_path / name).write_text("")
         text = (tmp_path / "nanogpt.toml").read_text()
-        (tmp_path / "sweep.toml").write_text(text.replace("[1e17, 3e17, 1e18]", "[{ flops = 3e14, widths = [64, 128, 192, 256] }]"))
+        (tmp_path / "sweep.toml").write_text(
+            text.replace("[1e17, 3e17, 1e18]", "[{ flops = 3e14, widths = [64, 128, 192, 256] }]")
+        )
         return make_plan(read_spec(tmp_path / "sweep.toml")).trials
 
     return make

@@ -68,7 +68,7 @@ def propose_next(
     # A little inside, since whole steps may round a horizon up.
     margin = 1 + 0.5 / spec.recipe.rules.min_steps
     shapes = trainable(spec, ahead_flops * margin)
-    short = _short_of_text(spec, ahead_flops * margin)
+    short = _short_of_text(spec, ahead_flops, margin)
     n = np.array([count_params(shape).non_embedding for shape in shapes], dtype=np.float64)
 
     def forecast_at(c: float) -> Centre:
@@ -100,10 +100,13 @@ def propose_next(
     return found_sizes, plan
 
 
-def _short_of_text(spec: SweepSpec, flops: float) -> str | None:
-    """Return which sizes the text is too short for at a budget, and what bounds it; or None."""
+def _short_of_text(spec: SweepSpec, flops: float, margin: float) -> str | None:
+    """Return which sizes the text is too short for at a budget, and what bounds it; or None.
+
+    `margin` is by what factor the whole steps of a run may exceed its horizon.
+    """
     most = most_tokens(spec, corpus_id(spec))
-    cut = [shape for shape in family(spec) if flops / flops_per_token(shape) > most]
+    cut = [shape for shape in family(spec) if margin * flops / flops_per_token(shape) > most]
     if not cut:
         return None
     n = max(count_params(shape).non_embedding for shape in cut)

@@ -18,13 +18,14 @@ from orchestrator.attempts import Attempts
 from orchestrator.ledger import Ledger
 from orchestrator.logs import file_name
 from orchestrator.planner import Plan, make_plan
-from orchestrator.project import create_project, open_project
+from orchestrator.project import Project, create_project, open_project
 from orchestrator.shipping import pack
 from orchestrator.spec import parse_spec, read_spec, to_toml
 from orchestrator.storage import LocalStorage
 from tests.orchestrator.workers import measurement
 from trainers.command import Commanded
-from trainers.flops import flops_per_token
+from trainers.flops import flops_per_token, params
+from trainers.simulated import SimulatedSettings
 from trainers.template import file_hash
 from trainers.told import CommandError
 from trainers.trial import Event, Measurement, Step
@@ -354,6 +355,40 @@ def test_what_bounds_a_horizon_is_named(sweep) -> None:
         r"epochs = 1 allows no more: give more text \(corpus\.tokens\), or set epochs = \d+",
         str(caught.value),
     )
+
+
+def _filled(sweep: Path, project: Project) -> Project:
+    """A project with every row of a sweep, by the law that `simulated` has by default."""
+    plan = make_plan(read_spec(sweep))
+    project.save_plan(plan)
+    for trial in plan.trials:
+        loss = SimulatedSettings().loss(params(trial.shape).non_embedding, trial.tokens)
+        row = measurement(trial, tokens=trial.tokens, loss=loss, params=None, curve=())
+        project.ledger.write(trial, row)
+    return project
+
+
+def test_a_proposal_that_runs_out_of_text_says_which_key_bounds_it(
+    isoflop: Run, sweep, tmp_path: Path
+) -> None:
+    """The text just suffices for what was trained; at the next budget its best size needs more."""
+    codes = []
+    for tokens in (130_000, 90_000_000):
+        path = sweep(corpus=CORPUS.replace("9e9", str(tokens)))
+        budgets = ", ".join(
+            f"{{ flops = {c}, widths = [12, 16, 20, 24, 28] }}" for c in (1e9, 2e9, 4e9)
+        )
+        path.write_text(path.read_text().replace("[1e9]", f"[{budgets}]"))
+        project = _filled(path, create_project(tmp_path / str(tokens)))
+        code, out, err = isoflop("propose", project.uri)
+        codes.append(code)
+        limited = re.search(
+            r"at 8e\+09 FLOPs sizes of N up to [\d.]+k would need more than the 130k tokens that "
+            r"the corpus has in epochs = 1: raise corpus\.tokens or epochs",
+            out + err,
+        )
+        assert bool(limited) == (tokens == 130_000), out + err
+    assert codes == [2, 0]
 
 
 def test_a_row_has_what_the_program_declared(sweep, tmp_path: Path) -> None:

@@ -105,12 +105,14 @@ SCHEMA = pa.schema(
         _column("probe_rate", pa.float64(), "of a probe: its peak rates over its recipe's"),
         _column("probe_batch", pa.float64(), "of a probe: its batch over its recipe's"),
         _column("loss_unit", pa.string(), "of the loss of external rows, nats/token where null"),
+        _column("resumed_from", pa.int64(), "step of the checkpoint that its attempt started from"),
+        _column("loss_step", pa.int64(), "step after which the held-out loss was measured"),
     ]
 )
 
 LATER = (
     *("budget", "params_given", "flops_given", "weight", "trunk", "domains", "precision"),
-    *("probe_rate", "probe_batch", "loss_unit"),
+    *("probe_rate", "probe_batch", "loss_unit", "resumed_from", "loss_step"),
 )
 """Columns that earlier versions had not: null where a file lacks them."""
 

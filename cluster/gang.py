@@ -63,6 +63,7 @@ def train_in_gang(
     workspace: MakeWorkspace,
     *,
     make: Callable[[str], Trainer] = trainer,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event | Sign]:
     """Train `trial` on all ranks of the current placement group, and yield rank 0's events.
 
@@ -87,6 +88,9 @@ def train_in_gang(
         troubles with has them in the next sign of life.
     make
         Makes a trainer by name, in every rank's process.
+    stopping
+        Whether the caller wants to stop. Asked while there is no event; if so, a sign follows, so
+        that the caller can close the generator.
 
     Raises
     ------
@@ -98,7 +102,7 @@ def train_in_gang(
     gang = _Gang(_own_group())
     try:
         gang.start(trial, workspace, make)
-        yield from gang.events()
+        yield from gang.events(stopping)
     except GeneratorExit:
         gang.stop()
         raise
@@ -202,7 +206,7 @@ class _Gang:
         for rank, actor in enumerate(self._actors[1:], 1):
             self._followers[actor.follow.remote(*work[rank])] = rank
 
-    def events(self) -> Iterator[Event | Sign]:
+    def events(self, stopping: Callable[[], bool]) -> Iterator[Event | Sign]:
         """Rank 0's events, as long as every rank is well, and signs of life."""
         import ray
 
@@ -215,6 +219,8 @@ class _Gang:
                 yield from self._signs()
                 asked = time.monotonic()
             if not found:
+                if stopping():
+                    yield Sign()
                 continue
             (ready,) = found
             if ready in self._followers:

@@ -8,7 +8,7 @@ there, or take none of it. A pure state machine: it is told what happens, and sa
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from cluster.budget import Caps, Purse
@@ -91,6 +91,8 @@ class Queue:
         self._crowded = False  # whether something runs that has no room, for all that is known
         self.held: dict[str, str] = {}
         """Keys of trials that are not started, with the cap that holds them back."""
+        self.kept_back: frozenset[str] = frozenset()
+        """Keys of trials that are not started because the caller said so."""
         for job in jobs:
             self._jobs[job.key] = job
             self._wait(job)
@@ -100,6 +102,11 @@ class Queue:
     def waiting(self) -> int:
         """Trials that may still start."""
         return sum(map(len, self._waiting.values()))
+
+    @property
+    def waiting_keys(self) -> frozenset[str]:
+        """Their keys."""
+        return frozenset(key for jobs in self._waiting.values() for _, key in jobs)
 
     @property
     def running(self) -> frozenset[str]:
@@ -193,6 +200,20 @@ class Queue:
         job = self._leave(key, now)
         self._purse.commit(-job.flops, 0.0)  # promised again when it starts again
         self._wait(job)
+        self._admit()
+
+    def keep_back(self, but: Collection[str] = ()) -> None:
+        """Start none of the trials that wait now, `but` these, until `let_go`."""
+        chosen = self.waiting_keys - set(but)
+        for key in chosen:
+            self._remove(self._jobs[key])
+        self.kept_back |= chosen
+
+    def let_go(self) -> None:
+        """Have the trials that were kept back wait again."""
+        for key in self.kept_back:
+            self._wait(self._jobs[key])
+        self.kept_back = frozenset()
         self._admit()
 
     def move(self, cluster: Cluster) -> None:

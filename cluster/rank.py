@@ -81,7 +81,7 @@ class Rank:
         own = self._workspace(workspace, saves=True)
         passed_on = 0.0
         for event in make(trial.trainer).train(trial, own):
-            last = isinstance(event, Step) and own.stopping
+            last = isinstance(event, Step) and own.stop_seen
             if (
                 last
                 or not isinstance(event, Step)
@@ -142,8 +142,8 @@ class _RankWorkspace:
     waiting: Callable[[], AbstractContextManager[None]]
     """Entered while the storage takes its time."""
     saves: bool
-    stopping: bool = False
-    """Whether what was due last was due because of a stop."""
+    stop_seen: bool = False
+    """Whether the trainer was told, when it asked last, that it is to stop."""
 
     @property
     def directory(self) -> Path:
@@ -156,8 +156,12 @@ class _RankWorkspace:
     def due(self, step: int) -> bool:
         if not self.saves:
             return False
-        self.stopping = self.stop.is_set()
-        return self.inner.due(step) or self.stopping
+        self.stop_seen = self.stop.is_set()
+        return self.inner.due(step) or self.stop_seen
+
+    def stopping(self) -> bool:
+        self.stop_seen = self.saves and self.stop.is_set()
+        return self.stop_seen
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         if self.saves:

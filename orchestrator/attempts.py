@@ -17,6 +17,8 @@ DIRECTORY = "attempts"
 Kind = Literal["raised", "silent", "slow", "worker lost", "driver lost", "node lost", "interrupted"]
 BLAMELESS: frozenset[Kind] = frozenset({"driver lost", "interrupted"})
 """Ends that say nothing of the trial, which the next run takes up again."""
+BLAMED: frozenset[Kind] = frozenset({"raised", "silent", "slow"})
+"""Ends that count against `limits.retries`; the others are not the trial's fault."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,23 +64,23 @@ def _keys(old: Plan, new: Plan) -> tuple[str, ...]:
 
 def _hashes(old: Plan, new: Plan) -> list[str]:
     """What a sweep names and is told by content: its text, files and rules have changed."""
-    pairs = list(zip(_contents(old), _contents(new), strict=True))
+    before, after = _contents(old), _contents(new)
     return [
-        f"{what} ({after}, was {before}, by hash)"
-        for (what, before), (_, after) in pairs
-        if before != after
+        f"{what} ({after.get(what, 'gone')}, was {before.get(what, 'not there')}, by hash)"
+        for what in {**before, **after}
+        if before.get(what) != after.get(what)
     ]
 
 
-def _contents(plan: Plan) -> list[tuple[str, str]]:
+def _contents(plan: Plan) -> dict[str, str]:
     """What all trials of a plan share, by hash."""
     trial = plan.trials[0]
     files = trial.command.files if trial.command else ()
-    return [
-        ("the corpus's text", trial.corpus.combined_hash),
-        ("the recipe's rules", trial.recipe.hash),
-        ("the command's files", " and ".join(digest for _, digest in files)),
-    ]
+    return {
+        "the corpus's text": trial.corpus.combined_hash,
+        "the recipe's rules": trial.recipe.hash,
+        **{f"the command's file {name}": digest for name, digest in files},
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

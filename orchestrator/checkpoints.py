@@ -73,6 +73,10 @@ class StoredWorkspace:
         by_steps = every is not None and step // every > self._last // every
         return by_steps or (seconds is not None and rest >= seconds)
 
+    def stopping(self) -> bool:
+        """See `Workspace`."""
+        return self.stop()
+
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """See `Workspace`. A failure of the storage is told, and no more.
 

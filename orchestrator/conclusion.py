@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from errno import ENOENT
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from analysis.errors import InputError
 from analysis.headline import headline
 from analysis.study import Study, next_budget
 from analysis.wording import count
-from orchestrator.planner import Plan, make_plan, trainable
+from orchestrator.family import corpus_id, family
+from orchestrator.planner import Plan, make_plan, most_tokens, text_limit, trainable
 from orchestrator.reading import Convention
 from orchestrator.source import Source
 from orchestrator.spec import Budget, SweepSpec, to_toml
 from orchestrator.storage import split
+from trainers.flops import flops_per_token
 from trainers.flops import params as count_params
 
 SIZES = 7
@@ -63,7 +66,9 @@ def propose_next(
     spec = found.plan.spec
     ahead_flops = flops or next_budget(obs)
     # A little inside, since whole steps may round a horizon up.
-    shapes = trainable(spec, ahead_flops * (1 + 0.5 / spec.recipe.rules.min_steps))
+    margin = 1 + 0.5 / spec.recipe.rules.min_steps
+    shapes = trainable(spec, ahead_flops * margin)
+    short = _short_of_text(spec, ahead_flops, margin)
     n = np.array([count_params(shape).non_embedding for shape in shapes], dtype=np.float64)
 
     def forecast_at(c: float) -> Centre:
@@ -72,14 +77,19 @@ def propose_next(
 
     allowed = spend
     while True:
-        found_sizes = propose(
-            forecast_at=forecast_at,
-            next_flops=ahead_flops,
-            spend=allowed,
-            params=n,
-            sizes=sizes,
-            top_flops=float(obs.budgets()[-1]),
-        )
+        try:
+            found_sizes = propose(
+                forecast_at=forecast_at,
+                next_flops=ahead_flops,
+                spend=allowed,
+                params=n,
+                sizes=sizes,
+                top_flops=float(obs.budgets()[-1]),
+            )
+        except InputError as error:
+            raise InputError(f"{error}; {short}" if short else str(error)) from error
+        if short and found_sizes.reason:
+            found_sizes = replace(found_sizes, reason=f"{found_sizes.reason}; {short}")
         widths = [shapes[i].width for i in found_sizes.indices]
         next_spec = _next_spec(spec, found_sizes.flops, widths)
         plan = make_plan(next_spec)
@@ -88,6 +98,24 @@ def propose_next(
         allowed *= spend / plan.flops * (1 - 1e-6)  # whole steps round a horizon up or down
     write(output, to_toml(next_spec, _why(found_sizes, forecast_at(found_sizes.flops), plan)))
     return found_sizes, plan
+
+
+def _short_of_text(spec: SweepSpec, flops: float, margin: float) -> str | None:
+    """Return which sizes the text is too short for at a budget, and what bounds it; or None.
+
+    `margin` is by what factor the whole steps of a run may exceed its horizon.
+    """
+    most = most_tokens(spec, corpus_id(spec))
+    cut = [shape for shape in family(spec) if margin * flops / flops_per_token(shape) > most]
+    if not cut:
+        return None
+    n = max(count_params(shape).non_embedding for shape in cut)
+    limit = text_limit(spec)
+    remedy = "give more text" if limit == "more text" else f"raise {limit}"
+    return (
+        f"at {flops:.3g} FLOPs sizes of N up to {count(n)} would need more than the {count(most)} "
+        f"tokens that the corpus has in epochs = {spec.epochs:g}: {remedy} or epochs"
+    )
 
 
 def _next_spec(spec: SweepSpec, flops: float, widths: list[int]) -> SweepSpec:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,12 @@ from ray.tune.search import Searcher
 from cluster.machines import Cluster
 from cluster.placement import Placement
 from cluster.queue import Queue
-from orchestrator.attempts import Kind
+from orchestrator.attempts import BLAMED, Kind
 from orchestrator.nodes import Nodes
 from orchestrator.order import Order
 from orchestrator.spec_running import Limits
 from orchestrator.stop import Stop
+from trainers.flops import params
 
 LOOK_SECONDS = 5.0
 """Between looks at which nodes there are."""
@@ -35,8 +36,6 @@ ASK_SECONDS = 0.1
 """Between questions whether an actor has gone."""
 GIVE_UP_SECONDS = 30.0
 """For an actor to go, after which its room is taken to be free."""
-BLAMED: frozenset[Kind] = frozenset({"raised", "silent", "slow"})
-"""Ends that count against `limits.retries`; the others are not the trial's fault."""
 
 
 @dataclass
@@ -179,27 +178,52 @@ class Grid(Searcher):
         """Whether one more end that is to blame on a trial would leave it another try."""
         return self._failures[key] < self._limits.retries
 
-    def failed(self, key: str, kind: Kind, *, step: int = 0, hopeless: bool = False) -> bool:
+    def failed(
+        self,
+        key: str,
+        kind: Kind,
+        *,
+        step: int = 0,
+        hopeless: bool = False,
+        mistaken: bool = False,
+    ) -> bool:
         """A trial came back without a row. Whether it will be tried again.
 
         Not when it has failed too often, nor if it is `hopeless` and there is no other node that
-        might think better of it. Losses count only while the trial gets no further: those before
-        its newest checkpoint, at `step`, are forgiven.
+        might think better of it, nor if its program is `mistaken`, which it is anywhere. Losses
+        count only while the trial gets no further: those before its newest checkpoint, at `step`,
+        are forgiven.
         """
         if step > self._reached[key]:
             self._reached[key] = step
             self._losses[key] = 0
         blame = self._failures if kind in BLAMED else self._losses
         blame[key] += 1
-        elsewhere = kind != "node lost" and self._turn_from_node(key)
+        elsewhere = kind != "node lost" and not mistaken and self._turn_from_node(key)
         again = not (
-            (hopeless and not elsewhere)
+            mistaken
+            or (hopeless and not elsewhere)
             or self._stop.wanted
             or self._failures[key] > self._limits.retries
             or self._losses[key] > self._limits.restarts
         )
         self._leave(key, again=again)
         return again
+
+    def hold_back(self, failed: Collection[str]) -> str | None:
+        """Start no trial that waits, but for the smallest one if it is smaller than those `failed`.
+
+        Returns its key. See `first_failures`.
+        """
+        sizes = {key: params(order.trial.shape).total for key, order in self._orders.items()}
+        waiting = self.queue.waiting_keys
+        smallest = min(
+            waiting, key=lambda key: (sizes[key], self.queue.job(key).flops, key), default=None
+        )
+        if smallest is not None and sizes[smallest] >= min(sizes[key] for key in failed):
+            smallest = None
+        self.queue.keep_back(() if smallest is None else (smallest,))
+        return smallest
 
     def unfit(self, key: str) -> None:
         """A trial's node cannot work on the sweep: the trial starts again, and nothing there."""

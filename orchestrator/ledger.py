@@ -138,6 +138,12 @@ def _trainer_name(trial: Trial) -> str:
     return f"{name}-{hashlib.sha256(repr(truth).encode()).hexdigest()[:8]}"
 
 
+def _loss_step(trial: Trial, measurement: Measurement) -> int | None:
+    if measurement.loss is None:
+        return None
+    return measurement.loss_step or measurement.tokens // trial.hyperparameters.batch_tokens
+
+
 def _file_name(name: ObservationId) -> str:
     return f"{DIRECTORY}/{name[0]}-{name[1]}.parquet"
 
@@ -182,6 +188,8 @@ def _row(trial: Trial, measurement: Measurement) -> dict[str, Any]:
         "domains": [asdict(domain) for domain in measurement.domains],
         "curve": [asdict(point) for point in measurement.curve],
         "versions": json.dumps(measurement.versions),
+        "resumed_from": measurement.resumed_from,
+        "loss_step": _loss_step(trial, measurement),
         "finished_at": datetime.now(UTC),
         "schema_version": SCHEMA_VERSION,
     }

@@ -71,11 +71,19 @@ class Outcome:
         parts = [f"{done} of {len(self.plan.planned)} observations are in the ledger"]
         parts += [f"{failed} failed (isoflop status {self.project.uri} says why)"] if failed else []
         parts += [f"{n} held back by limits.{cap}" for cap, n in sorted(held.items())]
+        if self.end.not_started:
+            parts.append(
+                f"{len(self.end.not_started)} not started, since the first trials all failed alike "
+                f"({self.end.common_reason})"
+            )
         if self.end.overtaken:
             return f"{', '.join(parts)}: another driver took the project over, so this one stopped"
         if self.end.interrupted:
             return f"{', '.join(parts)}, interrupted: run the same command again to go on"
-        remedies = ["run the same command again to retry"] if failed or not held else []
+        again = "run the same command again to retry"
+        if self.end.not_started:
+            again = "mend what made them fail and run the same command again"
+        remedies = [again] if failed or not held else []
         remedies += ["raise the limit to go on"] if held else []
         return f"{', '.join(parts)}: {' or '.join(remedies)}"
 
@@ -103,6 +111,7 @@ class Outcome:
             "failed": self.states.get("failed", 0),
             "interrupted": self.end.interrupted,
             "held_back": dict(self.end.held),
+            "not_started": list(self.end.not_started),
             "seconds": self.seconds,
             "training_share": self.training_share,
             **{key: analysed.get(key) for key in keys},

@@ -14,7 +14,7 @@ from analysis.observations import ObservationId
 from orchestrator.family import corpus_id, family, family_params, vocabulary
 from orchestrator.probes import probes
 from orchestrator.spec import Budget, SweepSpec
-from orchestrator.spec_recipe import Recorded
+from orchestrator.spec_recipe import KEPT, Recorded
 from trainers.corpus import windows_per_pass
 from trainers.flops import flops_per_token, params, trial_flops
 from trainers.registry import trainer_version
@@ -117,7 +117,9 @@ class Plan:
         trials = {trial.key: trial for trial in map(Trial.from_dict, data["trials"])}
         return Plan(
             name=data["name"],
-            spec=SweepSpec.model_validate(data["spec"], strict=False, context=data.get("recipe")),
+            spec=SweepSpec.model_validate(
+                data["spec"], strict=False, context={KEPT: data.get("recipe")}
+            ),
             planned=tuple(
                 Planned(
                     trial=trials[p["trial"]],
@@ -186,6 +188,7 @@ def make_plan(spec: SweepSpec) -> Plan:
             planned.append(_planned(spec, trial, trial.tokens, budget))
     _check_epochs(spec, planned)
     _check_distinct(planned)
+    _check_sizes_told(spec, planned)
     planned += probes(spec, planned)
     return Plan(name=spec.name, spec=spec, planned=tuple(planned))
 
@@ -362,6 +365,31 @@ def _check_distinct(planned: list[Planned]) -> None:
             )
 
 
+def _check_sizes_told(spec: SweepSpec, planned: list[Planned]) -> None:
+    """Refuse two sizes that a command, which is not told the width, could not tell apart."""
+    if spec.command is None or "width" in spec.command.told:
+        return
+    names = sorted({"depth", "heads"} & spec.command.told)
+    widths: dict[tuple[int, ...], int] = {}
+    for p in planned:
+        shape = p.trial.shape
+        told = tuple(getattr(shape, name) for name in names)
+        other = widths.setdefault(told, shape.width)
+        if other != shape.width:
+            listed = " and ".join(f"{name} {n}" for name, n in zip(names, told, strict=True))
+            raise InputError(
+                f"widths {other} and {shape.width} have {listed} both, and the command is not told "
+                "the width: give it {width}, or other sizes"
+            )
+
+
+def text_limit(spec: SweepSpec) -> str:
+    """Return which key of a sweep bounds the tokens of one pass over its text."""
+    if getattr(spec.corpus, "unique_tokens", None) is not None:
+        return "corpus.unique_tokens"
+    return "corpus.tokens" if hasattr(spec.corpus, "tokens") else "more text"
+
+
 def _check_epochs(spec: SweepSpec, planned: list[Planned]) -> None:
     longest = max(planned, key=lambda p: p.tokens)
     trial = longest.trial
@@ -369,8 +397,11 @@ def _check_epochs(spec: SweepSpec, planned: list[Planned]) -> None:
     if longest.tokens > most:
         one_pass = most / spec.epochs
         epochs = longest.tokens / one_pass
+        limit = text_limit(spec)
+        more = limit if limit == "more text" else f"more text ({limit})"
         raise InputError(
             f"budget {longest.budget:g} trains width {trial.shape.width} on {longest.tokens:,} "
-            f"tokens, {epochs:.2f} epochs of corpus {trial.corpus.name} ({one_pass:,.0f} tokens): "
-            f"give more text, or set epochs = {np.ceil(epochs):.0f} to allow repetition"
+            f"tokens, {epochs:.2f} epochs of corpus {trial.corpus.name} ({one_pass:,.0f} tokens), "
+            f"and epochs = {spec.epochs:g} allows no more: give {more}, or set epochs = "
+            f"{np.ceil(epochs):.0f} to allow repetition"
         )

@@ -29,6 +29,15 @@ NAMELESS = (
     "files is empty, so that no key knows what the program is, and rows stay when it changes: name "
     "its files, or give env a version that you change with it"
 )
+BATCH = ("batch_tokens", "sequences", "tokens")
+BATCHLESS = (
+    "it is told none of {batch_tokens}, {sequences} and {tokens}, so that {steps} of its own "
+    "batches may be another D than its rows say: give it one, or have it say tokens in its result"
+)
+FLAT = (
+    "it is not told {depth}, which grows with the width (shapes.aspect): if it does not know by "
+    "itself, its models are others than their rows say"
+)
 SHARE = 0.1
 """Of a sweep's FLOPs that probes take at most, unless it asks for them."""
 
@@ -59,9 +68,17 @@ class Caution:
 def cautions(plan: Plan) -> list[Caution]:
     """Reasons to doubt a plan's recipe, the most frequent first, and its command's keys."""
     found, command = _of_recipe(plan), plan.spec.command
-    if command is not None and not command.files:
+    if command is not None:
         trials = len(plan.trials)
-        found.append(Caution(about="command", reason=NAMELESS, trials=trials, of=trials))
+        found += [
+            Caution(about="command", reason=reason, trials=trials, of=trials)
+            for doubtful, reason in (
+                (not command.files, NAMELESS),
+                (command.told.isdisjoint(BATCH), BATCHLESS),
+                (plan.spec.shapes.aspect is not None and "depth" not in command.told, FLAT),
+            )
+            if doubtful
+        ]
     return found
 
 
@@ -96,9 +113,8 @@ def deaf(spec: SweepSpec, *wanted: str) -> str | None:
         return 'trainer = "simulated" samples a law in which no learning rate occurs'
     if spec.command is None:
         return None
-    told = " ".join([*spec.command.run, *spec.command.env.values()])
     for names in (("learning_rate",), wanted):
-        if names and not any(f"{{{name}}}" in told for name in names):
+        if names and spec.command.told.isdisjoint(names):
             return f"its command is told no {' or '.join(f'{{{name}}}' for name in names)}"
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
@@ -35,6 +35,16 @@ STYLES: dict[State, str] = {
 
 REPEAT_SECONDS = 60.0
 """Before the same trouble is told of again."""
+LOG_LINES, LOG_WIDTH = 6, 160
+"""How much of the log of a failed trial is shown: its last lines, and characters of each."""
+
+
+def log_lines(log: str) -> tuple[str, ...]:
+    """Return the last lines of a log that have words in them, cut to a width."""
+    lines = [line.rstrip() for line in log.splitlines() if line.strip()]
+    return tuple(
+        line if len(line) <= LOG_WIDTH else f"{line[:LOG_WIDTH]} ..." for line in lines[-LOG_LINES:]
+    )
 
 
 @dataclass
@@ -195,6 +205,26 @@ class Progress:
         if now - self._told.get(text, -REPEAT_SECONDS) >= REPEAT_SECONDS:
             self._told[text] = now
             self.say(text)
+
+    def attempt_failed(
+        self, key: str, reason: str | None, log: Sequence[str], *, again: bool
+    ) -> None:
+        """An attempt at a trial failed, and whether another one follows; lines of its log.
+
+        Without a `reason` it is one that was shown before.
+        """
+        cells = self.board.of(key)
+        if cells:
+            planned = cells[-1].planned
+            where = f"width {planned.trial.shape.width} at {planned.budget:.3g} FLOPs"
+        else:
+            where = f"trial {key}"
+        alike = " alike" if reason is None else ""
+        then = ", and is tried again" if again else ""
+        why = "" if reason is None else f": {reason}"
+        self.say(f"{where} failed{alike}{then}{why}", style="red")
+        for line in log:
+            self.say(f"  | {line}", style="dim")
 
     def waiting(self, key: str) -> None:
         """A trial has to start again."""

@@ -14,7 +14,7 @@ from typing import Any
 from analysis.errors import InputError
 from analysis.observations import ObservationId, observation_ids
 from orchestrator import lease
-from orchestrator.attempts import BLAMELESS, Attempt, Attempts
+from orchestrator.attempts import BLAMED, BLAMELESS, Attempt, Attempts
 from orchestrator.changes import changes
 from orchestrator.ledger import Ledger
 from orchestrator.planner import Plan, Planned, Role
@@ -180,10 +180,15 @@ class Project:
         self.storage.replace(f"{name}.toml", to_toml(plan.spec, comment).encode())
 
     def _begun(self, plan: Plan) -> bool:
-        """Whether any trial of a plan was ever started: until then nobody minds another one."""
+        """Whether a plan has come to anything: until then nobody minds another one.
+
+        Attempts of which each failed by itself are nothing: a mended program is another plan.
+        """
         ids = {p.id for p in plan.planned}
         keys = {key for key, _ in ids}
-        return bool(ids & self.ledger.ids()) or any(a.trial in keys for a in self.attempts.all())
+        return bool(ids & self.ledger.ids()) or any(
+            a.trial in keys and a.kind not in BLAMED for a in self.attempts.all()
+        )
 
     def _plan_record(self, plan: str) -> dict[str, Any] | None:
         name = f"{_PLANS}/{plan}.json"

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
 from analysis.errors import InputError
 from analysis.text_files import decoded
 from orchestrator.spec_command import CommandSpec, Declared
-from orchestrator.spec_recipe import RecipeSpec, modules_of
+from orchestrator.spec_recipe import RecipeSpec, is_kept, modules_of
 from orchestrator.spec_running import (
     NEVER,
     AsPrinted,
@@ -181,6 +181,14 @@ class SweepSpec(Strict):
             raise ValueError('corpus.kind = "declared" is for trainer = "command" only')
         if getattr(self.corpus, "weight", 1.0) != 1.0:
             raise ValueError("corpus.weight means nothing: it is for the parts of a mixture")
+        return self
+
+    @model_validator(mode="after")
+    def _command_knows_its_trial(self, info: ValidationInfo) -> SweepSpec:
+        if self.command is not None and not is_kept(info):
+            lacking = self.command.lacks(self.shapes, len(self.seeds))
+            if lacking is not None:
+                raise ValueError(lacking)
         return self
 
 

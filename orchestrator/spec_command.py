@@ -11,13 +11,16 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from analysis.errors import InputError
 from orchestrator.spec_running import NEVER, Strict
-from trainers.template import PLACEHOLDERS, Command, expand, file_hash
+from trainers.template import PLACEHOLDERS, Command, expand, file_hash, names_in
+
+if TYPE_CHECKING:
+    from orchestrator.spec import Shapes
 
 _BETWEEN = re.compile(r"[\s=:,;&|<>()\"'`]+")
 """What stands between names within a word, for programs and shells."""
@@ -94,6 +97,36 @@ class CommandSpec(Strict):
     @classmethod
     def _known_in_env(cls, env: dict[str, str]) -> dict[str, str]:
         return {name: _checked(value) for name, value in env.items()}
+
+    @property
+    def told(self) -> frozenset[str]:
+        """Names of the placeholders that the program is given."""
+        words = (*self.run, *self.env.values())
+        return frozenset(name for word in words for name in names_in(word))
+
+    def lacks(self, shapes: Shapes, seeds: int) -> str | None:
+        """Return which placeholder is missing whose value must reach the program, as a sentence.
+
+        None where there is none. `seeds` is how many of them each trial is trained with.
+        """
+        sizes = {"width"}
+        sizes |= {"depth"} if shapes.aspect is not None else set()
+        sizes |= {"heads"} if shapes.head_width is not None else set()
+        wanted = [
+            (sizes, "all sizes would train one and the same model", '"--n_embd={width}"'),
+            ({"steps", "tokens"}, "all trials would train equally long", '"--max_iters={steps}"'),
+        ]
+        if seeds > 1:
+            same = f"the {seeds} seeds would train one and the same run"
+            wanted.append(({"seed"}, same, '"--seed={seed}", or one seed'))
+        for names, consequence, example in wanted:
+            if not names & self.told:
+                listed = " nor ".join(f"{{{name}}}" for name in sorted(names, reverse=True))
+                return (
+                    f"command.run and command.env have {'neither' if len(names) > 1 else 'no'} "
+                    f"{listed}, so that {consequence}: give it, as in {example}"
+                )
+        return None
 
     def rooted(self, directory: Path) -> CommandSpec:
         """With an absolute directory; `directory` is that of the sweep's file."""

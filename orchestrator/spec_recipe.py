@@ -22,9 +22,18 @@ from pydantic import (
 
 from analysis.errors import InputError
 from trainers.recipe import Recipe
-from trainers.recipes import RECIPES, identity, named
+from trainers.recipes import RECIPES, identity, named, require_effect
 from trainers.shape import Architecture, Shape
 from trainers.trial import Hyperparameters, RecipeId
+
+KEPT = "kept"
+"""Key of the context in which the spec of a plan is read that a project keeps; its value is what
+the project remembers of a person's own recipe, or None."""
+
+
+def is_kept(info: ValidationInfo) -> bool:
+    """Return whether a spec is that of a kept plan, which may be older than some rules."""
+    return KEPT in (info.context or {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +93,13 @@ class RecipeSpec(BaseModel):
     def _makes_sense(self, info: ValidationInfo) -> RecipeSpec:
         try:
             self.rules  # noqa: B018 - made now, so that its errors are the spec's
+            if not is_kept(info):
+                require_effect(self.name, self.model_extra or {})
         except InputError as error:
-            if not info.context:  # of a plan that a project keeps, what it remembers of the recipe
+            record = (info.context or {}).get(KEPT)
+            if not record:
                 raise ValueError(f"is wrong: {error}") from error
-            self.__dict__["rules"] = Recorded.of(self.name, info.context)
+            self.__dict__["rules"] = Recorded.of(self.name, record)
         return self
 
     @model_serializer

@@ -17,11 +17,13 @@ from orchestrator.external import external_counts
 from orchestrator.lease import LeaseRecord
 from orchestrator.planner import Plan, Planned
 from orchestrator.project import Activity, Project, counts
+from orchestrator.stopped import Stopped, read_stopped
 from orchestrator.tables import clock, plain_table
 
 STATES = ("complete", "diverged", "failed", "running", "waiting")
 SHOWN = 20
 """Running trials, and attempts that are over, that a person is shown; JSON has all."""
+MEND = "mend what made them fail and run the same sweep again"
 LEFT = "its driver is gone: the next run goes on from its newest checkpoint"
 
 
@@ -40,6 +42,8 @@ class Status:
     """By trial."""
     rungs: tuple[Rung, ...] = ()
     """Observations that were probed at other learning rates."""
+    stopped: tuple[Stopped, ...] = ()
+    """Plans whose last run did not start all of its trials, since the first all failed alike."""
 
     def progress(self, attempt: Attempt) -> tuple[float | None, float | None]:
         """Share of a running trial's steps done, and its training loss, at the last beat."""
@@ -56,6 +60,7 @@ class Status:
             "plans": [{"name": k, **{s: v[s] for s in STATES}} for k, v in self.plans.items()],
             "external": [{"name": k, "complete": n} for k, n in self.external.items()],
             "rungs": rungs_json(self.rungs),
+            "not_started": [asdict(item) for item in self.stopped],
             "running": [self._running(attempt) for attempt in self.activity.running],
             "attempts_without_row": [
                 {k: v for k, v in asdict(a).items() if k not in ("traceback", "log", "id")}
@@ -79,6 +84,7 @@ def status(project: Project) -> Status:
         activity=activity,
         planned={p.trial.key: p for plan in plans for p in plan.planned},
         rungs=_rungs(project, plans),
+        stopped=read_stopped(project.storage, [plan.name for plan in plans]),
     )
 
 
@@ -107,6 +113,13 @@ def show_status(console: Console, found: Status) -> None:
         console.print(Text(f"! {said}", style="yellow"))
     if held := verdict(found.rungs):
         console.print(Text(held, style="dim"))
+    for item in found.stopped:
+        n = len(item.trials)
+        which = (
+            f"{n} trial{'s' * (n != 1)} of {item.plan} {'were' if n != 1 else 'was'} not started"
+        )
+        text = f"! {which}, since the first ones all failed alike ({item.reason}): {MEND}"
+        console.print(Text(text, style="yellow"))
     console.print(_who(found.activity.driver), markup=False)
     if found.activity.running:
         console.print(_runs(found))
@@ -123,8 +136,7 @@ def _runs(found: Status) -> Any:
         fraction, loss = found.progress(attempt)
         table.add_row(
             attempt.trial,
-            f"{planned.budget:.3g}" if planned else "–",
-            str(planned.trial.shape.width) if planned else "–",
+            *_size(planned),
             "–" if fraction is None else f"{fraction:.0%}",
             "–" if loss is None else f"{loss:.4f}",
             clock(_seconds_since(attempt.started_at)),
@@ -134,16 +146,24 @@ def _runs(found: Status) -> Any:
     return table
 
 
+def _size(planned: Planned | None) -> tuple[str, str]:
+    """Nominal budget and width of a trial; dashes where no plan asks for it any more."""
+    if planned is None:
+        return "–", "–"
+    return f"{planned.budget:.3g}", str(planned.trial.shape.width)
+
+
 def _show_attempts(console: Console, found: Status) -> None:
     """The latest attempts without a row that run no more, a line each."""
     over = sorted(found.activity.over, key=lambda a: a.ended_at or a.started_at)
     console.print()
-    table = plain_table("attempt without a row", "", "where", "why")
+    table = plain_table("attempt without a row", "", "C, FLOPs", "width", "where", "why")
     for a in over[-SHOWN:]:
         step = "" if a.step is None else f", at step {a.step:,}"
         where = f"{(a.ended_at or a.started_at)[:16].replace('T', ' ')} UTC {a.node}"
         why = Text(LEFT if a.open else f"{a.error}{step}")
-        table.add_row(f"{a.trial} {a.number}", a.kind or "left", where, why)
+        budget, width = _size(found.planned.get(a.trial))
+        table.add_row(f"{a.trial} {a.number}", a.kind or "left", budget, width, where, why)
     console.print(table)
     if len(over) > SHOWN:
         console.print(f"… the latest {SHOWN} of {len(over)}; --json has all", style="dim")

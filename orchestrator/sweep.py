@@ -39,6 +39,7 @@ from orchestrator.project import Project, missing
 from orchestrator.proof import forget_drivers_before, nonce_name, prove_nodes
 from orchestrator.scratch import scratch
 from orchestrator.stop import Stop, interruptible
+from orchestrator.stopped import forget_stopped, note_stopped
 from orchestrator.watch import Over, Watch, quit_now
 from orchestrator.worker import observe
 from trainers.trial import Trial
@@ -63,6 +64,10 @@ class End:
     """Whether another driver has taken the project over."""
     held: tuple[tuple[str, str], ...] = ()
     """Keys of trials that were not started, each with the cap that held it back."""
+    not_started: tuple[str, ...] = ()
+    """Keys of trials that were not started because the first ones all failed alike."""
+    common_reason: str | None = None
+    """Why those failed."""
 
 
 def train(
@@ -89,6 +94,8 @@ def train(
     for key, tokens in (p.id for p in missing(project, plan)):
         left.setdefault(key, set()).add(tokens)
     trials = {t.key: t.only(left[t.key]) for t in plan.trials if t.key in left}
+    with suppress(OSError):
+        forget_stopped(project.storage, plan.name)
     if not trials:
         return End()
     progress.doing("starting Ray …" if address is None else f"joining Ray at {address} …")
@@ -124,11 +131,18 @@ def train(
             with interruptible(stop, lambda: quit_now(wished.forget)):
                 _tune(grid, watch, directory)
             watch.record()
-    return End(
+    reason = watch.first_failures.reason
+    end = End(
         interrupted=stop.interrupted,
         overtaken=lease.lost.is_set(),
         held=tuple(sorted(work.queue.held.items())),
+        not_started=() if reason is None else tuple(sorted(work.queue.kept_back)),
+        common_reason=reason,
     )
+    if end.not_started and reason is not None and not end.overtaken:
+        with suppress(OSError):
+            note_stopped(project.storage, plan.name, reason, end.not_started)
+    return end
 
 
 @dataclass(frozen=True, kw_only=True)

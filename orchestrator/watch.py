@@ -20,18 +20,20 @@ from ray.tune import Callback, Stopper
 
 from analysis.errors import InputError, first_line, last_line
 from analysis.observations import ObservationId
-from orchestrator.attempts import Attempts, Kind
+from orchestrator.attempts import Attempt, Attempts, Kind
 from orchestrator.checkpoints import directory_of
+from orchestrator.first_failures import FirstFailures, gist
 from orchestrator.grid import Grid
 from orchestrator.lease import current
 from orchestrator.nodes import LEFT_OUT
 from orchestrator.options import INTERRUPTED
-from orchestrator.progress import Progress
+from orchestrator.progress import Progress, log_lines
 from orchestrator.project import Project
 from orchestrator.proof import UnfitNodeError
 from orchestrator.spec_running import Limits
 from orchestrator.stop import Stop
 from orchestrator.storage import reason_of
+from trainers.told import ProtocolError
 from trainers.trial import Trial
 
 LOOK_SECONDS = 1.0
@@ -45,7 +47,7 @@ CALL_SECONDS = 120.0
 LEAST_SLOW_SECONDS = 60.0
 """A trial that has run for less is never called slow."""
 STOP_SECONDS = 120.0
-"""After an interrupt, for trials to write their checkpoints; what takes longer is ended."""
+"""After an interrupt, for trials to end; what takes longer is ended."""
 IDLE_SECONDS = 30.0
 """Without any trial that runs, from which on a person is told what is waited for."""
 STALL_SECONDS = 10.0
@@ -142,6 +144,9 @@ class Watch(Callback):
         self._progress = progress
         self._begun, self._finished = begun, finished
         self._limits = limits
+        self.first_failures = FirstFailures(grid.hold_back, grid.queue.let_go)
+        """Whether the rest of the sweep is held back."""
+        self._shown: dict[str, set[str]] = {}  # trials whose failure was shown, by its gist
         self._runs: dict[str, _Run] = {}
         self._paces: list[float] = []
         self._moved: set[str] = set()
@@ -199,6 +204,7 @@ class Watch(Callback):
         """A row is in the ledger; one that an attempt found there may have been told of before."""
         if not result["found"]:
             self._grid.row(name[0])
+            self.first_failures.measured()
         if name in self._rows:
             return
         self._rows.add(name)
@@ -218,17 +224,49 @@ class Watch(Callback):
         error = _error_of(trial)
         kind, text = _diagnosis(error) if run is None or run.doomed is None else run.doomed
         loss = _Loss(key, kind, text, str(error), self._last.get(key, 0))
-        kind = self._write(loss) or kind
+        known = self._write(loss)
+        kind = (known and known.kind) or kind
         if isinstance(error, UnfitNodeError):
             self._progress.trouble(f"{text}: {LEFT_OUT}")
             self._grid.unfit(key)
             self._progress.waiting(key)
             return
+        mistaken = isinstance(error, ProtocolError)
         hopeless = isinstance(error, InputError) and not isinstance(error, OSError)
-        if self._grid.failed(key, kind, step=self._checkpoint(key), hopeless=hopeless):
+        again = self._grid.failed(
+            key, kind, step=self._checkpoint(key), hopeless=hopeless, mistaken=mistaken
+        )
+        if kind in ("raised", "silent"):
+            reason, log = (known and known.error) or text, (known and known.log) or ""
+            self._show(key, reason, log, again=again)
+            if not again:
+                told = mistaken or not log
+                self._judge(key, reason if told else f"{reason}: {last_line(log)}")
+        if again:
             self._progress.waiting(key)
         else:
             self._progress.failed(key)
+
+    def _show(self, key: str, reason: str, log: str, *, again: bool) -> None:
+        """Tell a person of a trial's first failure, with the log of the first of its cause."""
+        cause = gist(reason)
+        if any(key in keys for keys in self._shown.values()):
+            return
+        first = cause not in self._shown
+        self._shown.setdefault(cause, set()).add(key)
+        self._progress.attempt_failed(
+            key, reason if first else None, log_lines(log) if first else (), again=again
+        )
+
+    def _judge(self, key: str, reason: str) -> None:
+        """See whether what ended the first trials would end the others, too."""
+        before = self.first_failures.reason
+        self.first_failures.failed(key, reason)
+        n = len(self._grid.queue.kept_back)
+        if before is None and self.first_failures.reason is not None and n:
+            self._progress.say(
+                f"the first trials all failed alike: the other {n} are not started", style="red"
+            )
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tune has done something, or waited a tenth of a second."""
@@ -273,10 +311,11 @@ class Watch(Callback):
         self._told = True
         self._lease.note(self._note(), at_once=True)
         n = len(self._runs)
-        what = f"{n} trials write checkpoints" if n else "no trial is running"
+        noun = "trial is" if n == 1 else "trials are"
+        what = f"{n} {noun} asked to {_how_to_end(self._trials)}" if n else "no trial is running"
         self._progress.say(f"stopping: {what}; Ctrl-C again ends it now")
 
-    def _write(self, loss: _Loss) -> Kind | None:
+    def _write(self, loss: _Loss) -> Attempt | None:
         """Put the end of an attempt on record; None where that cannot be done now."""
         try:
             known = self._attempts.lost(
@@ -293,7 +332,7 @@ class Watch(Callback):
             self._unwritten.append(loss)
             return None
         self._last[loss.key] = max(known.number, self._last.get(loss.key, 0))
-        return known.kind or loss.kind
+        return known
 
     def _checkpoint(self, key: str) -> int:
         """The step of a trial's newest checkpoint; 0 where there is none, or none can be seen."""
@@ -342,6 +381,12 @@ class Watch(Callback):
 
     def _expected(self, key: str) -> float:
         return self._grid.queue.job(key).seconds
+
+
+def _how_to_end(trials: Mapping[str, Trial]) -> str:
+    """What the trials of a sweep, all of one trainer, are asked to do on an interrupt."""
+    command = any(trial.command is not None for trial in trials.values())
+    return "end" if command else "write a checkpoint and end"
 
 
 def _error_of(trial: Any) -> BaseException:

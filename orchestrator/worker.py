@@ -30,7 +30,7 @@ from typing import Any, cast
 from analysis.errors import InputError
 from cluster.gang import GangError, train_in_gang
 from cluster.rank import Sign
-from orchestrator import lease
+from orchestrator import lease, logs
 from orchestrator.advance import Advance
 from orchestrator.attempts import Attempts, Kind
 from orchestrator.checkpoints import StoredWorkspace, directory_of
@@ -41,10 +41,9 @@ from orchestrator.scratch import scratch
 from orchestrator.storage import LONGEST_WAIT, Result, Storage, open_storage, patiently, reason_of
 from orchestrator.watchdog import Watchdog
 from trainers.registry import trainer
+from trainers.told import CommandError
 from trainers.trial import Event, Measurement, Progress, Step, Trial
 
-LOG_TAIL = 8000
-"""Characters of what a failed attempt printed that are kept."""
 LOOK_SECONDS, FAR_LOOK_SECONDS = 1.0, 10.0
 """Between looks at the driver's lease, in a directory and in an object store."""
 UNFIT_SECONDS = 60.0
@@ -161,7 +160,7 @@ class Work:
             "record an attempt",
             lambda: self.attempts.begin(self.trial, driver=order.generation, node=host, pid=pid),
         )
-        log = directory / "log.txt"
+        log = self.log = directory / "log.txt"
         self.step = 0
         self.workspace = _workspace(order, directory, self.storage, self.will.stop)
 
@@ -172,7 +171,7 @@ class Work:
                     kind=kind,
                     error=error,
                     traceback=where,
-                    log=_tail(log),
+                    log=logs.tail(log),
                     resumed_from=self.workspace.resumed_from,
                     step=self.step,
                 )
@@ -195,7 +194,8 @@ class Work:
             raise
         except Exception as error:
             lost = isinstance(error, GangError) and error.lost
-            text = str(error) if lost else f"{type(error).__name__}: {error}"
+            plain = lost or isinstance(error, InputError | CommandError)  # sentences for people
+            text = str(error) if plain else f"{type(error).__name__}: {error}"
             fail("worker lost" if lost else "raised", text, traceback.format_exc())
             raise
 
@@ -222,6 +222,8 @@ class Work:
                 with watchdog.paused():
                     write = partial(self.ledger.write, self.trial, event)
                     first = self._patiently("write the row", write)
+                    if first:
+                        logs.keep(self.storage, (trial.key, event.tokens), logs.tail(self.log))
                     self._measured(vars(event) if first else self._find(event.tokens) or {})
                 continue
             if isinstance(event, Progress):
@@ -240,7 +242,8 @@ class Work:
 
     def _events(self, trial: Trial) -> Iterator[Event | Sign]:
         if self.order.ranks > 1:
-            return train_in_gang(trial, partial(_rank_workspace, self.order))
+            make = partial(_rank_workspace, self.order)
+            return train_in_gang(trial, make, stopping=self.will.stop)
         return trainer(trial.trainer).train(trial, self.workspace)
 
     def _require_wanted(self) -> None:
@@ -357,13 +360,6 @@ def _printing_to(path: Path) -> Iterator[None]:
     """Send what the trainer prints to a file."""
     with path.open("w", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
         yield
-
-
-def _tail(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace")[-LOG_TAIL:] or None
-    except OSError:
-        return None
 
 
 def _tidy() -> None:

@@ -9,7 +9,6 @@ import dataclasses
 import math
 import os
 import platform
-import shlex
 import shutil
 import signal
 import socket
@@ -28,7 +27,7 @@ from trainers.child import Child, Line
 from trainers.flops import flops_per_token, params
 from trainers.shape import DIMENSIONS
 from trainers.template import NODE_GPUS, Command, expand, file_hash
-from trainers.told import CommandError, Point, Result, Saved, heard
+from trainers.told import CommandError, Point, ProtocolError, Result, Saved, heard
 from trainers.trial import Event, Measurement, Progress, Step, Trial
 from trainers.workspace import Workspace, resume
 
@@ -102,6 +101,8 @@ class _Run:
         self._told_step: int | None = None
         """The last one of this attempt."""
         self._curve: dict[int, Progress] = {}
+        self._evaluations: dict[int, float] = {}
+        """Held-out losses by step, as they were told in progress."""
         self._result: Result | None = None
         self._diverged: str | None = None
         self._pending: tuple[int, int] | None = None
@@ -125,6 +126,11 @@ class _Run:
         if state is not None:
             self._resumed_from = self._step = state["step"]
             self._curve = {point["step"]: Progress(**point) for point in state["curve"]}
+            self._evaluations = {
+                step: point.heldout_loss
+                for step, point in self._curve.items()
+                if point.heldout_loss is not None
+            }
             self._started -= state["seconds"]
 
     def start(self) -> Child:
@@ -144,7 +150,7 @@ class _Run:
         )
 
     def events(self, child: Child) -> Iterator[Step | Progress]:
-        """What it tells, until it ends well, or diverges.
+        """What it tells, until it ends well, or diverges; its last step if it is to stop.
 
         Raises
         ------
@@ -160,6 +166,8 @@ class _Run:
                 yield from self._progress(told)
             elif isinstance(told, Saved):
                 self._keep_what_is_due(self._step)
+                yield Step(self._step)
+            elif told is None and self._workspace.stopping():  # nothing of it is waited for
                 yield Step(self._step)
             if self._diverged:
                 return
@@ -202,6 +210,7 @@ class _Run:
             device=(told.device if told else None) or self._device(),
             curve=tuple(curve),
             versions={"python": platform.python_version(), "isoflop": version("isoflop")},
+            loss_step=self._loss_step() if loss is not None else None,
             steps=(trial.hyperparameters.steps if told else self._step) - self._resumed_from,
             resumed_from=self._resumed_from,
             params=counted or None,
@@ -222,7 +231,7 @@ class _Run:
                 self._pending = step, line.read_ns
             case Result():
                 if self._result not in (None, told):
-                    raise CommandError(f"it gave a second result, {line.text!r}")
+                    raise ProtocolError(f"it gave a second result, {line.text!r}")
                 self._require_horizon(told)
                 self._result = told
         return told
@@ -233,14 +242,20 @@ class _Run:
             print(f"isoflop: it did not go on from its checkpoint at step {self._resumed_from}")
             self._resumed_from = 0
             self._curve = {step: p for step, p in self._curve.items() if step < told.step}
+            self._evaluations = {s: v for s, v in self._evaluations.items() if s < told.step}
         self._step = self._told_step = told.step
-        tokens = told.step * h.batch_tokens if told.tokens is None else told.tokens
+        if told.heldout_loss is not None:
+            self._evaluations[told.step] = told.heldout_loss
+        tokens = told.tokens
+        if tokens is None:
+            earlier = self._curve.get(told.step)
+            tokens = earlier.tokens if earlier else told.step * h.batch_tokens
         point = Progress(
             step=told.step,
             tokens=tokens,
             flops=tokens * flops_per_token(self._trial.shape),
             train_loss=told.train_loss,
-            heldout_loss=told.heldout_loss,
+            heldout_loss=self._evaluations.get(told.step),  # perhaps of an earlier line
         )
         if not math.isfinite(told.train_loss):
             self._diverged = (
@@ -274,18 +289,18 @@ class _Run:
     def _require_step(self, step: int, *, goes_back: bool = False) -> None:
         steps = self._trial.hyperparameters.steps
         if step > steps + 1:  # some count from 0, some from 1
-            raise CommandError(
+            raise ProtocolError(
                 f"it told of step {step}, but the trial has {steps} steps: give it {{steps}}"
             )
         if not goes_back and self._told_step is not None and step < self._told_step:
-            raise CommandError(f"it told of step {step} after step {self._told_step}")
+            raise ProtocolError(f"it told of step {step} after step {self._told_step}")
 
     def _require_horizon(self, told: Result) -> None:
         trial, batch = self._trial, self._trial.hyperparameters.batch_tokens
         if told.tokens is None or told.status == "diverged":
             return
         if abs(told.tokens - trial.tokens) > batch:
-            raise CommandError(
+            raise ProtocolError(
                 f"its result is of {told.tokens:,} tokens, but the trial's horizon is "
                 f"{trial.tokens:,}, of which it may be a batch off ({batch:,}): give it {{tokens}}"
             )
@@ -299,14 +314,37 @@ class _Run:
         last = max(self._curve, default=None)
         if last is None or last < steps - 1:  # some count from 0
             came = "it told of none" if last is None else f"the last one that it told of is {last}"
-            raise CommandError(
+            raise ProtocolError(
                 f"of {steps} steps {came}, and its result does not say after how many tokens it "
                 'is: add "tokens" to the result, or tell of the last step'
             )
 
+    def _require_fresh(self, told: Result) -> None:
+        """Refuse a loss that was measured before the last step, of a model that is another one."""
+        steps, last = self._trial.hyperparameters.steps, max(self._evaluations, default=None)
+        if told.status == "diverged" or last is None or last >= steps - 1:  # some count from 0
+            return
+        stale = [step for step, loss in self._evaluations.items() if loss == told.loss]
+        if stale:
+            raise ProtocolError(
+                f"its result, a held-out loss of {told.loss:g}, is that of step {max(stale)}, told "
+                f"before, and the trial has {steps} steps: have it evaluate at step {{steps}}, and "
+                "give that loss"
+            )
+
+    def _loss_step(self) -> int:
+        """The step after which the loss of the result was measured."""
+        h, told = self._trial.hyperparameters, self._result
+        last = max(self._evaluations, default=0)
+        if last >= h.steps - 1:
+            return last
+        if told is not None and told.tokens is not None:
+            return round(told.tokens / h.batch_tokens)
+        return max(self._curve, default=h.steps)
+
     def _require_good_end(self, child: Child) -> None:
         ended, result = child.ended, self._result
-        program = shlex.join(self._command.run)
+        program = " ".join(self._command.run)
         if len(program) > SHOWN:
             program = program[:SHOWN] + " ..."
         if ended is None:
@@ -324,13 +362,14 @@ class _Run:
             vain = ", so that the result it had given does not count" if result else ""
             raise CommandError(f"{program!r} {how}{vain}")
         if result is None and self.leads:
-            raise CommandError(
+            raise ProtocolError(
                 f"{program!r} ended without a result, a line such as "
                 '{"loss": 3.21} on its standard output or in the file {result}'
             )
         if result is not None:
             self._counted()
             self._require_last_step(result)
+            self._require_fresh(result)
 
     def _counted(self) -> tuple[dict[str, int], float]:
         """The parameters that were told, by convention, and exact FLOPs.
@@ -344,7 +383,7 @@ class _Run:
         counted = ours | given
         if not counted["non_embedding"] <= counted["matmul"] <= counted["total"]:
             shown = ", ".join(f"params_{name} = {counted[name]:,}" for name in names)
-            raise CommandError(
+            raise ProtocolError(
                 f"its result means {shown}, of which each includes the one before: declare all "
                 "three (what is not declared is counted from the shape)"
             )

@@ -11,6 +11,7 @@ from trainers.flops import params
 from trainers.recipe import (
     Count,
     DecayShare,
+    Idle,
     Momentum,
     NotNegative,
     Positive,
@@ -64,6 +65,8 @@ class DecoderRecipe:
     momentum: Momentum = 0.95
     """Muon's."""
 
+    final_rates: ClassVar[tuple[str, ...]] = ()
+    """Further constants that decide the rate at a horizon."""
     ties: ClassVar[bool] = True
     """Whether the head may be the embedding: not where they start or train apart."""
 
@@ -79,6 +82,28 @@ class DecoderRecipe:
                 "architecture.tied is true, but it starts embedding and head apart and trains "
                 "them at rates of their own: leave it out, or take llama-adamw"
             )
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Constants that a sweep file cannot change."""
+        return ("optimizer",) if self.ties else ("optimizer", "architecture.tied")
+
+    @property
+    def idle(self) -> tuple[Idle, ...]:
+        """See `trainers.recipe.idle`. Nothing is known of a subclass with its own `resolve`."""
+        if type(self).resolve is not DecoderRecipe.resolve:
+            return ()
+        found = []
+        if self.schedule == "wsd":
+            names = ("final_fraction", "max_warmup_fraction", *self.final_rates)
+            because = "wsd decays to zero, and its warm-up is bound by trunk_warmup_fraction"
+            found.append(Idle(names=names, because=because))
+        else:
+            names = ("decay_fraction", "trunk_warmup_fraction")
+            found.append(Idle(names=names, because='they are for schedule = "wsd"'))
+        if self.optimizer != "muon":
+            found.append(Idle(names=("momentum",), because="momentum is Muon's"))
+        return tuple(found)
 
     def rates(self, shape: Shape, tokens: float) -> Rates:
         """The rule: batch and rates of a run of `tokens` tokens."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from trainers.decoder_recipe import DecoderRecipe, Rates
 from trainers.decoders import MUP, RELU2
 from trainers.flops import params
-from trainers.recipe import Count, Momentum, NotNegative, Positive, Share, outside
+from trainers.recipe import Count, Idle, Momentum, NotNegative, Positive, Share, outside
 from trainers.shape import Architecture, Shape
 
 
@@ -39,6 +39,14 @@ class PorianBatch(DecoderRecipe):
         """Tokens a step."""
         ratio = self.size(shape) / self.reference_params
         return float(self.reference_batch_tokens * ratio**self.batch_exponent)
+
+    @property
+    def idle(self) -> tuple[Idle, ...]:
+        """See `trainers.recipe.idle`: of two equal betas it does not matter which one holds."""
+        if self.beta2 != self.small_batch_beta2:
+            return super().idle
+        because = f"beta2 and small_batch_beta2 are both {self.beta2:g}"
+        return (*super().idle, Idle(names=("large_batch_tokens",), because=because))
 
     def second_beta(self, batch_tokens: int) -> float:
         """See `DecoderRecipe.second_beta`."""
@@ -99,6 +107,7 @@ class StepLaw(DecoderRecipe):
     fitted without."""
     final_fraction: Share = 0.0
     """Of the peak, where that is more."""
+    final_rates: ClassVar[tuple[str, ...]] = ("final_rate",)
 
     def rates(self, shape: Shape, tokens: float) -> Rates:
         """See `DecoderRecipe.rates`."""

@@ -6,7 +6,8 @@ with a name are in `trainers.recipes`.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import Field
@@ -48,6 +49,34 @@ class Recipe(Protocol):
     def caution(self, shape: Shape, tokens: float) -> str | None:
         """Why its source says little of such a run, in half a sentence; None within its range."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idle:
+    """Constants of a recipe that change nothing beside its other constants."""
+
+    names: tuple[str, ...]
+    """Which ones, as a sweep file names them."""
+    because: str
+    """What the recipe does in their place, as the end of a sentence."""
+
+
+def idle(recipe: Recipe) -> dict[str, Idle]:
+    """Return the constants of a recipe that change nothing, by name.
+
+    A recipe says so in its property `idle`, which a person's own recipe need not have.
+    """
+    groups: Iterable[Idle] = (*getattr(recipe, "idle", ()), *_idle_parts(recipe.architecture))
+    return {name: group for group in groups for name in group.names}
+
+
+def _idle_parts(architecture: Architecture) -> Iterator[Idle]:
+    if architecture.input_std is not None:
+        because = "architecture.input_std says how those matrices start"
+        yield Idle(names=("architecture.input_gain",), because=because)
+    if architecture.tied:
+        because = "architecture.tied makes the embedding the head"
+        yield Idle(names=("architecture.head_std",), because=because)
 
 
 def batch_and_steps(

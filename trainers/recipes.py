@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -17,7 +17,17 @@ from typing import Any, Literal
 from analysis.errors import InputError
 from trainers.flops import params
 from trainers.published import DeepSeek, LlamaAdamW, Muon, MuP, StepLaw
-from trainers.recipe import Count, Momentum, Positive, Recipe, Share, batch_and_steps, outside
+from trainers.recipe import (
+    Count,
+    Idle,
+    Momentum,
+    Positive,
+    Recipe,
+    Share,
+    batch_and_steps,
+    idle,
+    outside,
+)
 from trainers.shape import Architecture, Shape
 from trainers.trial import Hyperparameters, RecipeId
 
@@ -57,6 +67,17 @@ class MiniRecipe:
     def architecture(self) -> Architecture:
         """See `Recipe.architecture`."""
         return Architecture()
+
+    @property
+    def idle(self) -> tuple[Idle, ...]:
+        """See `trainers.recipe.idle`."""
+        if self.optimizer == "muon":
+            because = "its optimizer is muon, whose rates are matrix_rate and two others"
+            return (Idle(names=("adamw_rate",), because=because),)
+        names = ("matrix_rate", "embedding_rate", "head_rate", "rate_factor")
+        short = ("short_run_tokens", "short_run_exponent")
+        because = "its optimizer is adamw, whose rate is adamw_rate over the width"
+        return (Idle(names=(*names, *short), because=because),)
 
     def resolve(self, shape: Shape, tokens: float) -> Hyperparameters:
         """See `Recipe.resolve`."""
@@ -108,11 +129,47 @@ def named(name: str, constants: Mapping[str, Any] | None = None) -> Recipe:
     Raises
     ------
     InputError
-        If there is none of that name, or it has no such constant.
+        If there is none of that name, it has no such constant, or a constant of the wrong kind.
     """
     known = RECIPES.get(name) or _own(name)
     recipe: Recipe = _changed(f"recipe {name}", known, constants or {})
     return recipe
+
+
+def constants_of(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of a recipe's constants that change what it trains, sorted.
+
+    Those of its architecture are written with a dot, as in `architecture.norm`.
+    """
+    constants = _names(dataclasses.asdict(recipe))
+    return tuple(sorted({*constants} - {*idle(recipe), *getattr(recipe, "fixed", ())}))
+
+
+def require_effect(name: str, constants: Mapping[str, Any]) -> None:
+    """Refuse constants that change nothing in the recipe that they make.
+
+    Raises
+    ------
+    InputError
+        If a constant has no effect. It names those that have one.
+    """
+    recipe = named(name, constants)
+    without = idle(recipe)
+    for constant in _names(constants):
+        if constant in without:
+            raise InputError(
+                f"recipe {name} does not use {constant}: {without[constant].because}; leave it "
+                f"out. Its constants are {', '.join(constants_of(recipe))}"
+            )
+
+
+def _names(constants: Mapping[str, Any]) -> Iterator[str]:
+    """Names of given constants, those in tables with a dot."""
+    for name, value in constants.items():
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{part}" for part in value)
+        else:
+            yield name
 
 
 def _changed(what: str, values: Any, given: Mapping[str, Any]) -> Any:
@@ -120,7 +177,8 @@ def _changed(what: str, values: Any, given: Mapping[str, Any]) -> Any:
     known = {item.name: getattr(values, item.name) for item in dataclasses.fields(values)}
     for name in given:
         if name not in known:
-            raise InputError(f"{what} has no {name!r}; it has {', '.join(sorted(known))}")
+            names = constants_of(values) if hasattr(values, "resolve") else sorted(known)
+            raise InputError(f"{what} has no {name!r}; it has {', '.join(names)}")
         if dataclasses.is_dataclass(known[name]) and not isinstance(given[name], Mapping):
             raise InputError(f"{name} is {given[name]!r}, but it should be a table")
     other = {

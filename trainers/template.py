@@ -88,6 +88,17 @@ def file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
+def names_in(text: str) -> set[str]:
+    """Return the names of the placeholders of a text that `expand` takes.
+
+    Examples
+    --------
+    >>> sorted(names_in("--n_embd={width} --seed={seed} {{depth}}"))
+    ['seed', 'width']
+    """
+    return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+
+
 def expand(text: str, values: Mapping[str, str]) -> str:
     """`text` with the placeholders' values; doubled braces are braces.
 

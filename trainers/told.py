@@ -1,7 +1,7 @@
 """What a training program tells: JSON lines, each a progress, a checkpoint or the result.
 
-A line is one of these if it is an object with the key `train_loss`, `checkpoint` or `loss`; then it
-must be exactly that. Every other line is log.
+A line is one of these if it is an object with the key `train_loss`, `heldout_loss`, `checkpoint` or
+`loss`; then it must be exactly that. Every other line is log.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from analysis.errors import InputError
 
 SHOWN = 200
 """Characters of a wrong line that an error shows."""
@@ -20,6 +22,13 @@ _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 class CommandError(Exception):
     """A training program did not do what it should."""
+
+
+class ProtocolError(CommandError, InputError):
+    """A training program told something that cannot be right, or no result.
+
+    It would tell the same at the next attempt, wherever that runs.
+    """
 
 
 class _Told(BaseModel):
@@ -34,9 +43,9 @@ class Point(_Told):
     train_loss: float
     """Nats/token; NaN or infinite ends the trial as diverged."""
     tokens: Annotated[int, Field(ge=0)] | None = None
-    """Trained on so far; by default step x batch_tokens."""
+    """Trained on so far; by default as in an earlier line of the step, or step x batch_tokens."""
     heldout_loss: float | None = None
-    """Nats/token."""
+    """Nats/token; by default what an earlier line of the step has."""
 
 
 class Saved(_Told):
@@ -81,6 +90,7 @@ class Result(_Told):
 
 _MARKS: dict[str, type[Point | Saved | Result]] = {
     "train_loss": Point,
+    "heldout_loss": Point,
     "checkpoint": Saved,
     "loss": Result,
 }
@@ -91,7 +101,7 @@ def heard(text: str) -> Point | Saved | Result | None:
 
     Raises
     ------
-    CommandError
+    ProtocolError
         If it is meant to tell something, and has other keys or values than that has.
 
     Examples
@@ -111,12 +121,13 @@ def heard(text: str) -> Point | Saved | Result | None:
     try:
         return _MARKS[mark].model_validate(data)
     except ValidationError as error:
-        raise CommandError(
-            f"the line {text[:SHOWN]!r} is no {_NAMES[mark]}: {_sentence(error, _MARKS[mark])}"
+        kind = _MARKS[mark]
+        raise ProtocolError(
+            f"the line {text[:SHOWN]!r} is no {_NAMES[kind]}: {_sentence(error, kind)}"
         ) from error
 
 
-_NAMES = {"train_loss": "progress", "checkpoint": "checkpoint", "loss": "result"}
+_NAMES = {Point: "progress", Saved: "checkpoint", Result: "result"}
 
 
 def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:

@@ -319,6 +319,8 @@ class Measurement:
     curve: tuple[Progress, ...]
     versions: dict[str, str]
     """Python and library versions."""
+    loss_step: int | None = None
+    """The step after which the loss was measured, where that is not the last one."""
     steps: int = 0
     """Optimiser steps that this attempt did itself."""
     resumed_from: int = 0

@@ -47,6 +47,14 @@ class Workspace(Protocol):
         """
         ...
 
+    def stopping(self) -> bool:
+        """Whether the caller wants the trial to stop. Cheap: asked several times a second.
+
+        For a trainer that waits for something and has done no step meanwhile: where this is true it
+        yields the `Step` that it did last, at which the caller stops.
+        """
+        ...
+
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Keep the one file that `write` makes at the path that it is given.
 
@@ -142,6 +150,10 @@ class Scratch:
         return (
             self.every_steps is not None and step // self.every_steps > before // self.every_steps
         )
+
+    def stopping(self) -> bool:
+        """Return False: its user just stops to iterate."""
+        return False
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Write a file beside the others, sync it, name it, drop the oldest."""

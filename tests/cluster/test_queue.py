@@ -383,3 +383,21 @@ def test_waiting_for_others_jobs_costs_no_gpu_hours() -> None:
     queue.started("a", ["node 1"], 18_000.0)
     queue.ended("a", 21_600.0)
     assert queue.next(21_600.0) == "b"
+
+
+def test_what_is_kept_back_starts_neither_by_itself_nor_by_a_cap_that_opens() -> None:
+    jobs = [_job(key, 1, seconds) for key, seconds in (("a", 3000.0), ("b", 1800.0), ("c", 900.0))]
+    queue = Queue(jobs, uniform(gpus=1), caps=Caps(gpu_hours=1.0))
+    assert queue.next(0.0) == "b"
+    assert (set(queue.held), queue.waiting_keys) == ({"a"}, {"c"})
+    queue.keep_back()
+    queue.started("b", [], 0.0)
+    queue.ended("b", 1.0)  # it took next to nothing, which the cap lets others have
+    assert (queue.kept_back, queue.waiting_keys) == ({"c"}, {"a"})
+    queue.keep_back({"a"})
+    assert _all(queue, 1.0) == ["a"]
+    queue.let_go()  # what the cap promised to the other is no longer there for it
+    assert (queue.kept_back, set(queue.held), queue.waiting) == (set(), {"c"}, 0)
+    queue.started("a", [], 1.0)
+    queue.ended("a", 2.0)
+    assert _all(queue, 2.0) == ["c"]

@@ -28,7 +28,8 @@ def environment(steps: Path, **more: str) -> dict[str, str]:
     """Of a process whose trainers' steps are counted below `steps`; none of this test run's Ray."""
     foreign = ("RAY_", "TUNE_", "MLFLOW_")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
-    counted = {"PYTHONPATH": str(HERE / "counting"), "FAULTS_STEPS": str(steps)}
+    paths = [str(HERE / "counting"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    counted = {"PYTHONPATH": os.pathsep.join(paths), "FAULTS_STEPS": str(steps)}
     return {**inherited, **counted, "OMP_NUM_THREADS": "1", **more}
 
 

@@ -51,6 +51,50 @@ def test_an_interrupt_leaves_checkpoints_from_which_no_step_is_repeated(
     record(sweep, "Ctrl-C, SIGTERM", times=2, seconds=seconds)
 
 
+SILENT = """
+import pathlib, sys, time
+print("first words")
+pathlib.Path(sys.argv[1], "begun").touch()
+time.sleep(600)
+"""
+
+
+def test_a_program_that_prints_nothing_hears_of_an_interrupt_at_once(
+    make_sweep: MakeSweep,
+) -> None:
+    """Its log is kept, and the view does not claim that it writes a checkpoint."""
+    spec = """
+name = "faults"
+trainer = "command"
+recipe = "mini-adamw"
+budgets = [6e9, 1.2e10]
+sizes = 3
+span = 4
+corpus = { kind = "declared", name = "x", version = "1", vocabulary = 256, tokens = 30_000_000 }
+[command]
+run = ["{python}", "silent.py", "PLACE", "{width}", "{tokens}"]
+files = ["silent.py"]
+"""
+    sweep = make_sweep(None, spec=spec)
+    sweep.spec.write_text(sweep.spec.read_text().replace("PLACE", str(sweep.directory)))
+    (sweep.directory / "silent.py").write_text(SILENT)
+    for interrupt in (Driver.interrupt, Driver.terminate):
+        (sweep.directory / "begun").unlink(missing_ok=True)
+        driver = sweep.start()
+        wait((sweep.directory / "begun").exists, 60)
+        time.sleep(2)
+        at = time.monotonic()
+        interrupt(driver)
+        assert driver.end(60) == 130, driver.said
+        assert time.monotonic() - at < 15
+        assert "asked to end; Ctrl-C again ends it now" in driver.said
+        sweep.check_nothing_is_left()
+    ended = sweep.project.attempts.all()
+    assert {a.kind for a in ended} == {"interrupted"}
+    assert {a.log for a in ended} <= {"first words\n", None}  # of one that had hardly begun
+    assert "first words\n" in {a.log for a in ended}
+
+
 def test_a_second_interrupt_ends_it_at_once_and_leaves_no_process(
     make_sweep: MakeSweep, record: Record
 ) -> None:

@@ -16,20 +16,25 @@ from cluster.machines import uniform
 from cluster.placement import Placement, Unplaceable, place
 from orchestrator.attempts import Attempts
 from orchestrator.ledger import Ledger
+from orchestrator.logs import file_name
 from orchestrator.planner import Plan, make_plan
-from orchestrator.project import open_project
+from orchestrator.project import Project, create_project, open_project
 from orchestrator.shipping import pack
 from orchestrator.spec import parse_spec, read_spec, to_toml
 from orchestrator.storage import LocalStorage
 from tests.orchestrator.workers import measurement
 from trainers.command import Commanded
-from trainers.flops import flops_per_token
+from trainers.flops import flops_per_token, params
+from trainers.simulated import SimulatedSettings
+from trainers.template import file_hash
 from trainers.told import CommandError
 from trainers.trial import Event, Measurement, Step
 from trainers.workspace import Scratch
 
 Run = Callable[..., tuple[int, str, str]]
 EXAMPLE = Path(__file__).parents[2] / "examples/nanogpt/sweep.toml"
+TRIAL = '"{width} {steps} {batch_tokens}"'
+"""What every program has to be told of its trial."""
 CORPUS = 'corpus = { kind = "declared", name = "x", version = "1", vocabulary = 50, tokens = 9e9 }'
 
 
@@ -47,6 +52,8 @@ def sweep(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         (tmp_path / "train.py").write_text(textwrap.dedent(program))
         path = tmp_path / "sweep.toml"
+        if "env =" not in run + table:
+            table += f"\nenv = {{ TRIAL = {TRIAL} }}"
         path.write_text(
             f'name = "own"\ntrainer = "command"\n{corpus}\nbudgets = [1e9]\nsizes = 3\nspan = 4\n'
             f"[command]\nrun = {run}\n{table}\n{extra}\n"
@@ -75,7 +82,7 @@ def test_content_decides_keys_and_places_do_not(sweep, tmp_path: Path) -> None:
     first = keys(sweep())
     assert keys(sweep(table='files = ["train.py"]\ntimeout_seconds = 9.0\ngpus = 1.0')) == first
     assert keys(sweep(program="print()")) != first
-    assert keys(sweep(table='files = ["train.py"]\nenv = { A = "b" }')) != first
+    assert keys(sweep(table=f'files = ["train.py"]\nenv = {{ TRIAL = {TRIAL}, A = "b" }}')) != first
     assert keys(sweep('["{python}", "train.py", "x"]')) != first
     assert keys(sweep(corpus=CORPUS.replace("9e9", "8_000_000_000"))) != first
     (tmp_path / "elsewhere").mkdir()
@@ -117,6 +124,73 @@ def test_a_wrong_table_is_a_sentence(isoflop: Run, sweep, given: dict, message: 
 
 
 @pytest.mark.parametrize(
+    ("env", "extra", "message"),
+    [
+        ("", "", "have no {width}, so that all sizes would train one and the same model: give it"),
+        ("{depth} {steps}", "", "have no {width}, so that all sizes"),
+        ("{{width}} {steps}", "", "have no {width}, so that all sizes"),
+        ("{steps}", "shapes = { aspect = 8.0, heads = 2 }", "have neither {width} nor {depth}, so"),
+        (
+            "{steps}",
+            "shapes = { aspect = 8.0, head_width = 4 }",
+            "have neither {width} nor {heads} nor {depth}, so that all sizes would train one",
+        ),
+        ("{width}", "", "have neither {tokens} nor {steps}, so that all trials would train equal"),
+        (
+            "{width} {steps}",
+            "seeds = [1, 2]",
+            "have no {seed}, so that the 2 seeds would train one and the same run: give it, as in "
+            '"--seed={seed}", or one seed',
+        ),
+    ],
+)
+def test_a_program_that_is_not_told_its_trial_is_refused_when_the_file_is_read(
+    sweep, env: str, extra: str, message: str
+) -> None:
+    path = sweep(table=f'files = ["train.py"]\nenv = {{ TRIAL = "{env}" }}')
+    path.write_text(f"{extra}\n{path.read_text()}")
+    with pytest.raises(InputError) as caught:
+        read_spec(path)
+    assert str(caught.value).startswith("sweep.toml: command.run and command.env ")
+    assert message in str(caught.value)
+
+
+def _grow(path: Path, aspect: float) -> None:
+    """Make the sweep's models grow in depth with their widths."""
+    sizes = "budgets = [1e9]\nsizes = 3\nspan = 4\n"
+    assert sizes in path.read_text()
+    grown = "budgets = [{ flops = 1e10, widths = [8, 16, 24] }]\n"
+    grown += f"shapes = {{ aspect = {aspect}, heads = 2 }}\n"
+    path.write_text(path.read_text().replace(sizes, grown))
+
+
+def test_a_depth_may_stand_for_the_width_if_it_tells_the_sizes_apart(sweep) -> None:
+    def plan(aspect: float) -> Plan:
+        path = sweep(table='files = ["train.py"]\nenv = { TRIAL = "{depth} {tokens}" }')
+        _grow(path, aspect)
+        return make_plan(read_spec(path))
+
+    assert {trial.shape.depth for trial in plan(8.0).trials} == {1, 2, 3}
+    with pytest.raises(InputError, match=r"widths 8 and 16 have depth 1 both, and the command is"):
+        plan(64.0)
+
+
+def test_what_a_program_may_need_to_know_is_told(isoflop: Run, sweep) -> None:
+    path = sweep(table='files = ["train.py"]\nenv = { TRIAL = "{width} {steps}" }')
+    _grow(path, 8.0)
+    out = isoflop("plan", path)[1]
+    assert "! command: it is told none of {batch_tokens}, {sequences} and {tokens}, so" in out
+    assert "! command: it is not told {depth}, which grows with the width (shapes.aspect)" in out
+
+
+def test_a_plan_that_was_kept_by_an_older_isoflop_opens(sweep) -> None:
+    made = make_plan(read_spec(sweep())).to_dict()
+    made["spec"]["command"]["env"] = {}
+    again = Plan.from_dict(json.loads(json.dumps(made)))
+    assert again.spec.command.told == {"python"}
+
+
+@pytest.mark.parametrize(
     "run",
     [
         '["{python}", "{here}/train.py"]',
@@ -127,7 +201,7 @@ def test_a_wrong_table_is_a_sentence(isoflop: Run, sweep, given: dict, message: 
         '["{python}", "-c", "0", "--config=conf.yaml"]',
         '["sh", "-c", "cd . && python train.py;"]',
         "\"sh -c 'python train.py'\"",
-        '["x"]\nenv = { CONFIG = "conf.yaml" }',
+        '["x", "{width}", "{steps}"]\nenv = { CONFIG = "conf.yaml" }',
         '["x", "a b.yaml"]',
         '["x", "--a=a b.yaml"]',
     ],
@@ -190,7 +264,9 @@ def test_trainer_and_table_go_together(changes: dict, message: str) -> None:
 
 
 def test_a_command_survives_being_written_as_a_sweep_file(sweep, tmp_path: Path) -> None:
-    table = 'files = ["train.py"]\nenv = { A = "b {width}", "C" = "d" }\ntimeout_seconds = 60.0'
+    table = (
+        'files = ["train.py"]\nenv = { A = "b {width}", "C" = "{steps}" }\ntimeout_seconds = 60.0'
+    )
     spec = read_spec(sweep(table=table))
     (tmp_path / "elsewhere").mkdir()
     again = tmp_path / "elsewhere/next.toml"
@@ -214,6 +290,22 @@ def test_the_programs_files_travel_with_the_sweep(sweep, tmp_path: Path) -> None
     assert sorted(pack(path).files) == ["files/sweep.toml"]
 
 
+def test_files_may_lie_outside_of_the_directory(sweep, tmp_path: Path) -> None:
+    path = sweep(table='files = ["../common/*.py", "train.py"]\ndirectory = "code"')
+    for name in ("code", "common"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "train.py").rename(tmp_path / "code/train.py")
+    (tmp_path / "common/model.py").write_text("")
+    trial = make_plan(read_spec(path)).trials[0]
+    assert [name for name, _ in trial.command.files] == ["../common/model.py", "train.py"]
+    assert "files/common/model.py" in pack(path).files
+    (tmp_path / "common/model.py").write_text("changed")
+    with pytest.raises(
+        InputError, match=r"/common/model\.py has hash .*: it changed, so plan again"
+    ):
+        list(Commanded().train(trial, Scratch(tmp_path)))
+
+
 def test_a_command_takes_the_gpus_that_it_asks_for(sweep) -> None:
     cluster = uniform(nodes=1, gpus=4, gpu_type="H100", cpus=32)
 
@@ -228,6 +320,75 @@ def test_a_command_takes_the_gpus_that_it_asks_for(sweep) -> None:
         "2 GPUs",
     ]
     assert "needs 8 GPUs, and there are 4" in str(placed(8.0))
+
+
+def test_a_mended_program_takes_the_place_of_one_that_only_failed(sweep, tmp_path: Path) -> None:
+    """Its trials are others. A row of the old one, or a checkpoint, would be lost to the plan."""
+    project = create_project(tmp_path / "p")
+    path = sweep(program="raise SystemExit(3)")
+    broken = make_plan(read_spec(path))
+    project.save_plan(broken)
+    for trial in broken.trials:
+        attempt = project.attempts.begin(trial, driver=1, node="n", pid=1)
+        project.attempts.fail(attempt, kind="raised", error="exited with 3")
+    (tmp_path / "train.py").write_text("mended")
+    mended = make_plan(read_spec(path))
+    project.save_plan(mended)
+    (kept,) = project.plans()
+    assert {t.key for t in kept.trials} == {t.key for t in mended.trials}
+    project.attempts.begin(mended.trials[0], driver=1, node="n", pid=1)
+    (tmp_path / "train.py").write_text("mended again")
+    hashes = [file_hash(tmp_path / "train.py"), dict(mended.trials[0].command.files)["train.py"]]
+    with pytest.raises(InputError) as caught:
+        project.save_plan(make_plan(read_spec(path)))
+    assert "differs in the command's file train.py ({}, was {}, by hash)".format(*hashes) in str(
+        caught.value
+    )
+
+
+def test_what_bounds_a_horizon_is_named(sweep) -> None:
+    path = sweep(corpus=CORPUS.replace("9e9", "10_000"))
+    with pytest.raises(InputError) as caught:
+        make_plan(read_spec(path))
+    assert re.search(
+        r"trains width \d+ on [\d,]+ tokens, [\d.]+ epochs of corpus x \([\d,]+ tokens\), and "
+        r"epochs = 1 allows no more: give more text \(corpus\.tokens\), or set epochs = \d+",
+        str(caught.value),
+    )
+
+
+def _filled(sweep: Path, project: Project) -> Project:
+    """A project with every row of a sweep, by the law that `simulated` has by default."""
+    plan = make_plan(read_spec(sweep))
+    project.save_plan(plan)
+    for trial in plan.trials:
+        loss = SimulatedSettings().loss(params(trial.shape).non_embedding, trial.tokens)
+        row = measurement(trial, tokens=trial.tokens, loss=loss, params=None, curve=())
+        project.ledger.write(trial, row)
+    return project
+
+
+def test_a_proposal_that_runs_out_of_text_says_which_key_bounds_it(
+    isoflop: Run, sweep, tmp_path: Path
+) -> None:
+    """The text just suffices for what was trained; at the next budget its best size needs more."""
+    codes = []
+    for tokens in (130_000, 90_000_000):
+        path = sweep(corpus=CORPUS.replace("9e9", str(tokens)))
+        budgets = ", ".join(
+            f"{{ flops = {c}, widths = [12, 16, 20, 24, 28] }}" for c in (1e9, 2e9, 4e9)
+        )
+        path.write_text(path.read_text().replace("[1e9]", f"[{budgets}]"))
+        project = _filled(path, create_project(tmp_path / str(tokens)))
+        code, out, err = isoflop("propose", project.uri)
+        codes.append(code)
+        limited = re.search(
+            r"at 8e\+09 FLOPs sizes of N up to [\d.]+k would need more than the 130k tokens that "
+            r"the corpus has in epochs = 1: raise corpus\.tokens or epochs",
+            out + err,
+        )
+        assert bool(limited) == (tokens == 130_000), out + err
+    assert codes == [2, 0]
 
 
 def test_a_row_has_what_the_program_declared(sweep, tmp_path: Path) -> None:
@@ -285,6 +446,7 @@ def test_a_sweep_of_programs_that_die_ends_with_every_row(
     rows = project.ledger.read().to_pylist()
     assert [row["status"] for row in rows] == ["complete"] * 3
     assert {row["loss"] for row in rows} == {2.0 + 1 / row["width"] for row in rows}
+    assert {row["resumed_from"] for row in rows} == {10}
     for row in rows:
         assert [point["step"] for point in row["curve"]] == list(range(1, len(row["curve"]) + 1))
         assert row["curve"][-1]["tokens"] == row["tokens"]
@@ -309,6 +471,52 @@ def test_a_program_without_a_result_ends_as_failed_with_its_log(
         assert "ended without a result" in attempt.error
         assert "iter 1: loss 9" in attempt.log
     assert "failed" in err
+
+
+@pytest.mark.slow
+def test_a_mistake_of_every_trial_stops_the_sweep_and_once_mended_it_does_the_rest(
+    isoflop: Run, sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the program inherits from the shell reaches it, too."""
+    monkeypatch.setenv("SECRET_OF_THE_SHELL", "inherited")
+    program = """
+        import json, os
+        _, steps, _ = os.environ["TRIAL"].split()
+        print(json.dumps({"step": int(steps), "train_loss": 3.0}))
+        print("log of", os.environ["SECRET_OF_THE_SHELL"])
+    """
+    path = sweep(program=program)
+    budgets = ", ".join(f"{{ flops = {c}, widths = [4, 8, 12] }}" for c in (1e9, 2e9, 4e9, 8e9))
+    path.write_text(path.read_text().replace("[1e9]", f"[{budgets}]"))
+    code, out, err = isoflop("run", path, "--project", tmp_path / "project", "--json")
+    told = json.loads(out)
+    assert code == 1, err
+    project = open_project(tmp_path / "project")
+    attempts = Attempts(project.storage).all()
+    tried = {attempt.trial for attempt in attempts}
+    assert len(attempts) == len(tried)  # none is tried again
+    assert 3 <= len(tried) <= 3 + 4  # and those that ran meanwhile
+    assert (told["complete"], told["failed"]) == (0, len(tried))
+    assert len(told["not_started"]) == told["trials"] - len(tried)
+    assert tried.isdisjoint(told["not_started"])
+    assert re.search(r"width \d+ at \S+ FLOPs failed: .* ended without a result", err)
+    assert err.count("| log of inherited") == 1
+    assert f"{len(told['not_started'])} not started, since the first trials all failed alike" in err
+    stopped = json.loads(isoflop("status", project.uri, "--json")[1])["not_started"]
+    assert [item["trials"] for item in stopped] == [sorted(told["not_started"])]
+    mended = textwrap.dedent(program) + "print('{\"loss\": 3.0}')\n"
+    (tmp_path / "train.py").write_text(mended)
+    code, out, err = isoflop("run", path, "--project", tmp_path / "project", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["complete"], told["not_started"]) == (told["trials"], [])
+    status = json.loads(isoflop("status", project.uri, "--json")[1])
+    assert (status["not_started"], status["plans"][0]["complete"]) == ([], told["trials"])
+    rows = project.ledger.read().to_pylist()
+    logs = [project.storage.read(file_name((row["trial"], row["tokens"]))) for row in rows]
+    assert set(logs) == {b"log of inherited\n"}
+    assert {row["resumed_from"] for row in rows} == {0}
+    assert all(row["loss_step"] * row["batch_tokens"] == row["tokens"] for row in rows)
 
 
 # The example.

@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from cluster.machines import Cluster, uniform
 from cluster.placement import Placement
 from cluster.queue import Job
 from orchestrator.grid import ASK_SECONDS, LOOK_SECONDS
-from tests.orchestrator.grids import CORE, GPU, TWO_GPUS, Tune, cluster_of, cores
+from tests.orchestrator.grids import CORE, GPU, ORDER, TWO_GPUS, Tune, cluster_of, cores
 
 
 def test_the_longest_come_first_each_with_its_class() -> None:
@@ -332,3 +333,41 @@ def test_whatever_fails_every_trial_ends_and_none_runs_twice_at_once(seed: int) 
 def test_tune_may_pickle_it() -> None:
     grid = Tune(cores(1), uniform(cpus=1)).grid
     assert vars(pickle.loads(pickle.dumps(grid))) == {}
+
+
+def test_a_mistake_is_not_tried_again_anywhere() -> None:
+    jobs = [Job(key="a", placement=GPU, seconds=9)]
+    tune = Tune(jobs, cluster_of("x", "y", gpus=1), retries=5)
+    assert tune.ask() == "a"
+    assert not tune.fail("a", "raised", mistaken=True)
+    assert tune.ask() == ""
+
+
+def test_of_what_waits_the_smallest_may_be_tried_while_the_rest_is_held_back() -> None:
+    tune = Tune(cores(5), uniform(cpus=2), retries=0)
+    sizes = dict(zip("abcde", (48, 40, 32, 24, 16), strict=True))
+    for key, width in sizes.items():
+        shape = replace(ORDER.trial.shape, width=width)
+        order = tune.grid._orders[key]
+        tune.grid._orders[key] = replace(order, trial=replace(order.trial, shape=shape))
+    assert tune.ask_all() == ["a", "b"]
+    assert not tune.fail("a", "raised")
+    assert tune.grid.hold_back({"a", "b"}) == "e"
+    assert tune.ask() == "e"
+    assert tune.ask() is None  # b and e run
+    assert tune.grid.queue.kept_back == {"c", "d"}
+    assert not tune.fail("b", "raised")
+    assert tune.ask() is None
+    tune.end("e")
+    tune.grid.queue.let_go()
+    assert tune.ask_all() == ["c", "d"]
+
+
+def test_a_sweep_ends_while_the_rest_is_held_back() -> None:
+    """Of equal sizes none is smaller than those that failed."""
+    tune = Tune(cores(3), uniform(cpus=1), retries=0)
+    assert tune.ask() == "a"
+    assert not tune.fail("a", "raised")
+    assert tune.grid.hold_back({"a"}) is None
+    assert tune.ask() == ""
+    assert tune.grid.queue.kept_back == {"b", "c"}

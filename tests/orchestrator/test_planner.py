@@ -198,7 +198,10 @@ def test_a_further_budget_extends_the_trunks_that_are_there() -> None:
 
 
 def test_a_program_is_measured_at_its_end_alone_and_has_no_trunks() -> None:
-    program = {"trainer": "command", "command": {"run": ["{python}", "-c", "0"]}}
+    program = {
+        "trainer": "command",
+        "command": {"run": ["{python}", "-c", "0", "{width}", "{steps}"]},
+    }
     with pytest.raises(InputError, match=r"schedule = \"wsd\" at every budget's horizon: leave"):
         _plan(**{**TRUNKS, **program})
 

@@ -100,14 +100,14 @@ def test_probes_of_what_ignores_the_rate_are_refused() -> None:
         _plan(trainer="simulated", probes=1)
     command = {
         "trainer": "command",
-        "command": {"run": ["python", "x", "{width}"]},
+        "command": {"run": ["python", "x", "{width}", "{tokens}"]},
         "corpus": {"kind": "declared", "name": "x", "version": "1", "vocabulary": 9,
                    "tokens": 10**12},
     }  # fmt: skip
     assert not _probes(_plan(**command))
     with pytest.raises(InputError, match=r"its command is told no \{learning_rate\}; set probes"):
         _plan(**command, probes=1)
-    command["command"] = {"run": ["python", "x", "{width}", "--lr={learning_rate}"]}
+    command["command"] = {"run": ["python", "x", "{width}", "{tokens}", "--lr={learning_rate}"]}
     assert len(_probes(_plan(**command))) == 4
 
 

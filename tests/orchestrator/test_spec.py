@@ -337,7 +337,7 @@ def test_a_spec_written_as_toml_reads_back_the_same(tmp_path: Path, changes: dic
 
 @pytest.mark.parametrize("text", ["\U0001f600/ü*.txt", "del \x7f", 'a "b"\n\t\\ \x01', "\u2028"])
 def test_any_text_survives_being_written_as_toml(tmp_path: Path, text: str) -> None:
-    command = {"run": ["python", text], "env": {"A": text, text: "1"}}
+    command = {"run": ["python", "{width}{steps}", text], "env": {"A": text, text: "1"}}
     declared = {"kind": "declared", "name": text, "version": "1", "vocabulary": 9, "tokens": 99}
     changes = {"trainer": "command", "command": command, "corpus": declared}
     spec = parse_spec({**GOOD, **changes}, source=HERE)

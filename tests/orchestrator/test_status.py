@@ -20,13 +20,17 @@ from orchestrator.planner import Plan, make_plan
 from orchestrator.project import Activity, Project, create_project, open_project
 from orchestrator.spec import parse_spec
 from orchestrator.status import show_status, status
+from orchestrator.stopped import forget_stopped, note_stopped
 from tests.orchestrator.workers import measurement
 from tests.waiting import wait
 from trainers.trial import Trial
 
 Run = Callable[..., tuple[int, str, str]]
 SPEC = {"name": "s", "trainer": "simulated", "budgets": [1e10], "sizes": 8}
-KEYS = {"project", "driver", "plans", "external", "rungs", "running", "attempts_without_row"}
+KEYS = {
+    *("project", "driver", "plans", "external", "rungs", "not_started", "running"),
+    "attempts_without_row",
+}
 
 
 @pytest.fixture
@@ -98,6 +102,22 @@ def test_what_ended_without_a_row_is_told_with_its_reason(project: Project) -> N
     assert silent["kind"] == "silent"
     assert raised["started_at"] <= raised["ended_at"]
     assert not {"traceback", "log", "id"} & set(raised)  # long, and in attempts/
+
+
+def test_what_was_not_started_is_told_until_the_next_run(project: Project, isoflop: Run) -> None:
+    keys = [trial.key for trial in _plan().trials[3:]]
+    note_stopped(project.storage, "s", "no module named 'x'", keys)
+    (item,) = status(project).to_json()["not_started"]
+    assert (item["plan"], item["reason"]) == ("s", "no module named 'x'")
+    assert sorted(item["trials"]) == sorted(keys)
+    out = " ".join(isoflop("status", project.uri)[1].split())
+    assert (
+        "! 5 trials of s were not started, since the first ones all failed alike (no module named "
+        "'x'): mend what made them fail and run the same sweep again"
+    ) in out
+    assert [plan.name for plan in project.plans()] == ["s"]
+    forget_stopped(project.storage, "s")
+    assert status(project).to_json()["not_started"] == []
 
 
 def test_a_driver_that_stops_says_so_and_one_that_ended_is_nobody(project: Project) -> None:
@@ -174,9 +194,9 @@ running trial     C, FLOPs  width  done  train loss      for  on      attempt
 dddddddddddddddd     1e+10     20     –           –  1:02:05  node-7        2
 eeeeeeeeeeeeeeee     1e+10     24   25%      3.1250  1:02:05  node-7        1
 
-attempt without a row          where                        why
-cccccccccccccccc 1     raised  2026-11-22 09:30 UTC node-7  ValueError: [no] such rate, at step 1,234
-dddddddddddddddd 1     silent  2026-11-22 09:30 UTC node-7  no sign of life for 600 s (limits.silent_seconds), at step
-                                                            1,234
+attempt without a row          C, FLOPs  width  where                        why
+cccccccccccccccc 1     raised     1e+10     16  2026-11-22 09:30 UTC node-7  ValueError: [no] such rate, at step 1,234
+dddddddddddddddd 1     silent     1e+10     20  2026-11-22 09:30 UTC node-7  no sign of life for 600 s
+                                                                             (limits.silent_seconds), at step 1,234
 tracebacks and logs: s3://ours/p/attempts/
 """  # noqa: E501 - as wide as the terminal

@@ -375,7 +375,7 @@ def test_what_could_not_be_written_is_refused_before_any_probe(
 def test_a_program_that_is_not_told_the_batch_is_refused(
     isoflop, sweep: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = sweep(command={"run": ["{python}", "-c", "0", "{learning_rate}"]})
+    path = sweep(command={"run": ["{python}", "-c", "0", "{learning_rate}", "{width}{steps}"]})
     code, _, err = isoflop("tune", path, "--project", tmp_path / "p")
     assert code == 2
     assert "t cannot be tuned: its command is told no {batch_tokens} or {sequences}" in err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,7 @@ from orchestrator.watch import (
     STALL_SECONDS,
     Watch,
 )
+from trainers.told import ProtocolError
 
 EXPECTED = 100.0
 """Seconds of every trial."""
@@ -42,7 +43,12 @@ class Grid:
         self.told: list[tuple[Any, ...]] = []
         self.retries = 1
         self.lacks = "the cluster has no nodes"
-        self.queue = SimpleNamespace(job=lambda key: SimpleNamespace(seconds=EXPECTED))
+        self.kept_back: list[str] = []
+        self.queue = SimpleNamespace(
+            job=lambda key: SimpleNamespace(seconds=EXPECTED),
+            kept_back=self.kept_back,
+            let_go=self.kept_back.clear,
+        )
 
     def started(self, *said: Any) -> None:
         self.told.append(("started", *said))
@@ -56,6 +62,10 @@ class Grid:
     def measured(self, key: str) -> None:
         self.told.append(("measured", key))
 
+    def hold_back(self, failed: Any) -> str | None:
+        self.kept_back += ["x", "y"]
+        return None
+
     def unfit(self, key: str) -> None:
         self.told.append(("unfit", key))
 
@@ -64,7 +74,7 @@ class Grid:
 
     def failed(self, key: str, kind: str, **more: Any) -> bool:
         self.told.append(("failed", key, kind))
-        return True
+        return self.retries > 0 and not more.get("mistaken")
 
 
 class Progress:
@@ -73,6 +83,8 @@ class Progress:
     def __init__(self) -> None:
         self.troubles: list[str] = []
         self.over: list[tuple[str, str]] = []
+        self.shown: list[tuple[str, str, list[str], bool]] = []
+        self.news: list[str] = []
 
     def trouble(self, text: str) -> None:
         self.troubles.append(text)
@@ -82,6 +94,12 @@ class Progress:
 
     def failed(self, key: str) -> None:
         self.over.append((key, "failed"))
+
+    def attempt_failed(self, key: str, reason: str, log: Sequence[str], *, again: bool) -> None:
+        self.shown.append((key, reason, list(log), again))
+
+    def say(self, text: str, **_: Any) -> None:
+        self.news.append(text)
 
     def running(self, *said: Any) -> None: ...
 
@@ -310,6 +328,59 @@ def test_a_loss_that_is_no_number_does_not_break_what_the_lease_says(eye: Eye) -
     eye.wait(2 * LOOK_SECONDS)
     running = eye.notes[-1]["running"]
     assert running == {eye.keys[0]: {"fraction": 0.5, "loss": None}}
+
+
+def _attempt(eye: Eye, key: str, error: str, log: str | None) -> None:
+    """As a worker records how its attempt ended."""
+    trial = eye.watch._trials[key]
+    attempt = eye.watch._attempts.begin(trial, driver=1, node="n", pid=1)
+    eye.watch._attempts.fail(attempt, kind="raised", error=error, log=log)
+
+
+def test_a_failure_is_shown_once_a_trial_with_the_log_of_the_first_of_its_cause(eye: Eye) -> None:
+    first, second, third, *_ = eye.keys
+    log = "\n".join(f"line {i}" for i in range(20)) + "\n\nImportError: no x\n"
+    for key, error in ((first, "exited with 1"), (second, "exited with 2"), (third, "killed")):
+        for _ in range(2):  # a second attempt is no news
+            eye.start(key)
+            _attempt(eye, key, error, log)
+            eye.fail(key, RuntimeError("as Tune has it"))
+    tail = [*(f"line {i}" for i in range(15, 20)), "ImportError: no x"]
+    assert eye.progress.shown == [
+        (first, "exited with 1", tail, True),
+        (second, None, [], True),
+        (third, "killed", tail, True),
+    ]
+
+
+def test_a_protocol_error_is_not_tried_again_and_three_alike_stop_the_rest(eye: Eye) -> None:
+    for n, key in enumerate(eye.keys[:3], 1):
+        eye.start(key)
+        error = f"its result is that of step {n}"
+        _attempt(eye, key, error, f"log of {key}")
+        eye.fail(key, ProtocolError(error))
+        assert eye.progress.over[-1] == (key, "failed")
+    assert eye.watch.first_failures.reason == "its result is that of step 1"
+    assert eye.grid.kept_back == ["x", "y"]
+    assert eye.progress.news == ["the first trials all failed alike: the other 2 are not started"]
+
+
+def test_what_a_program_says_last_tells_causes_apart(eye: Eye) -> None:
+    eye.grid.retries = 0
+    for key, module in zip(eye.keys, ("a", "b", "c", "d"), strict=False):
+        eye.start(key)
+        _attempt(eye, key, "exited with 1", f"step 1\nNo module named {module!r}")
+        eye.fail(key, RuntimeError("as Tune has it"))
+    assert eye.watch.first_failures.reason is None
+
+
+def test_trials_that_were_asked_to_end_are_said_to_be(eye: Eye) -> None:
+    eye.start(*eye.keys[:2])
+    eye.watch._stop.interrupted = True
+    eye.watch.look()
+    assert eye.progress.news == [
+        "stopping: 2 trials are asked to write a checkpoint and end; Ctrl-C again ends it now"
+    ]
 
 
 def test_an_end_that_cannot_be_recorded_now_is_recorded_later(

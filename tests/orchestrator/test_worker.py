@@ -17,7 +17,7 @@ import pytest
 
 from cluster.gang import GangError
 from cluster.rank import MakeWorkspace, Sign
-from orchestrator import worker
+from orchestrator import logs, worker
 from orchestrator.lease import current, hold
 from orchestrator.ledger import Ledger
 from orchestrator.order import Order
@@ -61,6 +61,33 @@ def test_the_row_is_in_the_ledger_before_the_driver_hears_of_it(anywhere: Bench)
     assert (told["status"], told["loss"], loss) == ("complete", 2.5, 2.5)
     assert attempts == []
     assert list(anywhere.scratch.glob("isoflop-*")) == []
+
+
+def test_a_measured_trial_keeps_the_end_of_its_log_and_where_it_began(anywhere: Bench) -> None:
+    long = {2: lambda: print("x" * logs.TAIL)}
+    anywhere.run(Tiny(at=long))
+    name = logs.file_name((anywhere.trial.key, anywhere.trial.tokens))
+    kept = anywhere.storage.read(name).decode()
+    assert len(kept) == logs.TAIL
+    assert kept.endswith("x\n" + "".join(f"step {step}\n" for step in range(3, STEPS + 1)))
+    row = anywhere.row
+    assert (row["resumed_from"], row["loss_step"]) == (0, anywhere.trial.hyperparameters.steps)
+
+
+def test_a_row_whose_log_cannot_be_kept_stays(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = LocalStorage.create
+
+    def full(self: Storage, name: str, data: bytes, **more: Any) -> bool:
+        if name.startswith("logs/"):
+            raise OSError(28, "No space left on device")
+        return create(self, name, data, **more)
+
+    monkeypatch.setattr(LocalStorage, "create", full)
+    bench.run(Tiny())
+    assert [told["status"] for told in bench.told] == ["complete"]
+    assert bench.storage.names("logs") == []
 
 
 def test_what_is_in_the_ledger_is_reported_and_not_trained(bench: Bench) -> None:
@@ -113,7 +140,7 @@ def test_of_a_long_log_the_tail_is_kept(bench: Bench) -> None:
     with pytest.raises(ZeroDivisionError):
         bench.run(Tiny(at={1: fail}))
     (attempt,) = bench.attempts.all()
-    assert len(attempt.log) == worker.LOG_TAIL
+    assert len(attempt.log) == logs.TAIL
     assert attempt.log.endswith("the end")
 
 
@@ -223,7 +250,7 @@ def test_a_worker_that_is_not_fit_hears_an_interrupt(bench: Bench) -> None:
 def test_a_gang_that_loses_a_rank_is_not_to_blame(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, lost: bool, kind: str, error: str
 ) -> None:
-    def gang(trial: Trial, workspace: MakeWorkspace) -> Iterator[Event]:
+    def gang(trial: Trial, workspace: MakeWorkspace, **_: Any) -> Iterator[Event]:
         yield Step(1)
         error = GangError("rank 3 died")
         error.lost = lost
@@ -242,7 +269,7 @@ def test_a_gang_that_waits_for_the_storage_lives_tells_why_and_hears_an_interrup
     """Signs of life alone come, for longer than a trial may be silent, which would end us."""
     stopped = []
 
-    def gang(trial: Trial, workspace: MakeWorkspace) -> Iterator[Event | Sign]:
+    def gang(trial: Trial, workspace: MakeWorkspace, **_: Any) -> Iterator[Event | Sign]:
         yield Step(1)
         try:
             for i in range(8):
@@ -271,7 +298,7 @@ def test_what_a_rank_is_told_of_the_storage_goes_to_its_leader(
     """The workspace is made in the rank's process, where nobody sees a warning."""
     made, told = [], []
 
-    def gang(trial: Trial, workspace: MakeWorkspace) -> Iterator[Event]:
+    def gang(trial: Trial, workspace: MakeWorkspace, **_: Any) -> Iterator[Event]:
         made.append(workspace(told.append))
         yield measurement(trial)
 

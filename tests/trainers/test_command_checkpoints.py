@@ -91,6 +91,83 @@ def test_what_it_writes_over_meanwhile_is_no_checkpoint(
     assert list(workspace.checkpoints()) == []
 
 
+class Stopping(Scratch):
+    """A workspace whose user wants the trial to stop some time after it has begun."""
+
+    since = 0.0
+
+    def stopping(self) -> bool:
+        self.since = self.since or time.monotonic()
+        return time.monotonic() - self.since > 1.0
+
+
+@pytest.mark.parametrize(
+    "chatter",
+    ["pass", "sys.stdout.write('log\\n')"],  # in one piece, whenever the signal comes
+    ids=["silent", "log"],
+)
+def test_a_program_that_tells_of_no_step_hears_an_interrupt(
+    commanded: MakeCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str], chatter: str
+) -> None:
+    """Its log is kept, and what it writes when it is asked to end."""
+    trial = commanded(
+        f"""
+        import pathlib, signal, sys, time
+        def stop(*_):
+            pathlib.Path(sys.argv[1], "state").write_text("whole")
+            print('{{"checkpoint": 7}}')
+            print("last words")
+            raise SystemExit
+        signal.signal(signal.SIGTERM, stop)
+        print("first words")
+        for _ in range(600):
+            {chatter}
+            time.sleep(0.1)
+        """,
+        "{checkpoint}",
+    )
+    workspace, started = Stopping(tmp_path), time.monotonic()
+    events = Commanded().train(trial, workspace)
+    assert next(events) == Step(0)  # it never told of one
+    events.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - started < 10
+    printed = capsys.readouterr().out
+    assert printed.startswith("first words\n")
+    assert printed.endswith("last words\n")
+    assert [path.name for path in workspace.checkpoints()] == ["000000000007.checkpoint"]
+
+
+def test_a_step_that_is_told_again_after_a_resume_keeps_its_held_out_loss(
+    commanded: MakeCommand, workspace: Scratch
+) -> None:
+    """And a result that only repeats it is stale whatever attempt told of it."""
+    workspace.every_steps = 50
+    program = """
+        import json, os, pathlib, signal, sys, time
+        state = pathlib.Path(sys.argv[1], "state")
+        if not state.exists():
+            print('{"step": 50, "train_loss": 3.0, "heldout_loss": 3.25}')
+            state.write_text("50")
+            print('{"checkpoint": 50}')
+            print('{"step": 50, "train_loss": 3.0}')
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        print('{"step": 50, "train_loss": 3.5}')
+        print('{"step": 100, "train_loss": 3.0}')
+        print('{"loss": %s}' % sys.argv[2])
+    """
+    stale = commanded(program, "{checkpoint}", "3.25")
+    assert "SIGKILL" in failure(stale, workspace)
+    assert "is that of step 50" in failure(stale, workspace)
+    fresh = commanded(program, "{checkpoint}", "3.0")
+    (kept,) = workspace.checkpoints()
+    kept.write_bytes(_rekeyed(kept, stale.key, fresh.key))
+    measured = measure(fresh, workspace)
+    points = [(p.step, p.train_loss, p.heldout_loss) for p in measured.curve]
+    assert points == [(50, 3.5, 3.25), (100, 3.0, 3.0)]
+    assert (measured.resumed_from, measured.loss_step) == (50, 100)
+
+
 STOPS = """
 import json, pathlib, signal, sys, time
 place = pathlib.Path(sys.argv[1])

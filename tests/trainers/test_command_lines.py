@@ -1,5 +1,6 @@
 """What the user's own program may say, and what is made of it."""
 
+import json
 import time
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from tests.trainers.commands import RESULT, MakeCommand, failure, measure
 from trainers.command import Commanded
 from trainers.flops import flops_per_token
-from trainers.trial import Measurement, Progress, Step
+from trainers.told import CommandError, ProtocolError
+from trainers.trial import Measurement, Progress, Step, Trial
 from trainers.workspace import Scratch
 
 TALKS = """
@@ -130,6 +132,7 @@ def test_a_training_loss_that_is_none_ends_the_program(
         ('{"loss": 3.0, "status": "fine"}', "should be 'complete' or 'diverged'"),
         ('{"loss": 3.0, "flops": 0}', "flops is 0, but it should be greater than 0"),
         ('{"train_loss": 3.0}', "is no progress: the key 'step' is missing"),
+        ('{"heldout_loss": 3.0, "step": 1}', "is no progress: the key 'train_loss' is missing"),
         ('{"train_loss": 3.0, "step": 1.5}', "step is 1.5, but it should be a valid integer"),
         ('{"checkpoint": 0}', "is no checkpoint: checkpoint is 0, but it should be greater than"),
         ('{"train_loss": 3.0, "step": 100000}', "it told of step 100000, but the trial has"),
@@ -176,3 +179,113 @@ def test_a_horizon_that_was_not_reached_is_no_row(
         ([], "of 100 steps it told of none, and its result does not say after how many tokens"),
     ):
         assert failure(commanded(program, *steps), workspace).startswith(seen)
+
+
+# Losses of a step, and of which step the result is
+
+TALKS_OF = """
+import json, sys
+losses, result = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+for step, train, heldout in losses:
+    line = {"step": step, "train_loss": train}
+    print(json.dumps(line if heldout is None else {**line, "heldout_loss": heldout}))
+print(json.dumps(result))
+"""
+
+
+def _told(make: MakeCommand, losses: list[tuple], **result: object) -> Trial:
+    """A trial of 100 steps whose program tells such losses by step, and such a result."""
+    return make(TALKS_OF, json.dumps(losses), _braced(json.dumps(result)))
+
+
+def _braced(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def test_lines_of_one_step_are_one_point(commanded: MakeCommand, workspace: Scratch) -> None:
+    """As nanoGPT's are: "step 50: train loss, val loss", then "iter 50: loss"."""
+    losses = [(50, 3.5, 3.75), (50, 3.25, None), (100, 3.0, None), (100, 2.75, 2.5)]
+    measured = measure(_told(commanded, losses, loss=2.5), workspace)
+    points = [(p.step, p.train_loss, p.heldout_loss) for p in measured.curve]
+    assert points == [(50, 3.25, 3.75), (100, 2.75, 2.5)]
+    assert (measured.status, measured.loss, measured.loss_step) == ("complete", 2.5, 100)
+
+
+def test_tokens_of_a_step_stay_too(commanded: MakeCommand, workspace: Scratch) -> None:
+    trial = commanded(
+        """
+        print('{"step": 50, "train_loss": 3.0, "tokens": 777}')
+        print('{"step": 50, "train_loss": 3.5}')
+        print('{"step": 100, "train_loss": 3.0}')
+        print('{"loss": 3.0}')
+        """
+    )
+    assert [p.tokens for p in measure(trial, workspace).curve] == [777, trial.tokens]
+
+
+@pytest.mark.parametrize("at_the_end", [{}, {"tokens": 25_600}])
+@pytest.mark.parametrize(
+    ("losses", "result", "step"),
+    [
+        ([(25, 3.5, 3.5), (50, 3.2, 3.25), (75, 3.1, 3.0), (100, 2.9, None)], 3.0, 75),
+        ([(25, 3.5, 3.5), (50, 3.2, 3.0), (75, 3.1, 3.25), (100, 2.9, None)], 3.0, 50),  # the best
+        ([(0, 5.5, 5.5), (100, 2.9, None)], 5.5, 0),
+        ([(98, 3.0, 3.0), (99, 2.9, None)], 3.0, 98),
+    ],
+)
+def test_a_loss_of_an_earlier_step_is_not_that_of_the_last_one(
+    commanded: MakeCommand,
+    workspace: Scratch,
+    losses: list[tuple],
+    result: float,
+    step: int,
+    at_the_end: dict[str, int],
+) -> None:
+    why = failure(_told(commanded, losses, loss=result, **at_the_end), workspace)
+    assert why.startswith(f"its result, a held-out loss of {result:g}, is that of step {step}, ")
+    assert "the trial has 100 steps: have it evaluate at step {steps}" in why
+
+
+@pytest.mark.parametrize(
+    ("losses", "result", "step"),
+    [
+        ([(50, 3.0, 3.0), (100, 2.9, 2.75)], {"loss": 2.75}, 100),
+        ([(50, 3.0, 3.0), (99, 2.9, 2.75)], {"loss": 2.75}, 99),  # counted from 0
+        ([(50, 3.0, 3.0), (100, 2.9, 3.0)], {"loss": 3.0}, 100),  # the same again
+        ([(50, 3.0, 3.0), (100, 2.9, None)], {"loss": 2.75}, 100),  # measured for the result
+        ([(50, 3.0, 3.0)], {"loss": 2.75, "tokens": 25_344}, 99),
+        ([(50, 3.0, None), (100, 2.9, None)], {"loss": 3.0}, 100),
+    ],
+)
+def test_the_step_of_a_loss_is_kept(
+    commanded: MakeCommand,
+    workspace: Scratch,
+    losses: list[tuple],
+    result: dict[str, float],
+    step: int,
+) -> None:
+    measured = measure(_told(commanded, losses, **result), workspace)
+    assert (measured.loss, measured.loss_step) == (result["loss"], step)
+
+
+def test_a_training_that_diverged_needs_no_evaluation_at_its_end(
+    commanded: MakeCommand, workspace: Scratch
+) -> None:
+    said = {"loss": 3.0, "status": "diverged"}
+    measured = measure(_told(commanded, [(50, 3.0, 3.0)], **said), workspace)
+    assert (measured.status, measured.loss, measured.loss_step) == ("diverged", None, None)
+
+
+def test_what_would_be_told_again_is_told_apart_from_what_may_pass(
+    commanded: MakeCommand, workspace: Scratch
+) -> None:
+    """Only the latter is worth another attempt."""
+    for program, protocol in (
+        ("pass", True),
+        ('print(\'{"loss": "x"}\')', True),
+        ("raise SystemExit(3)", False),
+        ("import os; os.abort()", False),
+    ):
+        with pytest.raises(CommandError) as caught:
+            measure(commanded(program), workspace)
+        assert isinstance(caught.value, ProtocolError) == protocol

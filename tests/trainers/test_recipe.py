@@ -1,14 +1,24 @@
 """Recipes give the numbers of their sources."""
 
+import dataclasses
+import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from analysis.errors import InputError
 from orchestrator.spec_recipe import RecipeSpec
-from trainers.recipes import RECIPES, identity, named
+from trainers.decoder_recipe import DecoderRecipe
+from trainers.recipe import Recipe, idle
+from trainers.recipes import RECIPES, constants_of, identity, named
 from trainers.shape import Shape
+
+DOCS = Path(__file__).parents[2] / "docs/trainers.md"
 
 
 def _mini(width: int) -> Shape:
@@ -78,6 +88,139 @@ def test_constants_are_within_their_ranges(name: str) -> None:
 def test_a_constant_out_of_its_range_is_named(given: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=f"is wrong: {message}"):
         RecipeSpec.model_validate(given)
+
+
+# What each constant changes
+
+SCHEDULED = [
+    (name, constants)
+    for name, recipe in RECIPES.items()
+    for constants in ({}, {"schedule": "wsd"})
+    if not constants or isinstance(recipe, DecoderRecipe)
+]
+RUNS = [
+    (width, vocabulary, tokens)
+    for width in (64, 512, 4096)
+    for vocabulary in (256, 50_000)
+    for tokens in (3e3, 3e5, 3e8, 3e11)
+]
+"""So short that the least steps bind, and so large that the large batch does."""
+
+
+def _trained(recipe: Recipe) -> list[tuple[Any, ...]]:
+    """Everything of some runs that a recipe decides: the shape and the hyperparameters."""
+    found = []
+    for width, vocabulary, tokens in RUNS:
+        shape = Shape(width=width, depth=2, heads=4, vocabulary=vocabulary, context=64,
+                      architecture=recipe.architecture)  # fmt: skip
+        a = shape.architecture
+        reading = a.input_std or a.input_gain * width**-0.5  # as the transformer starts them
+        head = None if a.tied else a.head_std
+        parts = replace(a, input_std=reading, input_gain=0.5, head_std=head or 0.0)
+        found.append((replace(shape, architecture=parts), recipe.resolve(shape, tokens)))
+    return found
+
+
+def _other_values(value: Any) -> Iterator[Any]:
+    """Values of a constant that it might have in place of its own."""
+    choices = ["muon", "adamw", "fp32", "bf16", "cosine", "wsd", "rms", "layer", "swiglu", "relu2"]
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, str):
+        yield from choices
+    elif value is None:
+        yield 0.5
+    elif isinstance(value, int):
+        yield from (2 * value, 4 * value, max(1, value // 2), 1)
+    else:
+        yield from (0.75 * value, 1.25 * value, 0.5, 0.05)
+
+
+def _changed(name: str, given: dict[str, Any], constant: str, value: Any) -> dict[str, Any]:
+    table, dot, part = constant.partition(".")
+    return {"name": name, **given, table: {part: value} if dot else value}
+
+
+def _recipes(name: str, given: dict[str, Any], constant: str) -> Iterator[Recipe]:
+    """Those recipes that another value of a constant makes, of the values that it may have."""
+    found: Any = named(name, given)
+    for part in constant.split("."):
+        found = getattr(found, part)
+    for value in _other_values(found):
+        with suppress(ValidationError):  # not every value may be had
+            made = RecipeSpec.model_validate(_changed(name, given, constant, value))
+            if value != found:
+                yield made.rules
+
+
+@pytest.mark.parametrize(("name", "given"), SCHEDULED)
+def test_every_constant_that_a_recipe_takes_changes_what_is_trained(
+    name: str, given: dict[str, Any]
+) -> None:
+    recipe = named(name, given)
+    before = _trained(recipe)
+    without = [
+        constant
+        for constant in constants_of(recipe)
+        if all(_trained(other) == before for other in _recipes(name, given, constant))
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize(("name", "given"), SCHEDULED)
+def test_a_constant_that_would_change_nothing_is_refused_with_those_that_do(
+    name: str, given: dict[str, Any]
+) -> None:
+    recipe = named(name, given)
+    refused = idle(recipe)
+    assert refused
+    for constant in refused:
+        table, _, part = constant.partition(".")
+        value = getattr(getattr(recipe, table), part) if part else getattr(recipe, table)
+        changed = _changed(name, given, constant, value)
+        with pytest.raises(ValidationError) as caught:
+            RecipeSpec.model_validate(changed)
+        said = str(caught.value)
+        assert f"recipe {name} does not use {constant}: " in said
+        assert f"Its constants are {', '.join(constants_of(recipe))}" in said
+        other = _changed(name, given, constant, 0.75 * value)
+        del other["name"]
+        assert _trained(named(name, other)) == _trained(recipe), constant
+
+
+def test_the_rate_of_mini_adamw_is_named_to_who_gives_it_the_factor_of_muon() -> None:
+    with pytest.raises(ValidationError, match="whose rate is adamw_rate over the width"):
+        RecipeSpec.model_validate({"name": "mini-adamw", "rate_factor": 0.5})
+    muon = RecipeSpec.model_validate({"name": "mini-adamw", "optimizer": "muon", "rate_factor": 2})
+    assert muon.rules == named("mini", {"rate_factor": 2.0})
+
+
+def test_a_recipe_of_ones_own_that_resolves_by_itself_takes_all_its_constants() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Own(DecoderRecipe):
+        def resolve(self, shape: Shape, tokens: float) -> Any:
+            return replace(named("llama-adamw").resolve(shape, tokens), momentum=self.momentum)
+
+    assert "momentum" in constants_of(Own())
+
+
+def test_a_kept_plan_opens_whatever_its_recipe_does_not_use() -> None:
+    given = {"name": "mini-adamw", "rate_factor": 0.5}
+    assert RecipeSpec.model_validate(given, context={"kept": None}).rules.optimizer == "adamw"
+
+
+def test_the_docs_list_the_constants_of_every_recipe() -> None:
+    rows = re.findall(r"^\| (`[a-z-]+`|all below) \| (`.*) \|$", DOCS.read_text(), re.MULTILINE)
+    listed = {who.strip("`"): set(re.findall(r"`([a-z]\w+)`", text)) for who, text in rows}
+    shared = listed["all below"] - {"wsd"}
+    for name, recipe in RECIPES.items():
+        with_wsd = named(name, {"schedule": "wsd"}) if isinstance(recipe, DecoderRecipe) else recipe
+        own = {*constants_of(recipe), *constants_of(with_wsd)}
+        if name == "muon":
+            own |= {*constants_of(named(name, {"beta2": 0.99}))}
+        own = {constant for constant in own if "." not in constant}
+        common = shared if isinstance(recipe, DecoderRecipe) else set()
+        assert listed[name] - {"wsd"} | common == own, name
 
 
 def test_recipes_of_other_constants_have_other_hashes() -> None:

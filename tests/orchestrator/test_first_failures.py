@@ -1,0 +1,85 @@
+"""Which failures hold the rest of a sweep back, and what lets it go on."""
+
+import pytest
+
+from orchestrator.first_failures import FEW, FirstFailures, gist
+
+
+class Sweep:
+    """What is held back, and let go, in turn."""
+
+    def __init__(self, witness: str | None = None) -> None:
+        self.done: list[object] = []
+        self.witness = witness
+        self.first = FirstFailures(self._hold, lambda: self.done.append("let go"))
+
+    def _hold(self, failed: object) -> str | None:
+        self.done.append(sorted(failed))
+        return self.witness
+
+    def fail(self, *keys: str, why: str = "exited with 1") -> str | None:
+        for key in keys:
+            self.first.failed(key, why)
+        return self.first.reason
+
+
+def test_a_few_trials_that_fail_alike_hold_back_the_rest() -> None:
+    sweep = Sweep()
+    assert FEW == 3
+    assert sweep.fail("a", "b") is None
+    assert sweep.done == []
+    assert sweep.fail("c", why="exited with 2") == "exited with 1"
+    assert sweep.done == [["a", "b", "c"]]
+    assert sweep.fail("d") == "exited with 1"  # one that was running
+    assert sweep.done == [["a", "b", "c"]]
+
+
+def test_the_smallest_of_the_rest_is_tried_first() -> None:
+    """Memory that lacks to the large ones may suffice for it."""
+    sweep = Sweep(witness="small")
+    assert sweep.fail("a", "b", "c", "d") is None
+    assert sweep.fail("small") == "exited with 1"
+
+
+@pytest.mark.parametrize("witness", ["small", None])
+def test_a_row_lets_the_rest_go_whatever_fails_after_it(witness: str | None) -> None:
+    sweep = Sweep(witness)
+    sweep.fail("a", "b", "c")
+    sweep.first.measured()
+    assert sweep.done == [["a", "b", "c"], "let go"]
+    assert sweep.first.reason is None
+    assert sweep.fail("d", "e", "f", "small") is None
+    assert len(sweep.done) == 2
+
+
+def test_a_row_before_any_failure_is_enough() -> None:
+    sweep = Sweep()
+    sweep.first.measured()
+    assert sweep.fail(*"abcdef") is None
+    assert sweep.done == []
+
+
+def test_failures_of_two_causes_are_none_of_all() -> None:
+    sweep = Sweep()
+    sweep.fail("a", "b")
+    assert sweep.fail("c", why="no such file") is None
+    assert sweep.fail("d", "e", "f") is None
+    assert sweep.done == []
+    other = Sweep(witness="small")
+    other.fail("a", "b", "c")
+    assert other.fail("small", why="no such file") is None
+    assert other.done == [["a", "b", "c"], "let go"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("exited with 1: step 10", "exited with 1: step 2,500", True),
+        ("failure of trial 0f3a5c7788aa1122", "failure of trial 1234567890abcdef", True),
+        ("loss 3.25e-7 at /tmp/x-12", "loss nan at /tmp/x-12", False),
+        ("exited with 1: No module named 'a'", "exited with 1: No module named 'b'", False),
+        ("was killed by SIGKILL", "was killed by SIGABRT", False),
+    ],
+)
+def test_alike_is_equal_but_for_numbers_and_keys(one: str, other: str, alike: bool) -> None:
+    assert (gist(one) == gist(other)) == alike

@@ -243,6 +243,9 @@ def _bottom(obs: Observations) -> _Bottom:
         reason = "the loss does not curve upwards with ln N: no optimum in sight"
         return _Bottom("concave", reason)
     at = -c1 / (2.0 * c2)
+    loss = c0 + c1 * at + c2 * at * at
+    if loss <= 0.0:
+        return _Bottom("concave", "the parabola's bottom is no positive loss: no optimum in sight")
     status, reason_outside = _place(obs, origin + at)
     gradient = np.array([0.0, -1.0 / (2.0 * c2), c1 / (2.0 * c2**2)])
     known = fitted.dof > 0.0
@@ -251,7 +254,7 @@ def _bottom(obs: Observations) -> _Bottom:
         reason_outside,
         log_n=origin + at,
         log_n_stderr=float(np.sqrt(gradient @ fitted.covariance @ gradient)) if known else None,
-        loss=c0 + c1 * at + c2 * at * at,
+        loss=loss,
         sigma=float(np.sqrt(fitted.variance) / obs.loss.mean()) if known else None,
         dof=fitted.dof,
     )

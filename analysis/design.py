@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 
 from analysis.errors import InputError
 from analysis.observations import FloatArray
+from analysis.wording import plural
 
 MIN_SIZES = 3
 """Sizes that a budget needs to show a valley at all."""
@@ -109,7 +110,7 @@ def propose(
     distinct = len(np.unique(params))
     if distinct < MIN_SIZES:
         raise InputError(
-            f"only {distinct} sizes can be built, and a budget needs {MIN_SIZES}: "
+            f"only {plural(distinct, 'size')} can be built, and a budget needs {MIN_SIZES}: "
             "allow more widths or depths"
         )
     notes: list[str] = []

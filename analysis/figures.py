@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.approaches import Vertex
@@ -23,6 +25,8 @@ from analysis.study import Study
 from analysis.wording import CONVENTIONS, SUFFIXES
 
 INK, GRID = "#1f2430", "#e4e6eb"
+FAR = 1e3
+"""Times what was measured: a law that is not identified may put N_opt anywhere beyond it."""
 LAW_COLOURS = {"hoffmann": "#c2410c", "generalised": "#1d4ed8", "kaplan": "#7c8594"}
 
 
@@ -71,7 +75,7 @@ def isoflop_figure(found: Study) -> Figure:
     axes.set_xscale("log")
     _counted(axes.xaxis)
     axes.set_xlabel(f"N, {CONVENTIONS[obs.params_convention]}")
-    axes.set_ylabel(f"L, held-out loss, {obs.loss_unit}")
+    axes.set_ylabel(f"L, held-out loss, {_plain(obs.loss_unit)}")
     axes.legend(title=f"C, {CONVENTIONS[obs.flops_convention]}", frameon=False, fontsize=9)
     lines = f"lines: {shown.law.name} law fitted to all points; " if shown else ""
     _title(axes, "IsoFLOP valleys", f"{lines}stars: parabola minima")
@@ -93,7 +97,7 @@ def law_figure(found: Study) -> Figure:
     _counted(bar.ax.yaxis)
     grid = np.geomspace(obs.flops.min(), obs.flops.max() * 1.6, 80)
     for item in found.fits[:2]:
-        best = [optimum(item.theta, float(c), found.cost).loss for c in grid]
+        best = _near([optimum(item.theta, float(c), found.cost).loss for c in grid], obs.loss)
         fitted = loss(item.theta, obs.params, obs.tokens)
         colour, label = LAW_COLOURS[item.law.name], f"{item.law.name} law"
         left.plot(grid, best, color=colour, lw=1.6, label=f"lowest by the {label}")
@@ -101,9 +105,9 @@ def law_figure(found: Study) -> Figure:
         right.plot(fitted, above, "o", ms=4, alpha=0.7, mew=0, color=colour, label=label)
     left.set_xscale("log")
     left.set_xlabel(f"C, {CONVENTIONS[obs.flops_convention]}")
-    left.set_ylabel(f"L, held-out loss, {obs.loss_unit}")
+    left.set_ylabel(f"L, held-out loss, {_plain(obs.loss_unit)}")
     right.axhline(0.0, color=INK, lw=0.8)
-    right.set_xlabel(f"L by the law, {obs.loss_unit}")
+    right.set_xlabel(f"L by the law, {_plain(obs.loss_unit)}")
     right.set_ylabel("measured above fitted loss, %")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=9)
@@ -115,6 +119,9 @@ def law_figure(found: Study) -> Figure:
 def scaling_figure(found: Study) -> Figure:
     """N_opt and L by budget: minima, both laws, and the forecast at the next budget."""
     figure, (left, right) = _canvas(2, 10.4, 4.4)
+    left.set_yscale("log")
+    for axes in (left, right):
+        axes.set_xscale("log")
     obs = found.obs
     _minima(found, left, right)
     high = (found.next.flops if found.next else found.top_flops) * 1.6
@@ -122,28 +129,29 @@ def scaling_figure(found: Study) -> Figure:
     for item in found.next.recent.fits if found.next else found.fits:
         label = f"{item.law.name} law"
         label += f", last {RECENT_BUDGETS} budgets" if item.n < len(obs) else ""
-        n = [optimum(item.theta, float(c), found.cost).params for c in grid]
+        n = _near([optimum(item.theta, float(c), found.cost).params for c in grid], obs.params)
         left.plot(grid, n, color=LAW_COLOURS[item.law.name], lw=1.6, label=label)
     for item in found.next.all.fits if found.next else found.fits:
-        best = [optimum(item.theta, float(c), found.cost).loss for c in grid]
+        best = _near([optimum(item.theta, float(c), found.cost).loss for c in grid], obs.loss)
         label = f"{item.law.name} law"
         right.plot(grid, best, color=LAW_COLOURS[item.law.name], lw=1.6, label=label)
     if found.next:
-        for axes, part in ((left, found.next.params), (right, found.next.loss)):
+        measured = ((left, found.next.params, obs.params), (right, found.next.loss, obs.loss))
+        for axes, part, values in measured:
+            if np.isnan(_near([part.estimate], values)).any():
+                continue
             ends = np.clip([part.low, part.high], part.estimate / 30, part.estimate * 30)
             axes.plot([found.next.flops] * 2, ends, "-", lw=5, color="#f59e0b", alpha=0.55)
             axes.plot(
                 found.next.flops, part.estimate, "D", ms=7, color="#b45309",
                 label=f"forecast, {found.level:.0%}",
             )  # fmt: skip
-    left.set_yscale("log")
     _counted(left.yaxis)
     for axes in (left, right):
-        axes.set_xscale("log")
         axes.set_xlabel(f"C, {CONVENTIONS[obs.flops_convention]}")
         axes.legend(frameon=False, fontsize=9)
     left.set_ylabel(f"N_opt, {CONVENTIONS[obs.params_convention]}")
-    right.set_ylabel(f"L at the optimum, {obs.loss_unit}")
+    right.set_ylabel(f"L at the optimum, {_plain(obs.loss_unit)}")
     planned = (
         "minima: at equal exact FLOPs, not equal 6ND"
         if obs.flops_convention == "6nd"
@@ -184,6 +192,22 @@ def _along(
         order = np.argsort(rows.params)
         d = np.exp(np.interp(np.log(n), np.log(rows.params[order]), np.log(rows.tokens[order])))
     return n, loss(item.theta, n, d)
+
+
+def _near(values: Sequence[float], measured: FloatArray) -> FloatArray:
+    """Values that are within a thousandfold of measured ones, else NaN, which is not drawn.
+
+    Beyond what a double holds even the margin of an axis overflows.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    near = (array >= measured.min() / FAR) & (array <= measured.max() * FAR)
+    return np.where(near, array, np.nan)
+
+
+def _plain(text: str) -> str:
+    """Text of others as it is: no formula, and boxes for signs that the font does not have."""
+    known = get_font(findfont(FontProperties())).get_charmap()
+    return "".join(c if ord(c) in known else "\N{WHITE SQUARE}" for c in text).replace("$", r"\$")
 
 
 def _canvas(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

@@ -24,6 +24,7 @@ from analysis.errors import InputError, first_line
 from analysis.numerals import EXAMPLES, decimal_mark, read_number
 from analysis.observations import LATER, SCHEMA, FloatArray, as_schema, has_schema
 from analysis.text_files import COMMENT, BlockFile, blocks
+from analysis.wording import plural
 
 _TEXT = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 SUFFIXES = (*_TEXT, *(f"{suffix}.gz" for suffix in _TEXT), ".parquet")
@@ -367,7 +368,7 @@ def _unreadable(text: pa.ChunkedArray, name: str, reasons: Mapping[str, str]) ->
     value, reason = next(iter(reasons.items()))
     row = pc.index(text, value).as_py() + 1
     more = pc.sum(pc.is_in(text, pa.array(list(reasons)))).as_py() - 1
-    others = f" ({more} more such {'row' if more == 1 else 'rows'})" if more else ""
+    others = f" ({plural(more, 'more such row')})" if more else ""
     if "may be" in reason:
         return f"column {name!r}, row {row}{others}: {reason}"
     return (

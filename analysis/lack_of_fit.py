@@ -16,6 +16,7 @@ from analysis.approaches import IsoflopFit
 from analysis.fitting import Fit, fit
 from analysis.laws import loss
 from analysis.observations import FloatArray, Observations
+from analysis.wording import plural
 
 OVER_REPLICATES = 2.0
 """Residual over replicate standard deviation from which a law is said not to fit."""
@@ -99,7 +100,7 @@ def strays(fits: Sequence[Fit], obs: Observations) -> str | None:
         return None
     worst = stray[np.argmax(np.abs(residual[stray]))]
     off = np.expm1(residual[worst] / np.sqrt(obs.weight[worst]))
-    which = "1 observation is" if stray.size == 1 else f"{stray.size} observations are"
+    which = f"{plural(stray.size, 'observation')} {'is' if stray.size == 1 else 'are'}"
     return (
         f"{which} off by more than {STRAY:g} times the usual scatter ({scale:.2%}), the worst by "
         f"{off:+.1%} at N = {obs.params[worst]:.3g}, D = "

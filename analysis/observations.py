@@ -375,7 +375,9 @@ def observations(
     complete = table.filter(pc.equal(table["status"], "complete"))
     if complete.num_rows == 0:
         if table.num_rows:
-            raise InputError(f"all {table.num_rows} observations diverged: nothing to fit")
+            raise InputError(
+                f"all of {plural(table.num_rows, 'observation')} diverged: nothing to fit"
+            )
         raise InputError("the ledger is empty: run the sweep first")
 
     def column(name: str) -> FloatArray:
@@ -399,7 +401,7 @@ def observations(
     known = np.isfinite(found.params) & np.isfinite(found.flops) & np.isfinite(found.loss)
     if not known.any():
         raise InputError(
-            f"none of {len(n)} observations has {loss}, N as {params} and C as {flops}: "
+            f"none of {plural(len(n), 'observation')} has {loss}, N as {params} and C as {flops}: "
             "choose another convention or column"
         )
     return found.select(known)

@@ -112,12 +112,15 @@ def _brackets(
             # d ln L = gamma (L - E) / L * d y / y
             slope = root_weight * gamma * rest / (losses * y)
             a, b, target = powers_n * slope, powers_d * slope, y * slope
-            aa, bb, ab = np.sum(a * a, axis=1)[:, None], np.sum(b * b, axis=1)[None, :], a @ b.T
-            ay, by = (a @ target)[:, None], (b @ target)[None, :]
-            determinant = np.maximum(aa * bb - ab * ab, _SINGULAR * aa * bb)
-            first, second = (bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant
-            objective = target @ target - first * ay - second * by
-            objective[(first <= 0.0) | (second <= 0.0)] = np.inf
+            # Where losses are far from 1 some of these products are beyond a double: no start.
+            with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+                aa, bb = np.sum(a * a, axis=1)[:, None], np.sum(b * b, axis=1)[None, :]
+                ab, ay, by = a @ b.T, (a @ target)[:, None], (b @ target)[None, :]
+                determinant = np.maximum(aa * bb - ab * ab, _SINGULAR * aa * bb)
+                first = (bb * ay - ab * by) / determinant
+                second = (aa * by - ab * ay) / determinant
+                objective = target @ target - first * ay - second * by
+            objective[~((first > 0.0) & (second > 0.0) & np.isfinite(objective))] = np.inf
             i, j = np.unravel_index(int(np.argmin(objective)), objective.shape)
             if np.isfinite(objective[i, j]):
                 theta = [np.log(first[i, j]), np.log(second[i, j]), e, alphas[i], betas[j]]

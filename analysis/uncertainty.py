@@ -112,7 +112,8 @@ def _profiled(fit: Fit, obs: Observations, said: Forecast, cost: FlopsPerToken) 
             return replace(found, low=max(found.low, 0.0))
         if name not in ("A", "B", "gamma"):
             return found
-        estimate, low, high = np.exp([found.estimate, found.low, found.high])
+        with np.errstate(over="ignore"):  # an end beyond what a double holds is an open one
+            estimate, low, high = np.exp([found.estimate, found.low, found.high])
         return Interval(float(estimate), float(low), float(high), level)
 
     def exponent(row: int) -> Interval:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analysis.errors import InputError
+from analysis.wording import plural
 from orchestrator import cli_analysis, cli_cluster, cli_models, cli_sync, cli_tune
 from orchestrator.grouped import grouped
 from orchestrator.options import (
@@ -175,10 +176,10 @@ def add(
         counted = {"added": added.written, "known": added.known, "excluded": excluded}
         print_json({"project": str(project), "name": called, **counted, "warnings": found.notes})
         return
-    known = f", {added.known} were there already" if added.known else ""
-    console().print(f"{added.written} runs of {called} added to {project}{known}")
+    known = f", {added.known} known already" if added.known else ""
+    console().print(f"{plural(added.written, 'run')} of {called} added to {project}{known}")
     for reason, n in found.excluded.items():
-        console().print(f"{n} rows not added: {reason}", markup=False)
+        console().print(f"{plural(n, 'row')} not added: {reason}", markup=False)
     for note in found.notes:
         console().print(note, markup=False)
 
@@ -257,6 +258,11 @@ def main() -> None:
         if debug:
             raise
         print(f"isoflop: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        if debug:
+            raise
+        print(f"isoflop: {error}", file=sys.stderr)  # a path that the user can correct
         sys.exit(2)
     except OSError as error:  # a disk that is full, a store that does not answer
         if debug:

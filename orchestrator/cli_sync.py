@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from analysis.errors import InputError
+from analysis.wording import plural
 from orchestrator.options import Json, ProjectPath, Told, TrackingUri, console, print_json
 
 if TYPE_CHECKING:
@@ -58,19 +59,20 @@ def _json(done: Synced, store: Store) -> dict[str, Any]:
 
 
 def _show(done: Synced, store: Store) -> None:
-    out = console()
+    out, written = console(), plural(done.written, "run")
     out.print(
-        f"{done.written} runs written to the experiment {done.experiment} at {store.shown}",
+        f"{written} written to the experiment {done.experiment} at {store.shown}",
         markup=False,
         highlight=False,
     )
     if done.evaluated:
-        out.print(f"{done.evaluated} runs given the scores of their models")
-    counted = ((done.half_written, "half-written runs"), (done.duplicates, "doubled runs"))
+        out.print(f"{plural(done.evaluated, 'run')} given the scores of their models")
+    counted = ((done.half_written, "half-written run"), (done.duplicates, "doubled run"))
     for n, what in counted:
         if n:
-            out.print(f"{n} {what} removed")
+            out.print(f"{plural(n, what)} removed")
     if done.unknown:
-        out.print(f"{len(done.unknown)} runs of observations that the ledger lacks, left there")
+        unknown = plural(len(done.unknown), "run")
+        out.print(f"{unknown} of observations that the ledger lacks, left there")
     for what in done.differences:
         out.print(f"differs: {what}", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from dataclasses import replace
@@ -173,6 +174,8 @@ def write_report(
 
     `proposal` is the text of a proposed sweep, to be shown on the page. Returns the pictures.
     """
+    # On nodes without a writable home it says that fonts are listed anew each time.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from analysis.figures import draw, save
     from analysis.report import page
 

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from analysis.errors import last_line
 from analysis.observations import ObservationId
+from analysis.wording import plural
 from orchestrator.project import Project
 from orchestrator.tracking import Results, Store, masked, store_of
 
@@ -118,7 +119,7 @@ class Mirror:
         why = f" ({self.error})" if self.error else ""
         if self._said.get("stage") == "done" and not self.behind and not self._waiting():
             return f"MLflow lacks some files of the sweep{why}: run it again to attach them"
-        lacks = f"lacks {self.behind} runs" if self.behind else "may lack runs"
+        lacks = f"lacks {plural(self.behind, 'run')}" if self.behind else "may lack runs"
         return f"MLflow {lacks}{why}: isoflop sync {self._project} writes them"
 
     def catch_up(self, timeout: float = PATIENCE_SECONDS) -> bool:

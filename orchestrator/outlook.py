@@ -17,7 +17,7 @@ from analysis.optimum import FlopsPerToken, optimum
 from analysis.pair import fit_basis
 from analysis.study_json import SHARES, forecast_json, near
 from analysis.tradeoffs import FORWARD, ServedOptimum, served_optimum
-from analysis.wording import CONVENTIONS, count, span
+from analysis.wording import CONVENTIONS, count, plural, span
 from orchestrator.source import Observed
 
 
@@ -136,7 +136,9 @@ def show_outlook(console: Console, found: Outlook) -> None:
     for note in (*found.observed.notes, *ahead.notes):
         console.print(Text(f"! {note}", style="yellow"))
     for reason, n in found.observed.excluded.items():
-        console.print(Text(f"! {n} observations not in the fit: {reason}", style="yellow"))
+        console.print(
+            Text(f"! {plural(n, 'observation')} not in the fit: {reason}", style="yellow")
+        )
 
 
 def _answer(found: Outlook) -> Table:

@@ -11,6 +11,7 @@ from analysis.design import spread
 from analysis.errors import InputError
 from analysis.numerals import PF_DAY
 from analysis.observations import ObservationId
+from analysis.wording import plural
 from orchestrator.family import corpus_id, family, family_params, vocabulary
 from orchestrator.probes import probes
 from orchestrator.spec import Budget, SweepSpec
@@ -79,11 +80,13 @@ class Plan:
         probes = {p.id for p in self.planned if p.role == "probe"}
         others = {p.id for p in self.planned} - probes
         trunks = {key for key, _ in others}
-        parts = [f"{len(probes)} probes"] if probes else []
+        parts = [plural(len(probes), "probe")] if probes else []
         if len(others) > len(trunks):
-            parts.insert(0, f"{len(others)} observations on {len(trunks)} trunks")
+            parts.insert(
+                0, f"{plural(len(others), 'observation')} on {plural(len(trunks), 'trunk')}"
+            )
         elif others:
-            parts.insert(0, f"{len(others)} trials")
+            parts.insert(0, plural(len(others), "trial"))
         return " and ".join(parts)
 
     def summary(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from analysis.heldout import HEADLINE, median_error
 from analysis.intervals import Interval
 from analysis.rungs import PROBES, verdict
 from analysis.study import Study
-from analysis.wording import CONVENTIONS, count, figures_of, percent, span
+from analysis.wording import CONVENTIONS, count, figures_of, percent, plural, span
 from orchestrator.project import Project
 from orchestrator.tables import plain_table, show_table
 
@@ -47,7 +47,9 @@ def show_study(console: Console, found: Study) -> None:
         console.print(Text(f"! {warning}", style="yellow"))
     for reason, n in found.excluded.items():
         mark, style = ("", "dim") if reason == PROBES else ("! ", "yellow")
-        console.print(Text(f"{mark}{n} observations not in the fit: {reason}", style=style))
+        console.print(
+            Text(f"{mark}{plural(n, 'observation')} not in the fit: {reason}", style=style)
+        )
     if held := verdict(found.rungs):
         console.print(Text(held, style="dim"))
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from analysis.intervals import Interval
 from analysis.tuning import Optimum, PowerLaw
-from analysis.wording import count
+from analysis.wording import count, plural
 from orchestrator.spec import recipe_toml
 from orchestrator.tables import plain_table, show_table
 from orchestrator.tune import Tuned
@@ -34,8 +34,8 @@ def show_tuned(console: Console, found: Tuned, made: TunedRecipe, level: float) 
     console.print(Text.assemble(("Recipe  ", "bold"), text), soft_wrap=True)
     console.print(Text.assemble(("Sweep   ", "bold"), str(found.output)))
     console.print(
-        f"{len(found.plan.planned)} probes, {found.trained} trained now, {found.plan.flops:.3g} "
-        "FLOPs; no fit takes them"
+        f"{plural(len(found.plan.planned), 'probe')}, {found.trained} trained now, "
+        f"{found.plan.flops:.3g} FLOPs; no fit takes them"
     )
 
 

@@ -21,7 +21,7 @@ from analysis.errors import InputError
 from analysis.fitting import Method
 from analysis.headline import headline
 from analysis.pair import fit_basis
-from analysis.wording import count
+from analysis.wording import count, plural
 from orchestrator.source import Observed
 from trainers.gpus import gpu_type
 
@@ -69,7 +69,9 @@ def diagnose_observed(
     fits = [leading, *(item for item in basis.recent.fits if item is not leading)]
     found = [diagnose(fitted_basis(item, obs, cost), params, tokens, level) for item in fits]
     ahead = headline(obs, found[0].flops, cost, level, method=method, basis=basis)
-    left = (f"{n} observations not in the fit: {why}" for why, n in observed.excluded.items())
+    left = (
+        f"{plural(n, 'observation')} not in the fit: {why}" for why, n in observed.excluded.items()
+    )
     return found, (*observed.notes, *ahead.notes, *left)
 
 

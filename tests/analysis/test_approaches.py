@@ -274,3 +274,10 @@ def test_the_line_says_the_optimum_at_a_budget_with_its_interval(sweep):
     half = t_quantile(len(x) - 2, 0.9) * error
     assert at.high == pytest.approx(at.estimate * np.exp(half), rel=1e-6)
     assert found.tokens_at(1e22).low < found.tokens_at(1e22).estimate
+
+
+def test_a_parabola_whose_bottom_is_no_loss_has_no_optimum():
+    n = np.geomspace(1e7, 1e9, 5)
+    (vertex,) = isoflop(rows(n, np.full(5, 1e18), [1e4, 30.0, 1e-3, 30.0, 1e4])).vertices
+    assert (vertex.status, vertex.loss) == ("concave", None)
+    assert "no positive loss" in str(vertex.reason)

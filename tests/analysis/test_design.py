@@ -118,7 +118,7 @@ def test_shapes_of_one_n_count_as_one_size():
     twins = np.repeat(BUILDABLE, 2)
     found = propose(forecast_at=steady(), next_flops=1e15, spend=None, params=twins)
     assert len(set(twins[list(found.indices)])) == 7
-    with pytest.raises(InputError, match="only 1 sizes"):
+    with pytest.raises(InputError, match="only 1 size can be built"):
         propose(forecast_at=steady(), next_flops=1e15, spend=None, params=np.full(9, 1e6))
 
 

@@ -204,6 +204,7 @@ def test_types_in_parquet_survive_the_way_through_a_file(tmp_path: Path) -> None
 
 ROWS = [("a b", 1e8, 2e9, 3.25), ("c", 2e8, 2e9, 3.0)]
 CSV = "name,params,tokens,loss\na b,1e8,2e9,3.25\nc,200000000,2000000000,3\n"
+PACKED = gzip.compress(CSV.encode(), mtime=0)
 JSON_LINES = "".join(
     json.dumps({"name": name, "params": n, "tokens": d, "loss": loss}) + "\n"
     for name, n, d, loss in ROWS
@@ -220,8 +221,8 @@ FILES = {
     "suffixes.csv": CSV.replace("1e8", "100M").replace("200000000,", "0.2B,"),
     "mark.csv": "\ufeff" + CSV,
     "sixteen.csv": CSV.encode("utf-16"),
-    "packed.csv.gz": gzip.compress(CSV.encode()),
-    "packed.csv": gzip.compress(CSV.encode()),
+    "packed.csv.gz": PACKED,
+    "packed.csv": PACKED,
     "tabs.tsv.gz": gzip.compress(CSV.replace(",", "\t").encode()),
     "old.csv": CSV.replace("\n", "\r\n"),
     "runs.jsonl": JSON_LINES,
@@ -305,7 +306,7 @@ def test_a_line_of_names_is_asked_for(tmp_path: Path) -> None:
         ("runs.json", "[", "is not readable JSON"),
         ("runs.json", "[]", "has no rows"),
         ("runs.csv.gz", b"\x1f\x8bno gzip", "not a readable CSV file"),
-        ("runs.csv.gz", gzip.compress(CSV.encode() * 9)[:40], "not a readable CSV file"),
+        ("runs.csv.gz", PACKED[:40], "not a readable CSV file"),
         ("runs.jsonl", '{"loss": 1, "loss": 2}\n', "two columns are called 'loss': rename one"),
         ("runs.json", '[{"loss": 1, "loss": 2}]', "two columns are called 'loss': rename one"),
     ],

@@ -121,7 +121,7 @@ def test_external_rows_are_counted_as_given() -> None:
     row = _row(params_given=120.0, flops_given=9e5, params_total=None, flops_exact=None)
     obs = observations(_table(row), {}, params="given", flops="given")
     assert (obs.params[0], obs.flops[0]) == (120.0, 9e5)
-    with pytest.raises(InputError, match="none of 1 observations has loss, N as total"):
+    with pytest.raises(InputError, match="none of 1 observation has loss, N as total"):
         observations(_table(row), {}, params="total", flops="6nd")
 
 

@@ -122,3 +122,69 @@ def test_a_project_without_an_mlflow_store_cannot_be_synced(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     create_project(f"{bucket}/p")
     assert "--tracking-uri" in _bad(isoflop, "sync", f"{bucket}/p")
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "message"),
+    [
+        ("forecast", ("--flops", "banana"), "--flops: 'banana' is not a number: write one such as"),
+        ("forecast", ("--flops", "1e21", "--served-tokens", "1,000"), "may be 1000 or 1.000"),
+        ("diagnose", ("--params", "8x7B", "--tokens", "1T"), "--params: '8x7B' is not a number"),
+        ("diagnose", ("--params", "7B", "--tokens", "5%"), "--tokens: '5%' is not a number"),
+    ],
+)
+def test_a_number_that_cannot_be_read_is_quoted_back(
+    isoflop: Run, verb: str, options: tuple[str, ...], message: str
+) -> None:
+    assert message in _bad(isoflop, verb, "besiroglu-2024", *options)
+
+
+def test_options_take_numbers_as_they_are_printed(isoflop: Run) -> None:
+    def printed(n: str, d: str) -> str:
+        code, out, _ = isoflop("diagnose", "besiroglu-2024", "--params", n, "--tokens", d, "--json")
+        assert code == 0
+        return out
+
+    assert printed("280B", "300 billion") == printed("2.8e11", "300_000_000_000")
+
+
+def test_a_sweep_file_may_be_of_windows_and_its_numbers_as_printed(
+    isoflop: Run, sweep_file: MakeSweep
+) -> None:
+    path = sweep_file(budgets="[1e16, 1e17, 864e18]")
+    usual = isoflop("plan", path, "--json")
+    text = path.read_text().replace("[1e16, 1e17, 864e18]", '["10 PFLOPs", "1e17", "10 PF-days"]')
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes(text.encode(encoding))
+        assert isoflop("plan", path, "--json") == usual
+    path.write_bytes(path.read_text("utf-16").replace("test", "größe").encode("cp1252"))
+    assert "line 1 has the byte 0xf6" in _bad(isoflop, "plan", path)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PermissionError(13, "Permission denied", "/somewhere"), 2),
+        (FileNotFoundError(2, "No such file or directory", "/somewhere"), 2),
+        (OSError(28, "No space left on device"), 1),
+        (ConnectionError("the store does not answer"), 1),
+    ],
+)
+def test_what_a_person_can_mend_is_told_apart_by_the_exit_code(
+    isoflop: Run, monkeypatch: pytest.MonkeyPatch, error: OSError, code: int
+) -> None:
+    def app() -> None:
+        raise error
+
+    monkeypatch.setattr("orchestrator.cli.app", app)
+    assert isoflop("fit") == (code, "", f"isoflop: {error}\n")
+
+
+def test_a_directory_too_long_for_rays_sockets_is_named(
+    isoflop: Run, sweep_file: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", f"/tmp/{'x' * 90}")
+    code, out, err = isoflop("run", sweep_file(), "--project", tmp_path / "p")
+    assert (code, out) == (2, "")
+    assert f"RAY_TMPDIR is /tmp/{'x' * 90}" in err
+    assert "set RAY_TMPDIR to a short path" in err

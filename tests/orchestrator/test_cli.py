@@ -294,7 +294,7 @@ def test_one_budget_is_refused_by_name(isoflop: Run, tmp_path: Path) -> None:
 def test_all_diverged_is_refused(isoflop: Run, tmp_path: Path) -> None:
     project = create_project(tmp_path / "p")
     _fill(project, {"name": "d", "budgets": [1e11], "sizes": 5, "simulated": {"diverge": 1.0}})
-    assert "all 5 observations diverged" in _bad(isoflop, "fit", project.local)
+    assert "all of 5 observations diverged" in _bad(isoflop, "fit", project.local)
 
 
 def test_two_kinds_are_listed_and_refused_unless_selected(isoflop: Run, project: Project) -> None:

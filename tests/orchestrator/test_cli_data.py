@@ -90,7 +90,7 @@ def test_external_runs_make_a_project(isoflop: Run, runs: Path, tmp_path: Path) 
     project = tmp_path / "p"
     code, out, _ = isoflop("add", project, runs, *MAPPED, "--name", "theirs", "--json")
     assert (code, json.loads(out)["added"], json.loads(out)["known"]) == (0, 28, 0)
-    assert "28 were there already" in isoflop("add", project, runs, *MAPPED, "--name", "theirs")[1]
+    assert "28 known already" in isoflop("add", project, runs, *MAPPED, "--name", "theirs")[1]
     _, out, _ = isoflop("status", project, "--json")
     assert json.loads(out)["external"] == [{"name": "theirs", "complete": 28}]
     assert "theirs (external)" in isoflop("status", project)[1]

@@ -154,7 +154,9 @@ cli_models.add_verbs(app)
 @app.command()
 def add(
     project: ProjectPath,
-    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="A .csv or .parquet file.")],
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS", help="A table: .csv, .jsonl or .parquet.")
+    ],
     columns: Columns = None,
     where: Where = None,
     loss: Loss = None,
@@ -173,7 +175,7 @@ def add(
     from orchestrator.source import points
 
     found = points(read_table(runs), runs.name, read_as(columns, where, loss=loss))
-    called = name or runs.stem
+    called = name or Path(runs.name.removesuffix(".gz")).stem
     added = add_runs(project, found.found.obs, called)
     excluded = [{"reason": reason, "count": n} for reason, n in found.excluded.items()]
     if as_json:

@@ -154,8 +154,8 @@ class Data:
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A project or a .csv or .parquet file, by path or URI (s3://, gs://), or "
-            "mlflow:EXPERIMENT.",
+            help="A project or a table (.csv, .tsv, .jsonl, .json or .parquet), by path or URI "
+            "(s3://, gs://), or mlflow:EXPERIMENT.",
         ),
     ]
     columns: Columns = None

@@ -251,7 +251,11 @@ def _require_selectable(table: pa.Table, name: str) -> None:
         return
     flat = [n for n in table.column_names if not pa.types.is_nested(table[n].type)]
     ours = (*_NAMES.values(), *KIND_COLUMNS) if has_schema(flat) else flat
-    what = f"column {name!r} holds lists" if name in table.column_names else f"no column {name!r}"
+    what = (
+        f"column {name!r} holds lists, nothing"
+        if name in table.column_names
+        else f"no column {name!r}"
+    )
     raise InputError(f"{what} to select on; choose among {', '.join(ours)}")
 
 

@@ -14,6 +14,7 @@ from scipy.special import stdtr
 from analysis.errors import InputError
 from analysis.files import numbers
 from analysis.loss_units import LossUnit
+from analysis.numerals import PF_DAY
 from analysis.observations import FloatArray
 from analysis.statuses import plain_name
 
@@ -31,7 +32,7 @@ INCONSISTENT = 2.0
 """Factor between C and 6ND from which one of the three is doubted; attention and head give 1.4."""
 
 _UNITS = {
-    "PF-days (8.64e19 FLOPs)": 8.64e19,
+    "PF-days (8.64e19 FLOPs)": PF_DAY,
     "thousands": 1e3,
     "millions": 1e6,
     "billions": 1e9,

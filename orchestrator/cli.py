@@ -152,7 +152,9 @@ cli_models.add_verbs(app)
 @grouped
 def add(
     project: ProjectPath,
-    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="A .csv or .parquet file.")],
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS", help="A table: .csv, .jsonl or .parquet.")
+    ],
     rows: Rows,
     name: Annotated[
         str | None,
@@ -169,7 +171,7 @@ def add(
     from orchestrator.source import points
 
     found = points(read_table(runs), runs.name, rows.reading())
-    called = name or runs.stem
+    called = name or Path(runs.name.removesuffix(".gz")).stem
     added = add_runs(project, found.found.obs, called)
     excluded = [{"reason": reason, "count": n} for reason, n in found.excluded.items()]
     if as_json:

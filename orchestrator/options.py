@@ -222,8 +222,8 @@ class Data:
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A project or a table (.csv, .parquet, .jsonl), by path or URI (s3://, gs://), or "
-            "mlflow:EXPERIMENT.",
+            help="A project or a table (.csv, .tsv, .jsonl, .json or .parquet), by path or URI "
+            "(s3://, gs://), or mlflow:EXPERIMENT.",
         ),
     ]
     drop_largest: Annotated[

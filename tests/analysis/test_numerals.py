@@ -1,6 +1,8 @@
 """Numbers are read as they are printed; what could be two numbers is refused."""
 
+import math
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -129,3 +131,22 @@ def test_what_tables_print_is_read_back(value: float) -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53))
 def test_what_is_suggested_is_read_back_exactly(value: float) -> None:
     assert read_number(written(value)) == value
+
+
+@given(st.text() | st.text("0123456789.,_'eE+-^x kMBTPFdays", max_size=14))
+def test_any_text_is_a_finite_number_or_refused_with_a_quotation(text: str) -> None:
+    try:
+        value, refusal = read_number(text), repr(text)
+    except ValueError as error:
+        value, refusal = 0.0, str(error)
+    assert math.isfinite(value)
+    assert repr(text) in refusal
+
+
+def test_long_text_is_refused_at_once() -> None:
+    start = time.perf_counter()
+    for text in ("1" * 50_000, "1," * 50_000 + "x", "1 " * 50_000 + "x", "1" * 50_000 + "x"):
+        with pytest.raises(ValueError, match="number"):
+            read_number(text)
+        decimal_mark([text])
+    assert time.perf_counter() - start < 2.0

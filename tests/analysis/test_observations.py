@@ -136,3 +136,74 @@ def test_a_further_heldout_set_is_a_loss_too() -> None:
     assert found.loss_unit == "nats/token"
     with pytest.raises(InputError, match="choose among loss, bits_per_byte, code, web"):
         observations(_table(*rows), {}, loss="prose")
+
+
+RUNS = pa.table(
+    {
+        "lr": [3e-4, 1e-3, None],
+        "params": [100_000, 200_000, 100_000],
+        "arch": ["dense", None, "8 GPUs"],
+        "tied": [True, False, None],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "rows"),
+    [
+        ("lr", "3e-4", [0]),
+        ("lr", "0.0003", [0]),
+        ("params", "100k", [0, 2]),
+        ("params", "1e5", [0, 2]),
+        ("params", "0.1M", [0, 2]),
+        ("arch", "8 GPUs", [2]),
+        ("arch", "", [1]),
+        ("lr", "", [2]),
+        ("tied", "TRUE", [0]),
+    ],
+)
+def test_selection_takes_values_as_people_write_them(column, value, rows) -> None:
+    table = RUNS.append_column("row", pa.array([0, 1, 2]))
+    assert where(table, {column: value})["row"].to_pylist() == rows
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("arch", "moe", "no observation has arch=moe; there are 8 GPUs, dense$"),
+        ("lr", "0.1", "no observation has lr=0.1; there are 0.0003, 0.001$"),
+        ("lr", "high", "no observation has lr=high; there are 0.0003, 0.001$"),
+        ("tied", "maybe", "there are false, true$"),
+        ("config", "1", "no column 'config' to select on; choose among lr, params, arch, tied$"),
+        (
+            "curve",
+            "1",
+            "column 'curve' holds lists, nothing to select on; choose among lr, params, arch",
+        ),
+        ("notes", "x", "no observation has notes=x: that column is blank in every row"),
+    ],
+)
+def test_what_there_is_to_select_is_listed_without_blanks(column, value, message) -> None:
+    table = RUNS
+    if column in ("curve", "notes"):
+        extra = pa.array([[1.0]] * 3) if column == "curve" else pa.nulls(3, pa.string())
+        table = RUNS.append_column(column, extra)
+    with pytest.raises(InputError, match=message):
+        where(table, {column: value})
+
+
+def test_two_columns_of_one_name_are_not_selected_on() -> None:
+    table = RUNS.append_column("lr", pa.array([1, 2, 3]))
+    with pytest.raises(InputError, match="two columns are called 'lr': rename one of them"):
+        where(table, {"lr": "1"})
+
+
+def test_a_kind_is_selected_by_a_command_that_can_be_pasted() -> None:
+    table = _table(_row(), _row(trial="b", corpus="my text", corpus_hash="other"), _row(trial="c"))
+    spaced = where(table, {"corpus": "my text"})
+    mixed = pa.concat_tables([spaced, spaced, where(table, {"trial": "a"})])
+    with pytest.raises(InputError, match=r"select one with --where 'corpus=my text'$"):
+        require_one_kind(mixed)
+    nameless = _table(_row(schedule=None), _row(trial="b", schedule="wsd"))
+    with pytest.raises(InputError, match=r"select one with --where schedule=wsd$"):
+        require_one_kind(nameless)

@@ -198,6 +198,10 @@ def test_an_exclusion_is_read_from_the_project(isoflop: Run, simulated: Project)
     simulated.storage.replace("exclude.toml", text.encode())
     found = _json(isoflop, "fit", simulated.uri)
     assert found["excluded"] == [{"reason": "ruled out: bad node", "count": 1}]
+    simulated.storage.replace("exclude.toml", text.encode("utf-8-sig"))
+    assert _json(isoflop, "fit", simulated.uri) == found
+    simulated.storage.replace("exclude.toml", text.replace("bad", "bl\xf6d").encode("latin-1"))
+    assert "exclude.toml is not in UTF-8: line 3" in isoflop("fit", simulated.uri)[2]
     simulated.storage.replace("exclude.toml", b"[[")
     assert f"{simulated.uri}/exclude.toml is no TOML" in isoflop("fit", simulated.uri)[2]
 

@@ -11,7 +11,7 @@ import pytest
 from analysis.errors import InputError
 from cluster.budget import Caps
 from orchestrator.planner import Plan, make_plan
-from orchestrator.spec import Budget, parse_spec, read_spec, to_toml, with_cluster
+from orchestrator.spec import Budget, SweepSpec, parse_spec, read_spec, to_toml, with_cluster
 from orchestrator.spec_running import Limits
 from trainers.corpus import Files, Markov, Mixture, Stdlib, TokenizerSource, load
 from trainers.sources import named_files
@@ -51,6 +51,22 @@ def test_a_spec_needs_a_name_and_budgets_only() -> None:
     assert spec.budgets == [Budget(flops=1e10), Budget(flops=3e10)]
     assert spec.corpus == Stdlib()
     assert (spec.sizes, spec.seeds, spec.epochs) == (7, [0], 1.0)
+
+
+def test_numbers_of_flops_and_tokens_may_be_text_as_printed() -> None:
+    def spec(
+        one: object, ratio: object, limit: object, tokens: object, unique: object
+    ) -> SweepSpec:
+        web = {"kind": "hugging_face", "dataset": "a/b", "tokens": tokens, "weight": 0.3}
+        prose = {**MIXTURE["parts"][0], "unique_tokens": unique}
+        changes = {"corpus": {**MIXTURE, "parts": [prose, web]}, "tokens_per_param": ratio}
+        data = {**GOOD, **changes, "budgets": [one], "limits": {"flops": limit}}
+        return parse_spec(data, source=HERE)
+
+    plain = spec(864e18, 20, 1e21, 10**10, 10**6)
+    assert spec("10 PF-days", "20", "1 ZFLOP", "10B", "1M") == plain
+    assert spec("8.64e20", 20.0, "1e21", 1e10, 1e6) == plain
+    assert plain.budgets[0].flops == 8.64e20
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from orchestrator.source import open_source
 BUDGET = np.repeat([1e18, 4e18, 1.6e19, 6.4e19], 7)
 PARAMS = np.round(np.sqrt(BUDGET / 120) * np.tile(np.geomspace(0.25, 4, 7), 4))
 TOKENS = np.round(BUDGET / (6 * PARAMS))
-LOSS = np.round(1.69 + 406.4 * PARAMS**-0.34 + 410.7 * TOKENS**-0.28, 5)
+WORSE = np.where(np.arange(28) % 2 == 0, 1.004, 1.0)  # a difference that is told, not refused
+LOSS = np.round((1.69 + 406.4 * PARAMS**-0.34 + 410.7 * TOKENS**-0.28) * WORSE, 5)
 ARCH = ["dense" if i % 2 else "moe" for i in range(28)]
 RATE = [1e-3 if i % 4 else 3e-4 for i in range(28)]
 

@@ -6,7 +6,9 @@ a row's loss is of.
 
 import json
 import math
+import re
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +92,14 @@ def test_its_last_evaluation_is_the_row_whatever_the_steps(trials, tmp_path: Pat
         assert by_step[steps].heldout_loss == measured.loss
         evaluated = [p.step for p in measured.curve if p.heldout_loss is not None]
         assert evaluated == [s for s in by_step if s % int(options["eval_interval"]) == 0]
+
+
+def test_the_documentation_shows_the_example() -> None:
+    text = (EXAMPLE.parents[1] / "docs/trainers.md").read_text()
+    blocks = re.findall(r"^```toml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (shown,) = [tomllib.loads(block) for block in blocks if "nanogpt_glue" in block]
+    example = tomllib.loads((EXAMPLE / "nanogpt.toml").read_text())
+    assert {name: example[name] for name in shown} == shown
 
 
 def test_parameters_are_those_of_its_gpt(trials, tmp_path: Path) -> None:

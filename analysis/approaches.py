@@ -162,6 +162,15 @@ def isoflop(obs: Observations, level: float = 0.9) -> IsoflopFit:
     )
 
 
+def top_flops(obs: Observations, valleys: IsoflopFit | None = None) -> float:
+    """C of the largest budget, or of the largest observation where there are no budgets.
+
+    In FLOPs under the convention of `obs`.
+    """
+    vertices = (valleys or isoflop(obs)).vertices
+    return vertices[-1].flops if vertices else float(obs.flops.max())
+
+
 class _Line(NamedTuple):
     slope: float
     spread: float

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from analysis.fitting import fit, fit_each
 from analysis.forecast import forecast
-from analysis.headline import combine
+from analysis.combined import combine
 from analysis.laws import GENERALISED, HOFFMANN, KAPLAN, PUBLISHED, Law, log_loss
 from analysis.observations import FloatArray, Observations
 from analysis.optimum import FlopsPerToken, log_optimal_params, log_optimum_jacobian

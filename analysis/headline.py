@@ -140,7 +140,8 @@ def headline(
     discrepancy = discrepancy or discrepancy_of(predictions(obs, cost, method=method))
     found = with_discrepancy(noise, discrepancy, math.log(over_top))
     tokens = _tokens(found.params, flops, cost)
-    ratio = outside_ratios(obs, found.params.estimate, tokens.estimate, "the optimum")
+    outside = outside_ratios(obs, found.params.estimate, tokens.estimate, "the optimum")
+    ratio = f"the forecast extrapolates in D/N: {outside}" if outside else None
     return Headline(
         flops=flops,
         params=found.params,
@@ -258,7 +259,10 @@ def outside_ratios(obs: Observations, params: float, tokens: float, whose: str) 
         As in "the D/N of ...".
     """
     measured = obs.tokens / obs.params
-    ratio, low, high = tokens / params, float(measured.min()), float(measured.max())
+    ratio = tokens / params if params > 0.0 else math.inf
+    low, high = float(measured.min()), float(measured.max())
+    if not 0.0 < ratio < math.inf:  # an exponent at its bound put the optimum beyond any number
+        return None
     if low / RATIO_MARGIN <= ratio <= high * RATIO_MARGIN:
         return None
     far, side, end = (
@@ -268,7 +272,7 @@ def outside_ratios(obs: Observations, params: float, tokens: float, whose: str) 
     )
     return (
         f"the D/N of {whose}, {ratio:.3g}, is {far:.2g} times {side} D/N that was measured, "
-        f"{end:.3g}: the law extrapolates there"
+        f"{end:.3g}"
     )
 
 

@@ -221,6 +221,7 @@ def test_an_excess_that_the_data_cannot_tell_from_none_says_so(sweep):
     assert found.excess_interval.low == 0.0
     assert found.excess_interval.high > 0.05
     assert cautions([found]) == (
+        *found.extrapolations,
         "hoffmann law: the data do not rule out that it is compute-optimal",
     )
 

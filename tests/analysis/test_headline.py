@@ -6,15 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from analysis.combined import combine
+from analysis.discrepancy import Discrepancy
 from analysis.errors import InputError
 from analysis.fitting import Method, fit, fit_each
 from analysis.forecast import forecast
-from analysis.headline import combine, flops_for, headline
+from analysis.headline import flops_for, headline
 from analysis.laws import GENERALISED, HOFFMANN, KAPLAN, PUBLISHED
 from analysis.optimum import FlopsPerToken, optimum
 from analysis.pair import Basis, Pair, fit_basis, fit_pair, gamma_test
 
 SIX_N = FlopsPerToken.six_n()
+NOISE_ONLY = Discrepancy(params=0.0, loss=0.0, source="back-tests", back_tests=9)
 HOFFMANN_TRUTH = {"A": 30.0, "B": 60.0, "E": 0.3, "alpha": 0.35, "beta": 0.3}
 BENT_TRUTH = {"A": 60.0, "B": 130.0, "E": 0.3, "alpha": 0.45, "beta": 0.4, "gamma": 0.6}
 KAPLANS = PUBLISHED["kaplan-2020"].constants
@@ -37,7 +40,7 @@ def test_in_between_it_is_the_weighted_mean_of_both_in_logarithms(mini_sweep, mi
     seen = []
     for seed in range(6):
         obs = mini_sweep(HOFFMANN, HOFFMANN_TRUTH, noise=0.005, seed=seed)
-        head = headline(obs, 1e14, mini_cost)
+        head = headline(obs, 1e14, mini_cost, discrepancy=NOISE_ONLY)
         narrow, wide = (forecast(fit(law, obs), 1e14, mini_cost) for law in (HOFFMANN, GENERALISED))
         if not fit(GENERALISED, obs).sound:
             continue
@@ -74,7 +77,7 @@ def test_an_interval_reaches_to_its_estimate_at_any_level(mini_sweep, mini_cost)
 def test_a_generalised_law_that_cannot_be_fitted_leaves_hoffmanns_forecast(mini_sweep, mini_cost):
     obs = mini_sweep(HOFFMANN, HOFFMANN_TRUTH, noise=0.002)
     six = obs.select(np.isin(np.arange(28), [0, 3, 6, 21, 24, 27]))
-    head = headline(six, 3e12, mini_cost)
+    head = headline(six, 3e12, mini_cost, discrepancy=NOISE_ONLY)
     alone = forecast(fit(HOFFMANN, six), 3e12, mini_cost)
     assert (head.params_law, head.loss_law) == ("hoffmann", "hoffmann")
     assert (head.params, head.loss, head.new_run) == (alone.params, alone.loss, alone.new_run)

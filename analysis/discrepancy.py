@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -39,7 +39,7 @@ class Discrepancy:
     """Standard deviation of ln L for each unit of ln C."""
     source: Source
     back_tests: int
-    """How many back-tests it rests on; 0 for the default."""
+    """How many back-tests there are. The default is taken where they are too few or too noisy."""
 
     def at(self, distance: float) -> Shares:
         """Standard deviations of ln N_opt and ln L at a distance in ln C; none below the top."""
@@ -61,6 +61,11 @@ Open-Athena, each budget predicted from two or more below it. In ln N_opt .106 (
 study; .091, .067 and .144 with each of them left out), in ln L none beyond noise."""
 
 
+LEAST_INFORMATION = 0.25
+"""What back-tests must tell, in exact back-tests, to stand in for the default: as much as one whose
+noise is as large as the discrepancy that it is to see."""
+
+
 class Miss(NamedTuple):
     """One prediction that was compared with a measurement."""
 
@@ -73,21 +78,42 @@ class Miss(NamedTuple):
 
 
 def estimate(params: Sequence[Miss], loss: Sequence[Miss]) -> Discrepancy:
-    """The discrepancy that a study's back-tests tell; the default where there are none.
+    """The discrepancy that a study's back-tests tell; the default where they are too few to tell.
 
     Parameters
     ----------
     params, loss
         Errors of ln N_opt and of ln L.
+
+    Notes
+    -----
+    Zero by back-tests that could not have seen more is no evidence of none. By Llama 3's three
+    lowest budgets, whose one back-test has a noise of .17 in ln N_opt, it would be zero, and the
+    forecast of the fourth, .25 too high, have an interval of .09.
     """
-    if not params:
-        return DEFAULT
+    if information(params) < LEAST_INFORMATION:
+        return replace(DEFAULT, back_tests=len(params))
     return Discrepancy(
         params=likeliest(params),
         loss=likeliest(loss),
         source="back-tests",
         back_tests=len(params),
     )
+
+
+def information(misses: Sequence[Miss], expected: float = DEFAULT.params) -> float:
+    """How many exact back-tests would tell as much of a discrepancy of the expected size.
+
+    The Fisher information of ln tau at the expected tau, in units of that of one back-test without
+    noise.
+
+    Examples
+    --------
+    >>> information([Miss(0.0, 0.0, 1.0), Miss(0.3, 0.11, 1.0), Miss(0.0, 9.0, 1.0)])
+    1.25
+    """
+    terms = (((expected * m.distance) ** 2, m.noise**2) for m in misses)
+    return round(sum((own / (own + noise)) ** 2 for own, noise in terms), 6)
 
 
 def likeliest(misses: Sequence[Miss]) -> float:

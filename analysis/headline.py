@@ -228,18 +228,17 @@ def _basis_notes(basis: Basis, obs: Observations, valleys: IsoflopFit) -> list[s
 
 
 def _discrepancy_notes(discrepancy: Discrepancy) -> list[str]:
-    """That back-tests tell little of how far the law is off, where they are fewer than two."""
-    if discrepancy.back_tests > 1:
+    """Where the default stands in for back-tests, that it does, and what it is."""
+    if discrepancy.source != "default":
         return []
-    public = (
-        f"in public studies N_opt was off by {DEFAULT.params:.0%} beyond noise for each factor "
-        f"{math.e:.1f} in C"
-    )
-    if discrepancy.source == "default":
-        return [
-            f"no back-test tells how far the law is off, and intervals take a default: {public}"
-        ]
-    return [f"one back-test hardly tells how far the law is off: {public}"]
+    number = discrepancy.back_tests
+    few = "no back-test tells"
+    if number:
+        few = f"{number} back-test{' is' if number == 1 else 's are'} too noisy to tell"
+    return [
+        f"{few} how far the law is off: intervals take a default, the {DEFAULT.params:.0%} that "
+        f"N_opt was off beyond noise in public studies for each factor {math.e:.1f} in C"
+    ]
 
 
 RATIO_MARGIN = 1.1

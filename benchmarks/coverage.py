@@ -94,7 +94,7 @@ class Cell:
     by_law: float
     """Share of repetitions whose back-tests tell of some discrepancy in N_opt or L."""
     default: float
-    """Share of repetitions without a back-test that tells anything, which take the default."""
+    """Share of repetitions whose back-tests are too few or too noisy, which take the default."""
     hoffmann_params: float
     hoffmann_loss: float
     """By Hoffmann's law alone."""

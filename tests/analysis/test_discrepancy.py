@@ -68,6 +68,28 @@ def test_without_back_tests_it_is_the_default():
     assert (one.source, one.back_tests, one.loss) == ("back-tests", 1, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("noises", "told"), [([0.109], True), ([0.111], False), ([0.2, 0.2, 0.2], False)]
+)
+def test_back_tests_must_be_able_to_see_what_they_deny(noises, told):
+    """One exactly as noisy as the default is large is just enough; three of twice that are not."""
+    misses = [Miss(0.01, noise, 1.0) for noise in noises]
+    known = estimate(misses, misses)
+    assert known.source == ("back-tests" if told else "default")
+    assert known.params == (0.0 if told else DEFAULT.params)
+    assert known.back_tests == len(noises)
+
+
+def test_on_the_lowest_budgets_of_a_public_study_noise_alone_would_have_been_wrong(
+    reference_study,
+):
+    """Llama 3's three lowest budgets, the fourth 22% below: what led to `LEAST_INFORMATION`."""
+    obs = reference_study("llama3")
+    lowest = obs.select(obs.budget <= 3e19)
+    known = discrepancy_of(predictions(lowest, FlopsPerToken.six_n()))
+    assert (known.source, known.back_tests, known.params) == ("default", 1, DEFAULT.params)
+
+
 def misses(obs):
     """Every back-test of a study that tells something, of N_opt and of L."""
     telling = [m for m in predictions(obs, FlopsPerToken.from_observations(obs)) if m.tells]

@@ -57,8 +57,8 @@ class Shares(NamedTuple):
 DEFAULT = Discrepancy(params=0.11, loss=0.0, source="default", back_tests=0)
 """What is taken where no back-test tells: the likeliest value over all 15 back-tests of the studies
 of Hoffmann et al. 2022, Grattafiori et al. 2024 (Llama 3) and Marin 2026, points as collected by
-Open-Athena, each budget predicted from two or more below it. In ln N_opt .106 (.169, .134 and 0 by
-study; .091, .067 and .144 with each of them left out), in ln L none beyond noise."""
+Open-Athena, each budget predicted from two or more below it. In ln N_opt .114 (.175, .137 and 0 by
+study; .101, .061 and .148 with each of them left out), in ln L none beyond noise."""
 
 
 LEAST_INFORMATION = 0.25

@@ -69,28 +69,32 @@ def show_files(console: Console, project: Project, proposal: str) -> None:
 
 
 def _valleys(found: Study) -> Table:
+    """A row a budget and the forecast; with budgets and a forecast the law's optimum beside."""
+    beside = ["N_opt by law"] if found.next and found.isoflop.vertices else []
     loss = f"L, {found.obs.loss_unit}"
-    table = plain_table("C, FLOPs", "N_opt", "N_opt by law", "D_opt", "D/N", loss, "status")
+    table = plain_table("C, FLOPs", "N_opt", *beside, "D_opt", "D/N", loss, "status")
     for vertex, by_law in zip(found.isoflop.vertices, found.by_law, strict=True):
         style = "" if vertex.status == "interior" else "yellow"
-        table.add_row(*_vertex_cells(vertex, by_law), vertex.status, style=style)
+        flops, n, *rest = _vertex_cells(vertex)
+        table.add_row(flops, n, *(count(by_law) for _ in beside), *rest, style=style)
     if found.next is not None:
-        n, d, ahead = found.next.params, found.next.tokens, found.next.loss
+        blank = ["" for _ in beside]
+        params, tokens, ahead = found.next.params, found.next.tokens, found.next.loss
         table.add_row(
             f"{found.next.flops:.3g}",
-            count(n.estimate),
-            "",
-            count(d.estimate),
-            f"{d.estimate / n.estimate:.3g}",
+            count(params.estimate),
+            *blank,
+            count(tokens.estimate),
+            f"{tokens.estimate / params.estimate:.3g}",
             f"{ahead.estimate:.4f}",
             "forecast",
             style="bold cyan",
         )
         table.add_row(
             f"{found.level:.0%} interval",
-            span(n),
-            "",
-            span(d),
+            span(params),
+            *blank,
+            span(tokens),
             "",
             span(ahead, "plain"),
             f"{_share(found.next.params_weight)} in N and D, {_share(found.next.loss_weight)} in L",
@@ -99,15 +103,15 @@ def _valleys(found: Study) -> Table:
     return table
 
 
-def _vertex_cells(vertex: Vertex, by_law: float | None) -> list[str]:
+def _vertex_cells(vertex: Vertex) -> list[str]:
     ratio = vertex.tokens / vertex.params if vertex.tokens and vertex.params else None
     return [
         f"{vertex.flops:.3g}",
         count(vertex.params),
-        count(by_law),
         count(vertex.tokens),
         f"{ratio:.3g}" if ratio else "–",
         f"{vertex.loss:.4f}" if vertex.loss else "–",
+        vertex.status,
     ]
 
 

@@ -147,7 +147,7 @@ def pairs(obs: Observations, losses: FloatArray, checked: int = 0) -> tuple[list
     hoffmann, generalised = (fit_each(law, obs, losses) for law in (HOFFMANN, GENERALISED))
     worst = 0.0
     for law, found in ((HOFFMANN, hoffmann), (GENERALISED, generalised)):
-        for r in range(checked):
+        for r in range(min(checked, len(losses))):
             alone = fit(law, Observations(**{**vars(obs), "loss": losses[r]})).objective
             worst = max(worst, abs(found[r].objective / alone - 1.0))
     both = [

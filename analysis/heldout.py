@@ -257,9 +257,7 @@ def predict(
     )
 
 
-def discrepancy_of(
-    made: Sequence[Prediction],
-) -> Discrepancy:
+def discrepancy_of(made: Sequence[Prediction]) -> Discrepancy:
     """What predictions tell of discrepancy; the default where none tells anything."""
     telling = [item for item in made if item.tells][-BACK_TESTS:]
     return estimate([item.params_miss for item in telling], [item.loss_miss for item in telling])
@@ -350,8 +348,11 @@ def _back_test(
 
 def _moved(part: Interval, estimate: float) -> Interval:
     """The interval about another estimate, as wide in logarithms."""
-    factor = estimate / part.estimate
-    return Interval(estimate, factor * part.low, factor * part.high, part.level)
+    low, high = (
+        estimate * (end / part.estimate) if 0.0 < end < math.inf else end
+        for end in (part.low, part.high)
+    )
+    return Interval(estimate, low, high, part.level)
 
 
 def _below(obs: Observations, budget: float) -> Observations:

@@ -49,10 +49,13 @@ class Vertex:
     """D at the vertex, interpolated between the budget's own observations."""
     loss: float | None
     """L at the vertex, in nats/token; None unless `interior`."""
+    loss_stderr: float | None
+    """Standard error of ln L at the vertex, by the scatter around the parabola alone: what all runs
+    of a budget share does not show there. None without degrees of freedom."""
     sigma: float | None
     """Residual standard deviation around the parabola, as a fraction of L."""
     dof: float
-    """Effective degrees of freedom of `sigma` and `params_stderr`; 0 without them."""
+    """Effective degrees of freedom of `sigma` and of both standard errors; 0 without them."""
 
     def params_interval(self, level: float) -> Interval | None:
         """The t interval of N at the vertex; None without a vertex or a standard error."""
@@ -159,6 +162,15 @@ def isoflop(obs: Observations, level: float = 0.9) -> IsoflopFit:
     )
 
 
+def top_flops(obs: Observations, valleys: IsoflopFit | None = None) -> float:
+    """C of the largest budget, or of the largest observation where there are no budgets.
+
+    In FLOPs under the convention of `obs`.
+    """
+    vertices = (valleys or isoflop(obs)).vertices
+    return vertices[-1].flops if vertices else float(obs.flops.max())
+
+
 class _Line(NamedTuple):
     slope: float
     spread: float
@@ -194,6 +206,7 @@ class _Bottom(NamedTuple):
     log_n: float | None = None
     log_n_stderr: float | None = None
     loss: float | None = None
+    log_loss_stderr: float | None = None
     sigma: float | None = None
     dof: float = 0.0
 
@@ -225,6 +238,7 @@ def _vertex(obs: Observations, budget: float) -> Vertex:
         params_stderr=bottom.log_n_stderr,
         tokens=None if log_n is None else _tokens(obs, log_n, local),
         loss=bottom.loss if bottom.status == "interior" else None,
+        loss_stderr=bottom.log_loss_stderr if bottom.status == "interior" else None,
         sigma=bottom.sigma,
         dof=bottom.dof,
     )
@@ -248,6 +262,8 @@ def _bottom(obs: Observations) -> _Bottom:
         return _Bottom("concave", "the parabola's bottom is no positive loss: no optimum in sight")
     status, reason_outside = _place(obs, origin + at)
     gradient = np.array([0.0, -1.0 / (2.0 * c2), c1 / (2.0 * c2**2)])
+    # The vertex moves along a flat bottom: to first order only the parabola's height counts.
+    height = np.array([1.0, at, at * at])
     known = fitted.dof > 0.0
     return _Bottom(
         status,
@@ -255,6 +271,9 @@ def _bottom(obs: Observations) -> _Bottom:
         log_n=origin + at,
         log_n_stderr=float(np.sqrt(gradient @ fitted.covariance @ gradient)) if known else None,
         loss=loss,
+        log_loss_stderr=float(np.sqrt(height @ fitted.covariance @ height)) / loss
+        if known
+        else None,
         sigma=float(np.sqrt(fitted.variance) / obs.loss.mean()) if known else None,
         dof=fitted.dof,
     )

@@ -12,8 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from analysis.approaches import top_flops
+from analysis.discrepancy import Discrepancy, quantile
 from analysis.errors import InputError
 from analysis.fitting import Fit
+from analysis.headline import outside_ratios
 from analysis.intervals import Interval, standard_errors, t_quantile
 from analysis.laws import PUBLISHED, Law, log_loss
 from analysis.observations import FloatArray, Observations
@@ -55,6 +58,10 @@ class Basis:
     loss_unit: str = "nats/token"
     fit: Fit | None = None
     """Where the constants come from, if they were fitted here: then the excess has an interval."""
+    measured: Observations | None = None
+    """What was measured, if the law was fitted here: outside of its D/N the law extrapolates."""
+    discrepancy: Discrepancy | None = None
+    """How far the law is off beyond noise above the largest budget, if it was fitted here."""
 
 
 def published_basis(name: str) -> Basis:
@@ -81,7 +88,9 @@ def published_basis(name: str) -> Basis:
     )
 
 
-def fitted_basis(fit: Fit, obs: Observations, cost: FlopsPerToken) -> Basis:
+def fitted_basis(
+    fit: Fit, obs: Observations, cost: FlopsPerToken, discrepancy: Discrepancy | None = None
+) -> Basis:
     """A law as it was fitted to (some of) `obs`; `cost` under their convention of C."""
     counted = _counted(obs.params_convention, obs.flops_convention)
     n = fit.n if fit.n < len(obs) else obs.rows
@@ -93,6 +102,8 @@ def fitted_basis(fit: Fit, obs: Observations, cost: FlopsPerToken) -> Basis:
         cost=cost,
         loss_unit=obs.loss_unit,
         fit=fit,
+        measured=obs,
+        discrepancy=discrepancy,
     )
 
 
@@ -128,6 +139,8 @@ class Diagnosis:
     excess_interval: Interval | None
     """None where the constants have no known uncertainty."""
     verdict: Verdict
+    extrapolations: tuple[str, ...] = ()
+    """Where the verdict rests on the law outside of the D/N that was measured, a sentence each."""
 
     @property
     def wasted_flops(self) -> float:
@@ -195,7 +208,19 @@ def diagnose(basis: Basis, params: float, tokens: float, level: float = 0.9) -> 
         excess=excess,
         excess_interval=_excess_interval(basis, params, tokens, excess, level),
         verdict=_verdict(excess, params, best.params),
+        extrapolations=_extrapolations(basis, params, tokens, best),
     )
+
+
+def _extrapolations(basis: Basis, params: float, tokens: float, best: Optimum) -> tuple[str, ...]:
+    if basis.measured is None:
+        return ()
+    plans = (
+        (params, tokens, "this run"),
+        (best.params, best.tokens, f"the {basis.name} law's optimum at its C"),
+    )
+    notes = (outside_ratios(basis.measured, n, d, whose) for n, d, whose in plans)
+    return tuple(f"the verdict extrapolates in D/N: {note}" for note in notes if note)
 
 
 def _verdict(excess: float, params: float, best: float) -> Verdict:
@@ -215,6 +240,9 @@ def _excess_interval(
     28 points with .5% noise, N at .25, 1.3, 2 and 4 times the optimum, C the largest measured and
     16 times that), and always where the truth is no excess at all; at 1.2 times the optimum, 1%
     noise, 98% instead of the 83% that the excess' own delta method covers.
+
+    What the law is off by beyond noise belongs into it: above the largest budget N_opt may lie
+    elsewhere, nearer to this run or farther from it, and the excess is what it would be then.
     """
     fit, cost = basis.fit, basis.cost
     if fit is None:
@@ -233,13 +261,29 @@ def _excess_interval(
     # Shape (2, 2): of both quantities, towards the lower and the upper end.
     half = np.array([[t_quantile(k, level) for k in row] for row in found.dof]) * found.stderr
     half = np.minimum(half, 50.0)
-    highest = over + half[0, 1]
-    for end in (off - half[1, 0], off + half[1, 1]):
+
+    def over_at(end: float) -> float:
+        """The excess of a run as far off the optimum as `end`, as a logarithm."""
         n = math.exp(math.log(params) - off + end)
-        needed = needed_flops(fit.law, fit.theta, n, flops / cost(n), cost)
-        highest = max(highest, math.log(flops / needed))
-    low = math.expm1(max(over - half[0, 0], 0.0))
+        return math.log(flops / needed_flops(fit.law, fit.theta, n, flops / cost(n), cost))
+
+    by_law = _by_law(basis, flops, level)
+    below, above = (math.hypot(part, by_law) for part in half[1])
+    highest = max(over + half[0, 1], over_at(off - below), over_at(off + above))
+    lowest = over - half[0, 0]
+    if by_law > 0.0:
+        nearest = max(off - below, 0.0) if off > 0.0 else min(off + above, 0.0)
+        lowest = min(lowest, over_at(nearest))
+    low = math.expm1(max(lowest, 0.0))
     return Interval(excess, low, math.expm1(min(highest, 700.0)), level)
+
+
+def _by_law(basis: Basis, flops: float, level: float) -> float:
+    """Half-width of ln N_opt for what the law is off by beyond noise; 0 where nothing is known."""
+    if basis.discrepancy is None or basis.measured is None:
+        return 0.0
+    distance = math.log(flops / top_flops(basis.measured))
+    return quantile(level) * basis.discrepancy.at(distance).params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,6 +367,7 @@ def cautions(found: Sequence[Diagnosis]) -> tuple[str, ...]:
     if len({item.verdict for item in found}) > 1:
         each = ", ".join(f"{item.basis}: {item.verdict}" for item in found)
         notes.append(f"the laws disagree ({each})")
+    notes += found[0].extrapolations
     for item in found:
         part = item.excess_interval
         if part and item.verdict != "compute-optimal" and part.low <= OPTIMAL_EXCESS:

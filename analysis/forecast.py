@@ -12,7 +12,14 @@ import numpy as np
 
 from analysis.errors import InputError
 from analysis.fitting import Fit
-from analysis.intervals import Errors, Interval, errors, interval, t_quantile
+from analysis.intervals import (
+    Errors,
+    Interval,
+    add_in_quadrature,
+    errors,
+    interval,
+    t_quantile,
+)
 from analysis.laws import LawName
 from analysis.observations import FloatArray
 from analysis.optimum import FlopsPerToken, log_optimum_jacobian
@@ -93,17 +100,7 @@ def _with_noise(mean: Interval, fit: Fit) -> Interval:
     both may be narrower than that of the mean: together they have more degrees of freedom.
     """
     noise, dof = fit.new_run
-    own = t_quantile(dof, mean.level) * noise
-    low, high = (
-        math.hypot(own, math.log(end / mean.estimate)) if 0.0 < end < math.inf else math.inf
-        for end in (mean.low, mean.high)
-    )
-    return Interval(
-        mean.estimate,
-        mean.estimate * math.exp(-low),
-        mean.estimate * math.exp(high) if high < 700.0 else math.inf,
-        mean.level,
-    )
+    return add_in_quadrature(mean, t_quantile(dof, mean.level) * noise)
 
 
 def intervals(found: Errors, level: float) -> tuple[Interval, ...]:

@@ -6,15 +6,17 @@ What one law says by itself is `forecast.py`'s; how such forecasts did is `heldo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from scipy.optimize import brentq
 
-from analysis.approaches import IsoflopFit, isoflop
+from analysis.approaches import IsoflopFit, isoflop, top_flops
+from analysis.combined import combine, noise_of, with_discrepancy
+from analysis.discrepancy import DEFAULT, Discrepancy, Shares
 from analysis.errors import InputError
 from analysis.fitting import LEAST_SQUARES, Method
-from analysis.forecast import TESTED_REACH, Forecast, forecast, intervals, natural_values
+from analysis.forecast import TESTED_REACH, Forecast
+from analysis.heldout import discrepancy_of, predictions
 from analysis.intervals import Interval
 from analysis.lack_of_fit import lack_of_fit, strays
 from analysis.observations import Observations
@@ -27,7 +29,8 @@ class Headline:
     """One answer from both laws.
 
     N_opt, D_opt and the exponents come from the recent budgets, L from all. Intervals are the
-    generalised law's, which covers noise and what gamma may be, and reach to the estimate.
+    generalised law's, which covers noise and what gamma may be, and reach to the estimate; those of
+    N_opt, D_opt and L also cover what the law was off by beyond noise in back-tests.
     """
 
     flops: float
@@ -47,6 +50,16 @@ class Headline:
     rest."""
     loss_weight: float
     """Its share in L."""
+    noise: Shares
+    """What noise alone may do to ln N_opt and ln L, as standard deviations; infinite where an
+    interval is open."""
+    by_law: Shares
+    """What the law may be off by beyond noise at that C, likewise."""
+    discrepancy: Discrepancy
+    """What `by_law` comes from."""
+    ratio_note: str | None
+    """How far the D/N of the optimum lies outside of what was measured, else None; it is one of
+    `notes`."""
     forecasts: tuple[Forecast, ...]
     """What each law says by itself: N, D and the exponents as fitted to the recent budgets, L as
     fitted to all."""
@@ -86,6 +99,7 @@ def headline(
     *,
     method: Method = LEAST_SQUARES,
     basis: Basis | None = None,
+    discrepancy: Discrepancy | None = None,
 ) -> Headline:
     """The forecast at `flops`: ln N_opt from the recent budgets, ln L from all, of both laws.
 
@@ -109,6 +123,8 @@ def headline(
         How to fit.
     basis
         The fits, where the caller has them.
+    discrepancy
+        How far the law is off beyond noise; by default what back-tests of `obs` tell.
 
     Raises
     ------
@@ -117,11 +133,15 @@ def headline(
         law (which needs one more observation) Hoffmann's answers alone, and a note says so.
     """
     basis = basis or fit_basis(obs, method)
-    found = combine(basis, flops, cost, level)
-    tokens = _tokens(found.params, flops, cost)
-    _require_a_model(flops, found.params, tokens)
+    noise = combine(basis, flops, cost, level)
+    _require_a_model(flops, noise.params, _tokens(noise.params, flops, cost))
     valleys = isoflop(obs, level)
     over_top, distance = _reach(obs, valleys, flops)
+    discrepancy = discrepancy or discrepancy_of(predictions(obs, cost, method=method))
+    found = with_discrepancy(noise, discrepancy, math.log(over_top))
+    tokens = _tokens(found.params, flops, cost)
+    outside = outside_ratios(obs, found.params.estimate, tokens.estimate, "the optimum")
+    ratio = f"the forecast extrapolates in D/N: {outside}" if outside else None
     return Headline(
         flops=flops,
         params=found.params,
@@ -131,35 +151,21 @@ def headline(
         exponent=found.exponent,
         params_weight=basis.recent.weight,
         loss_weight=basis.all.weight,
+        noise=noise_of(noise),
+        by_law=discrepancy.at(math.log(over_top)),
+        discrepancy=discrepancy,
+        ratio_note=ratio,
         forecasts=found.forecasts,
         recent=basis.recent,
         all=basis.all,
         over_top_budget=over_top,
-        notes=(*_basis_notes(basis, obs, valleys), *distance),
+        notes=(
+            *_basis_notes(basis, obs, valleys),
+            *_discrepancy_notes(discrepancy),
+            *([ratio] if ratio else []),
+            *distance,
+        ),
     )
-
-
-class Combined(NamedTuple):
-    """A headline's numbers, see `Headline`."""
-
-    params: Interval
-    loss: Interval
-    new_run: Interval
-    exponent: Interval
-    forecasts: tuple[Forecast, ...]
-
-
-def combine(basis: Basis, flops: float, cost: FlopsPerToken, level: float) -> Combined:
-    """The numbers of a headline at `flops`, from fits alone."""
-    by_recent = [forecast(item, flops, cost, level) for item in basis.recent.fits]
-    same = basis.recent is basis.all
-    by_all = by_recent if same else [forecast(f, flops, cost, level) for f in basis.all.fits]
-    params, _, _, exponent, _ = _blend(by_recent, basis.recent.weight, level)
-    loss = _blend(by_all, basis.all.weight, level)[2]
-    new_run = _widened(by_all[-1 if basis.all.weight else 0].new_run, loss.estimate)
-    both = zip(by_recent, by_all, strict=False)
-    said = tuple(replace(near, loss=far.loss, new_run=far.new_run) for near, far in both)
-    return Combined(params, loss, new_run, exponent, said)
 
 
 def flops_for(
@@ -197,20 +203,6 @@ def flops_for(
     return math.exp(float(brentq(distance, low, high, xtol=1e-10)))
 
 
-def _blend(found: list[Forecast], weight: float, level: float) -> tuple[Interval, ...]:
-    """Weighted mean of both laws' values; the interval of the law that allows for more."""
-    if weight == 0.0:
-        return intervals(found[0].errors, level)
-    narrow, wide = found[0].errors, found[1].errors
-    values = natural_values((1.0 - weight) * narrow.values + weight * wide.values)
-    own = intervals(wide, level)
-    return tuple(_widened(part, float(v)) for part, v in zip(own, values, strict=True))
-
-
-def _widened(own: Interval, estimate: float) -> Interval:
-    return Interval(estimate, min(own.low, estimate), max(own.high, estimate), own.level)
-
-
 def _basis_notes(basis: Basis, obs: Observations, valleys: IsoflopFit) -> list[str]:
     notes = []
     used, total = basis.recent.hoffmann.n, basis.all.hoffmann.n
@@ -235,6 +227,54 @@ def _basis_notes(basis: Basis, obs: Observations, valleys: IsoflopFit) -> list[s
     return [*notes, stray] if stray else notes
 
 
+def _discrepancy_notes(discrepancy: Discrepancy) -> list[str]:
+    """Where the default stands in for back-tests, that it does, and what it is."""
+    if discrepancy.source != "default":
+        return []
+    number = discrepancy.back_tests
+    few = "no back-test tells"
+    if number:
+        few = f"{number} back-test{' is' if number == 1 else 's are'} too noisy to tell"
+    return [
+        f"{few} how far the law is off: intervals take a default, the {DEFAULT.params:.0%} that "
+        f"N_opt was off beyond noise in public studies for each factor {math.e:.1f} in C"
+    ]
+
+
+RATIO_MARGIN = 1.1
+"""Factor by which D/N may leave the measured range unsaid: grids are rounded by as much."""
+
+
+def outside_ratios(obs: Observations, params: float, tokens: float, whose: str) -> str | None:
+    """How far a D/N lies outside of what was measured, in a sentence; None inside.
+
+    Parameters
+    ----------
+    obs
+        What was measured.
+    params, tokens
+        N and D.
+    whose
+        As in "the D/N of ...".
+    """
+    measured = obs.tokens / obs.params
+    ratio = tokens / params if params > 0.0 else math.inf
+    low, high = float(measured.min()), float(measured.max())
+    if not 0.0 < ratio < math.inf:  # an exponent at its bound put the optimum beyond any number
+        return None
+    if low / RATIO_MARGIN <= ratio <= high * RATIO_MARGIN:
+        return None
+    far, side, end = (
+        (ratio / high, "above the largest", high)
+        if ratio > high
+        else (low / ratio, "below the smallest", low)
+    )
+    return (
+        f"the D/N of {whose}, {ratio:.3g}, is {far:.2g} times {side} D/N that was measured, "
+        f"{end:.3g}"
+    )
+
+
 def _require_a_model(flops: float, params: Interval, tokens: Interval) -> None:
     for name, part, unit in (("N", params, "parameters"), ("D", tokens, "tokens")):
         if part.estimate < 1.0:
@@ -247,7 +287,7 @@ def _require_a_model(flops: float, params: Interval, tokens: Interval) -> None:
 def _reach(obs: Observations, valleys: IsoflopFit, flops: float) -> tuple[float, list[str]]:
     """C over the largest budget's, and in what the forecast leaves what was seen."""
     seen = [v.flops for v in valleys.vertices] or [obs.flops.min(), obs.flops.max()]
-    over_top = float(flops / seen[-1])
+    over_top = flops / top_flops(obs, valleys)
     notes = list(valleys.faults)
     if valleys.vertices and not valleys.interior:
         notes.append("no budget's optimum was seen inside its grid: the forecast extrapolates in N")

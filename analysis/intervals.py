@@ -113,6 +113,29 @@ def interval(
     return Interval(estimate, estimate / down, estimate * up, level)
 
 
+def add_in_quadrature(part: Interval, half: float) -> Interval:
+    """The interval of a positive number, each end moved as far as its own half-width and `half`.
+
+    Half-widths are of the logarithm and independent; open ends stay open.
+
+    Examples
+    --------
+    >>> part = add_in_quadrature(Interval(1.0, math.exp(-3.0), math.inf, 0.9), 4.0)
+    >>> round(math.log(part.low), 6), part.high
+    (-5.0, inf)
+    """
+    below, above = (
+        math.hypot(half, math.log(end / part.estimate)) if 0.0 < end < math.inf else math.inf
+        for end in (part.low, part.high)
+    )
+    return Interval(
+        part.estimate,
+        part.estimate * math.exp(-below),
+        part.estimate * math.exp(above) if above < 700.0 else math.inf,
+        part.level,
+    )
+
+
 class Errors(NamedTuple):
     """What functions of theta give, and how well that is known below and above."""
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from analysis.figures import svg
 from analysis.heldout import HEADLINE, median_error
 from analysis.study import Study
-from analysis.wording import CONVENTIONS, count, figures_of, percent, span
+from analysis.wording import CONVENTIONS, count, figures_of, held, made_of, percent, span
 
 
 def page(
@@ -47,7 +47,14 @@ def page(
         lstrip_blocks=True,
     )
     environment.filters.update(
-        {"count": count, "span": span, "percent": percent, "figures": figures_of}
+        {
+            "count": count,
+            "span": span,
+            "percent": percent,
+            "figures": figures_of,
+            "held": held,
+            "shares": made_of,
+        }
     )
     rows = _rows(table)
     return environment.get_template("report.html.j2").render(

@@ -9,15 +9,16 @@ import math
 from typing import Any
 
 from analysis.approaches import Vertex
+from analysis.discrepancy import Discrepancy, Shares
 from analysis.fitting import Fit
 from analysis.forecast import Forecast
 from analysis.headline import Headline
-from analysis.heldout import HEADLINE, Heldout, median_error
+from analysis.heldout import HEADLINE, BackTest, Heldout, median_error
 from analysis.intervals import Interval
 from analysis.laws import LAWS
 from analysis.optimum import FlopsPerToken
 from analysis.rungs import rungs_json
-from analysis.study import Study
+from analysis.study import Study, next_budget
 from analysis.tradeoffs import within
 from analysis.uncertainty import LawIntervals
 
@@ -47,7 +48,7 @@ def to_json(found: Study) -> dict[str, Any]:
             for factor in found.factors
         ],
         "budgets": found.obs.budgets().tolist(),
-        "vertices": [_vertex(vertex) for vertex in found.isoflop.vertices],
+        "vertices": _vertices(found),
         "exponents": _exponents(found, laws),
         "laws": laws,
         "approaches": {
@@ -56,6 +57,8 @@ def to_json(found: Study) -> dict[str, Any]:
             "parametric": _parametric(found),
         },
         "heldout": _heldout(found.heldout),
+        "back_tests": [_back_test(item) for item in found.back_tests],
+        "discrepancy": _discrepancy(found),
         "leave_one_out": _heldout(found.left_out),
         "gamma_test": {"statistic": _finite(found.gamma.statistic), "p": found.gamma.p}
         if found.gamma
@@ -87,6 +90,8 @@ def forecast_json(ahead: Headline, cost: FlopsPerToken) -> dict[str, Any]:
         **{name: _finite(part.estimate) for name, part in parts.items()},
         **{f"{name}_interval": ends(part) for name, part in parts.items()},
         "new_run_interval": ends(ahead.new_run),
+        "noise": _shares(ahead.noise),
+        "discrepancy": discrepancy_json(ahead.discrepancy, ahead.by_law),
         "level": ahead.params.level,
         "params_law": ahead.params_law,
         "loss_law": ahead.loss_law,
@@ -194,7 +199,7 @@ def _isoflop(found: Study) -> dict[str, Any]:
         "status": "ok" if line.exponent else "refused",
         **_line(line.exponent, line.tokens_exponent, line.reason),
         "line": _optimum_at(at, line.params_at(at), line.tokens_at(at)) if at else None,
-        "vertices": [_vertex(vertex) for vertex in line.vertices],
+        "vertices": _vertices(found),
     }
 
 
@@ -218,6 +223,56 @@ def _optimum_at(flops: float, params: Interval | None, tokens: Interval | None) 
         "tokens": _finite(tokens.estimate) if tokens else None,
         "tokens_interval": ends(tokens) if tokens else [None, None],
     }
+
+
+def discrepancy_json(discrepancy: Discrepancy, by_law: Shares) -> dict[str, Any]:
+    """What the law may be off by beyond noise, as standard deviations of ln N_opt and ln L.
+
+    At one C; `per_log_flops` for each unit of ln C above the largest budget.
+    """
+    return {
+        **_shares(by_law),
+        "source": discrepancy.source,
+        "back_tests": discrepancy.back_tests,
+        "per_log_flops": {"params": discrepancy.params, "loss": discrepancy.loss},
+    }
+
+
+def _discrepancy(found: Study) -> dict[str, Any]:
+    """At the C of the forecast, also where the laws give none there."""
+    flops = found.next.flops if found.next else next_budget(found.obs)
+    by_law = found.discrepancy.at(math.log(flops / found.top_flops))
+    return {"flops": flops, **discrepancy_json(found.discrepancy, by_law)}
+
+
+def _shares(part: Shares) -> dict[str, float | None]:
+    return {"params": _finite(part.params), "loss": _finite(part.loss)}
+
+
+def _back_test(item: BackTest) -> dict[str, Any]:
+    return {
+        "budget": item.budget,
+        "flops": item.flops,
+        "params_interval": ends(item.params_interval) if item.params_interval else [None, None],
+        "params_measured": item.params_measured,
+        "loss_interval": ends(item.loss_interval) if item.loss_interval else [None, None],
+        "loss_measured": item.loss_measured,
+        "held": {"params": item.params_held, "loss": item.loss_held},
+        "noise": _shares(item.noise) if item.noise else None,
+        "discrepancy": discrepancy_json(item.discrepancy, item.by_law)
+        if item.discrepancy and item.by_law
+        else None,
+        **({"reason": item.reason} if item.reason else {}),
+    }
+
+
+def _vertices(found: Study) -> list[dict[str, Any]]:
+    pairs = zip(found.isoflop.vertices, found.by_law, strict=True)
+    return [{**_vertex(vertex), "params_by_law": _known(n)} for vertex, n in pairs]
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None else _finite(value)
 
 
 def _vertex(vertex: Vertex) -> dict[str, Any]:

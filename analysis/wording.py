@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import shlex
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    from analysis.discrepancy import Discrepancy, Shares
     from analysis.intervals import Interval
 
 CONVENTIONS = {
@@ -111,6 +112,54 @@ def percent(log_ratio: float | None) -> str:
     if log_ratio is None:
         return "–"
     return f"{100 * math.expm1(log_ratio):+.1f}%".replace("-", "−")
+
+
+class MadeOf(Protocol):
+    """A forecast that knows what its intervals are made of."""
+
+    @property
+    def noise(self) -> Shares | None:
+        """What noise may do."""
+
+    @property
+    def by_law(self) -> Shares | None:
+        """What the law may be off by."""
+
+    @property
+    def discrepancy(self) -> Discrepancy | None:
+        """Where the latter comes from."""
+
+
+def made_of(ahead: MadeOf) -> str:
+    """What the logarithms of N_opt and L may be off by, as standard deviations, and why."""
+    noise, by_law, source = ahead.noise, ahead.by_law, ahead.discrepancy
+    if noise is None or by_law is None or source is None:
+        return ""
+    tests = plural(source.back_tests, "back-test")
+    why = "default" if source.source == "default" else f"by {tests}"
+    return (
+        f"standard deviations of ln N_opt: noise {share(noise.params)}, law "
+        f"{share(by_law.params)}; of ln L: noise {share(noise.loss)}, law {share(by_law.loss)} "
+        f"(law: {why})"
+    )
+
+
+def share(value: float) -> str:
+    """A standard deviation of a logarithm, two digits.
+
+    Examples
+    --------
+    >>> [share(v) for v in (0.0412, 0.00213, 0.0, 1.25, math.inf)]
+    ['.041', '.0021', '0', '1.2', '∞']
+    """
+    if math.isinf(value):
+        return "∞"
+    return f"{value:.2g}".removeprefix("0") or "0"
+
+
+def held(inside: bool | None) -> str:
+    """Whether a measurement fell into its interval, in a word; nothing where there is none."""
+    return {True: "held", False: "missed", None: ""}[inside]
 
 
 def figures_of(value: float, digits: int = 4) -> str:

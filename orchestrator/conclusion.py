@@ -73,7 +73,7 @@ def propose_next(
     n = np.array([count_params(shape).non_embedding for shape in shapes], dtype=np.float64)
 
     def forecast_at(c: float) -> Centre:
-        ahead = headline(obs, c, cost, seen.level).params
+        ahead = headline(obs, c, cost, seen.level, discrepancy=seen.discrepancy).params
         return Centre(ahead.estimate, ahead.low, ahead.high)
 
     allowed = spend

@@ -17,7 +17,7 @@ from analysis.optimum import FlopsPerToken, optimum
 from analysis.pair import fit_basis
 from analysis.study_json import SHARES, forecast_json, near
 from analysis.tradeoffs import FORWARD, ServedOptimum, served_optimum
-from analysis.wording import CONVENTIONS, count, plural, span
+from analysis.wording import CONVENTIONS, count, made_of, plural, span
 from orchestrator.source import Observed
 
 
@@ -119,6 +119,7 @@ def show_outlook(console: Console, found: Outlook) -> None:
     flops = CONVENTIONS[obs.flops_convention]
     console.print(Text(f"At C = {ahead.flops:.4g} ({flops})", style="bold"))
     console.print(_answer(found))
+    console.print(Text(made_of(ahead), style="dim"))
     console.print(f"{ahead.tokens.estimate / ahead.params.estimate:.3g} tokens a parameter")
     for name, share in SHARES.items():
         low, high = near(ahead, found.observed.cost, share)

@@ -13,7 +13,16 @@ from analysis.heldout import HEADLINE, median_error
 from analysis.intervals import Interval
 from analysis.rungs import PROBES, verdict
 from analysis.study import Study
-from analysis.wording import CONVENTIONS, count, figures_of, percent, plural, span
+from analysis.wording import (
+    CONVENTIONS,
+    count,
+    figures_of,
+    held,
+    made_of,
+    percent,
+    plural,
+    span,
+)
 from orchestrator.project import Project
 from orchestrator.tables import plain_table, show_table
 
@@ -24,6 +33,8 @@ def show_study(console: Console, found: Study) -> None:
     conventions = f"N: {CONVENTIONS[obs.params_convention]}, C: {CONVENTIONS[obs.flops_convention]}"
     title = f"Compute-optimal models  ({obs.rows} observations; {conventions})"
     show_table(console, title, _valleys(found))
+    if found.next is not None:
+        console.print(Text(made_of(found.next), style="dim"))
     if found.at_top or found.isoflop.exponent:
         show_table(console, "\nExponent a of N_opt ∝ C^a", _exponents(found))
     if found.fits:
@@ -39,6 +50,12 @@ def show_study(console: Console, found: Study) -> None:
         show_table(
             console, "\nL / N_opt at budgets held out, predicted from those below", _heldout(found)
         )
+    if found.back_tests:
+        title = (
+            f"\n{found.level:.0%} intervals that forecasts of those budgets would have had, "
+            "and what was measured"
+        )
+        show_table(console, title, _back_tests(found))
     for item in found.heldout:
         for reason in dict.fromkeys(error.reason for error in item.errors if error.reason):
             console.print(Text(f"at {item.vertex.flops:.3g} FLOPs: {reason}", style="yellow"))
@@ -50,8 +67,8 @@ def show_study(console: Console, found: Study) -> None:
         console.print(
             Text(f"{mark}{plural(n, 'observation')} not in the fit: {reason}", style=style)
         )
-    if held := verdict(found.rungs):
-        console.print(Text(held, style="dim"))
+    if rates := verdict(found.rungs):
+        console.print(Text(rates, style="dim"))
 
 
 def show_files(console: Console, project: Project, proposal: str) -> None:
@@ -63,27 +80,34 @@ def show_files(console: Console, project: Project, proposal: str) -> None:
 
 
 def _valleys(found: Study) -> Table:
-    table = plain_table("C, FLOPs", "N_opt", "D_opt", "D/N", f"L, {found.obs.loss_unit}", "status")
-    for vertex in found.isoflop.vertices:
+    """A row a budget and the forecast; with budgets and a forecast the law's optimum beside."""
+    beside = ["N_opt by law"] if found.next and found.isoflop.vertices else []
+    loss = f"L, {found.obs.loss_unit}"
+    table = plain_table("C, FLOPs", "N_opt", *beside, "D_opt", "D/N", loss, "status")
+    for vertex, by_law in zip(found.isoflop.vertices, found.by_law, strict=True):
         style = "" if vertex.status == "interior" else "yellow"
-        table.add_row(*_vertex_cells(vertex), vertex.status, style=style)
+        flops, n, *rest = _vertex_cells(vertex)
+        table.add_row(flops, n, *(count(by_law) for _ in beside), *rest, style=style)
     if found.next is not None:
-        n, d, loss = found.next.params, found.next.tokens, found.next.loss
+        blank = ["" for _ in beside]
+        params, tokens, ahead = found.next.params, found.next.tokens, found.next.loss
         table.add_row(
             f"{found.next.flops:.3g}",
-            count(n.estimate),
-            count(d.estimate),
-            f"{d.estimate / n.estimate:.3g}",
-            f"{loss.estimate:.4f}",
+            count(params.estimate),
+            *blank,
+            count(tokens.estimate),
+            f"{tokens.estimate / params.estimate:.3g}",
+            f"{ahead.estimate:.4f}",
             "forecast",
             style="bold cyan",
         )
         table.add_row(
             f"{found.level:.0%} interval",
-            span(n),
-            span(d),
+            span(params),
+            *blank,
+            span(tokens),
             "",
-            span(loss, "plain"),
+            span(ahead, "plain"),
             f"{_share(found.next.params_weight)} in N and D, {_share(found.next.loss_weight)} in L",
             style="cyan",
         )
@@ -98,6 +122,7 @@ def _vertex_cells(vertex: Vertex) -> list[str]:
         count(vertex.tokens),
         f"{ratio:.3g}" if ratio else "–",
         f"{vertex.loss:.4f}" if vertex.loss else "–",
+        vertex.status,
     ]
 
 
@@ -161,6 +186,27 @@ def _heldout(found: Study) -> Table:
             medians = [percent(median_error(found.heldout, law, name)) for name in names]
             cells.append(" / ".join(median.lstrip("+") for median in medians))
         table.add_row(law, *cells, style="bold" if law == HEADLINE else "")
+    return table
+
+
+def _back_tests(found: Study) -> Table:
+    """A row a budget: what was expected of N and L at its vertex, and whether it came so."""
+    table = plain_table(
+        "C, FLOPs", "N expected", "N measured", "", "L expected", "L measured", "", "law"
+    )
+    for item in found.back_tests:
+        source = item.discrepancy
+        told = "default" if source and source.source == "default" else "by back-tests below"
+        table.add_row(
+            f"{item.flops:.3g}",
+            span(item.params_interval),
+            count(item.params_measured),
+            held(item.params_held),
+            span(item.loss_interval, "plain"),
+            f"{item.loss_measured:.4f}" if item.loss_measured else "–",
+            held(item.loss_held),
+            told if source else "",
+        )
     return table
 
 

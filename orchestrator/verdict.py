@@ -20,6 +20,7 @@ from analysis.diagnosis import (
 from analysis.errors import InputError
 from analysis.fitting import Method
 from analysis.headline import headline
+from analysis.heldout import discrepancy_of, predictions
 from analysis.pair import fit_basis
 from analysis.wording import count, plural
 from orchestrator.source import Observed
@@ -67,12 +68,19 @@ def diagnose_observed(
     basis = fit_basis(obs, method)
     leading = basis.recent.leading
     fits = [leading, *(item for item in basis.recent.fits if item is not leading)]
-    found = [diagnose(fitted_basis(item, obs, cost), params, tokens, level) for item in fits]
-    ahead = headline(obs, found[0].flops, cost, level, method=method, basis=basis)
+    beyond = discrepancy_of(predictions(obs, cost, method=method))
+    found = [
+        diagnose(fitted_basis(item, obs, cost, beyond), params, tokens, level) for item in fits
+    ]
+    ahead = headline(
+        obs, found[0].flops, cost, level, method=method, basis=basis, discrepancy=beyond
+    )
+    # Of the optimum's D/N the diagnosis itself speaks.
+    notes = (note for note in ahead.notes if note != ahead.ratio_note)
     left = (
         f"{plural(n, 'observation')} not in the fit: {why}" for why, n in observed.excluded.items()
     )
-    return found, (*observed.notes, *ahead.notes, *left)
+    return found, (*observed.notes, *notes, *left)
 
 
 def show_diagnosis(

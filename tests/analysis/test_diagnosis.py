@@ -17,6 +17,7 @@ from analysis.diagnosis import (
     published_basis,
     sentence,
 )
+from analysis.discrepancy import Discrepancy
 from analysis.errors import InputError
 from analysis.fitting import Method, fit
 from analysis.laws import GENERALISED, HOFFMANN, loss
@@ -221,6 +222,7 @@ def test_an_excess_that_the_data_cannot_tell_from_none_says_so(sweep):
     assert found.excess_interval.low == 0.0
     assert found.excess_interval.high > 0.05
     assert cautions([found]) == (
+        *found.extrapolations,
         "hoffmann law: the data do not rule out that it is compute-optimal",
     )
 
@@ -272,3 +274,58 @@ def test_intervals_of_a_small_excess_do_not_trust_its_vanishing_gradient(sweep):
         part = diagnose(basis, n, flops / 6 / n).excess_interval
         inside += part.low <= excess <= part.high
     assert inside > 92
+
+
+@pytest.mark.parametrize(
+    ("off", "whose"),
+    [(1.0, ()), (40.0, ("this run",)), (1 / 40.0, ("this run",))],
+)
+def test_a_verdict_that_rests_on_other_ratios_than_were_measured_says_so(sweep, off, whose):
+    """D/N of the grid goes from 75 to 1200; the optimum lies inside, the run may not."""
+    obs = sweep(HOFFMANN, TRUTH, noise=0.001, centre=300.0)
+    basis = fitted_basis(fit(HOFFMANN, obs), obs, SIX_N)
+    best = optimum(basis.theta, 1e20, SIX_N)
+    n, d = best.params * math.sqrt(off), best.tokens / math.sqrt(off)
+    found = diagnose(basis, n, d)
+    assert len(found.extrapolations) == len(whose)
+    for note in found.extrapolations:
+        assert note.startswith(f"the verdict extrapolates in D/N: the D/N of this run, {d / n:.3g}")
+        measured = obs.tokens / obs.params
+        far = measured.min() / (d / n) if off > 1.0 else d / n / measured.max()
+        assert f" is {far:.2g} times " in note
+        assert note in cautions([found])
+    assert published_basis("besiroglu-2024").measured is None
+
+
+def test_a_verdict_says_that_the_optimum_it_compares_with_was_not_measured(sweep):
+    obs = sweep(HOFFMANN, TRUTH, noise=0.0005, centre=2.0, span=4.0)
+    basis = fitted_basis(fit(HOFFMANN, obs), obs, SIX_N)
+    found = diagnose(basis, math.sqrt(1e20 / 12), math.sqrt(1e20 / 3))
+    (note,) = found.extrapolations
+    assert "the D/N of the hoffmann law's optimum at its C" in note
+    assert "above the largest D/N that was measured" in note
+
+
+def test_an_excess_knows_that_the_law_may_be_off_above_the_budgets(sweep):
+    """An optimum nearer to the run or farther from it: both ends move, and none below the top."""
+    obs = sweep(HOFFMANN, TRUTH, noise=0.002, centre=300.0, seed=1)
+    law = fit(HOFFMANN, obs)
+    known = Discrepancy(params=0.1, loss=0.0, source="back-tests", back_tests=3)
+    plain, told = fitted_basis(law, obs, SIX_N), fitted_basis(law, obs, SIX_N, known)
+    top = float(obs.flops.max())
+    for flops, wider in ((0.5 * top, False), (50.0 * top, True)):
+        best = optimum(law.theta, flops, SIX_N)
+        run = (3.0 * best.params, best.tokens / 3.0)
+        before, after = diagnose(plain, *run), diagnose(told, *run)
+        assert before.excess == after.excess
+        one, two = before.excess_interval, after.excess_interval
+        assert (two.low < one.low, two.high > one.high) == (wider, wider)
+        if not wider:
+            assert one == two
+            continue
+        # The law's part alone, by hand: N_opt higher or lower by 1.645 sd.
+        shift = math.exp(1.6448536 * 0.1 * math.log(50.0))
+        ends = [3.0 / shift, 3.0 * shift]
+        part = [diagnose(plain, best.params * f, best.tokens / f).excess for f in ends]
+        assert two.low <= part[0] < before.excess < part[1] <= two.high
+        assert two.high < 1.3 * part[1]

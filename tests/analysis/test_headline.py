@@ -6,15 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from analysis.combined import combine
+from analysis.discrepancy import DEFAULT, Discrepancy, quantile
 from analysis.errors import InputError
 from analysis.fitting import Method, fit, fit_each
 from analysis.forecast import forecast
-from analysis.headline import combine, flops_for, headline
+from analysis.headline import flops_for, headline
 from analysis.laws import GENERALISED, HOFFMANN, KAPLAN, PUBLISHED
 from analysis.optimum import FlopsPerToken, optimum
 from analysis.pair import Basis, Pair, fit_basis, fit_pair, gamma_test
 
 SIX_N = FlopsPerToken.six_n()
+NOISE_ONLY = Discrepancy(params=0.0, loss=0.0, source="back-tests", back_tests=9)
 HOFFMANN_TRUTH = {"A": 30.0, "B": 60.0, "E": 0.3, "alpha": 0.35, "beta": 0.3}
 BENT_TRUTH = {"A": 60.0, "B": 130.0, "E": 0.3, "alpha": 0.45, "beta": 0.4, "gamma": 0.6}
 KAPLANS = PUBLISHED["kaplan-2020"].constants
@@ -37,7 +40,7 @@ def test_in_between_it_is_the_weighted_mean_of_both_in_logarithms(mini_sweep, mi
     seen = []
     for seed in range(6):
         obs = mini_sweep(HOFFMANN, HOFFMANN_TRUTH, noise=0.005, seed=seed)
-        head = headline(obs, 1e14, mini_cost)
+        head = headline(obs, 1e14, mini_cost, discrepancy=NOISE_ONLY)
         narrow, wide = (forecast(fit(law, obs), 1e14, mini_cost) for law in (HOFFMANN, GENERALISED))
         if not fit(GENERALISED, obs).sound:
             continue
@@ -74,7 +77,7 @@ def test_an_interval_reaches_to_its_estimate_at_any_level(mini_sweep, mini_cost)
 def test_a_generalised_law_that_cannot_be_fitted_leaves_hoffmanns_forecast(mini_sweep, mini_cost):
     obs = mini_sweep(HOFFMANN, HOFFMANN_TRUTH, noise=0.002)
     six = obs.select(np.isin(np.arange(28), [0, 3, 6, 21, 24, 27]))
-    head = headline(six, 3e12, mini_cost)
+    head = headline(six, 3e12, mini_cost, discrepancy=NOISE_ONLY)
     alone = forecast(fit(HOFFMANN, six), 3e12, mini_cost)
     assert (head.params_law, head.loss_law) == ("hoffmann", "hoffmann")
     assert (head.params, head.loss, head.new_run) == (alone.params, alone.loss, alone.new_run)
@@ -231,3 +234,92 @@ def test_the_budget_of_a_size_or_of_tokens_is_where_the_headline_has_them(
             flops_for(basis, mini_cost, obs, **wrong)
     with pytest.raises(InputError, match="is the unit right"):
         flops_for(basis, mini_cost, obs, params=1e60)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_intervals_are_noise_and_law_in_quadrature(mini_sweep, mini_cost, level):
+    """Half-widths of ln N and ln L; N_opt's discrepancy is that of D_opt, the other way round."""
+    obs = mini_sweep(GENERALISED, BENT_TRUTH, noise=0.002, seed=2)
+    known = Discrepancy(params=0.08, loss=0.003, source="back-tests", back_tests=3)
+    flops = 9.0 * 1.08e12
+    alone, head = (
+        headline(obs, flops, mini_cost, level, discrepancy=item) for item in (NOISE_ONLY, known)
+    )
+    assert head.by_law == pytest.approx((0.08 * math.log(9.0), 0.003 * math.log(9.0)))
+    assert head.noise == alone.noise
+    assert alone.by_law == (0.0, 0.0)
+    z = quantile(level)
+    for name, by_law in zip(
+        ("params", "loss", "new_run"), (*head.by_law, head.by_law[1]), strict=True
+    ):
+        narrow, wide = getattr(alone, name), getattr(head, name)
+        assert wide.estimate == narrow.estimate
+        for one, two in ((narrow.low, wide.low), (narrow.high, wide.high)):
+            own = math.log(one / narrow.estimate)
+            expected = math.hypot(own, z * by_law)
+            assert abs(math.log(two / wide.estimate)) == pytest.approx(expected, rel=1e-9)
+    half = 0.5 * math.log(alone.params.high / alone.params.low)
+    assert head.noise.params == pytest.approx(half / z)
+    assert head.tokens.high == pytest.approx(flops / mini_cost(head.params.low))
+    assert head.exponent == alone.exponent
+    assert head.forecasts[0].params == alone.forecasts[0].params
+
+
+def test_inside_the_measured_budgets_nothing_is_added(mini_sweep, mini_cost):
+    obs = mini_sweep(GENERALISED, BENT_TRUTH, noise=0.002, seed=2)
+    far_off = Discrepancy(params=9.0, loss=9.0, source="back-tests", back_tests=3)
+    inside = [headline(obs, 1.08e12, mini_cost, discrepancy=item) for item in (NOISE_ONLY, far_off)]
+    assert inside[0].params == inside[1].params
+    assert inside[0].loss == inside[1].loss
+
+
+@pytest.mark.parametrize(
+    ("budgets", "noise", "source", "number", "note"),
+    [
+        (2, 0.002, "default", 0, "no back-test tells how far the law is off"),
+        (3, 0.005, "default", 1, "1 back-test is too noisy to tell how far the law is off"),
+        (4, 0.012, "default", 2, "2 back-tests are too noisy to tell how far the law is off"),
+        (3, 0.0005, "back-tests", 1, None),
+        (4, 0.001, "back-tests", 2, None),
+    ],
+)
+def test_a_headline_says_what_its_discrepancy_rests_on(sweep, budgets, noise, source, number, note):
+    """Two budgets have no back-test; one or two tell only where noise lets them."""
+    obs = sweep(HOFFMANN, HOFFMANN_TRUTH, noise=noise, budgets=budgets, centre=300.0, span=30.0)
+    head = headline(obs, 1e21, SIX_N)
+    assert (head.discrepancy.source, head.discrepancy.back_tests) == (source, number)
+    said = [n for n in head.notes if "how far the law is off" in n]
+    assert [n.split(":")[0] for n in said] == ([note] if note else [])
+    if note:
+        assert "the 11% that N_opt was off beyond noise in public studies for each" in said[0]
+        assert head.by_law.params == pytest.approx(0.11 * math.log(1e21 / obs.flops.max()))
+
+
+def test_without_budgets_the_default_is_taken(sweep):
+    obs = sweep(HOFFMANN, HOFFMANN_TRUTH, noise=0.002, centre=300.0)
+    none = replace(obs, budget=np.full(len(obs), np.nan))
+    head = headline(none, 1e21, SIX_N)
+    assert head.discrepancy == DEFAULT
+    assert head.by_law.params == pytest.approx(0.11 * math.log(1e21 / obs.flops.max()))
+
+
+@pytest.mark.parametrize("budgets", [True, False])
+@pytest.mark.parametrize(
+    ("centre", "said"),
+    [(2e5, "below the smallest"), (1.0, "above the largest"), (300.0, None)],
+)
+def test_an_optimum_outside_the_measured_ratios_is_named(sweep, budgets, centre, said):
+    """Grids a factor of hundreds off: the optimum is where none of the runs was."""
+    obs = sweep(HOFFMANN, HOFFMANN_TRUTH, noise=0.0005, centre=centre, span=4.0)
+    if not budgets:
+        obs = replace(obs, budget=np.full(len(obs), np.nan))
+    head = headline(obs, 4e20, SIX_N)
+    notes = [n for n in head.notes if "D/N" in n]
+    assert notes == ([head.ratio_note] if said else [])
+    if said is None:
+        return
+    ratio, measured = head.tokens.estimate / head.params.estimate, obs.tokens / obs.params
+    far = measured.min() / ratio if said.startswith("below") else ratio / measured.max()
+    assert far > 2.0
+    assert f"is {far:.2g} times {said} D/N that was measured" in notes[0]
+    assert notes[0].startswith("the forecast extrapolates in D/N: the D/N of the optimum, ")

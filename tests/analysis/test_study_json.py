@@ -9,8 +9,8 @@ import pytest
 
 from analysis.fitting import Method
 from analysis.intervals import Interval
-from analysis.laws import HOFFMANN, PUBLISHED, loss
-from analysis.optimum import FlopsPerToken
+from analysis.laws import GENERALISED, HOFFMANN, PUBLISHED, loss
+from analysis.optimum import FlopsPerToken, optimum
 from analysis.study import study
 from analysis.study_json import ends, forecast_json, to_json
 
@@ -224,3 +224,46 @@ def test_exact_data_are_strict_json_too(sweep):
     found = said(sweep(HOFFMANN, TRUTH, at=BUDGETS))
     assert found["laws"]["hoffmann"]["parameters"]["E"] == pytest.approx(1.8172, rel=1e-6)
     assert found["forecast"]["flops"] == pytest.approx(9e19, rel=0.01)
+
+
+def test_back_tests_and_discrepancy_have_the_keys_that_were_promised(sweep):
+    obs = sweep(HOFFMANN, TRUTH, noise=0.002, budgets=5)
+    made = study(obs, cost=SIX_N)
+    found = json.loads(json.dumps(to_json(made), allow_nan=False))
+    assert [item["budget"] for item in found["back_tests"]] == found["heldout"]["top_budgets"]
+    for item in found["back_tests"]:
+        for part in ("params", "loss"):
+            low, high = item[f"{part}_interval"]
+            assert item["held"][part] is (low <= item[f"{part}_measured"] <= high)
+        assert item["discrepancy"]["source"] == "back-tests"
+        assert item["noise"]["params"] > 0.0
+    for told in (found["discrepancy"], found["forecast"]["discrepancy"]):
+        assert (told["source"], told["back_tests"]) == ("back-tests", 3)
+        reach = math.log(found["forecast"]["over_top_budget"])
+        for part in ("params", "loss"):
+            assert told[part] == pytest.approx(told["per_log_flops"][part] * reach)
+    assert found["discrepancy"]["flops"] == found["forecast"]["flops"]
+    assert set(found["forecast"]["noise"]) == {"params", "loss"}
+
+
+def test_one_budget_has_no_back_test_and_the_default(sweep):
+    found = said(sweep(HOFFMANN, TRUTH, noise=0.002, at=BUDGETS[:1]))
+    assert found["back_tests"] == []
+    assert found["discrepancy"]["source"] == "default"
+    assert found["discrepancy"]["params"] == pytest.approx(0.11 * math.log(2.0))
+    assert found["vertices"][0]["params_by_law"] is None
+
+
+@pytest.mark.parametrize(("alpha", "beta", "side"), [(0.6, 0.35, 1.0), (0.35, 0.6, -1.0)])
+def test_vertices_stand_beside_the_laws_optimum(sweep, alpha, beta, side):
+    """A parabola reads exact valleys of gamma = .5 high where alpha is the larger, else low."""
+    bent = {"A": 1.6e5, "B": 1.6e5, "E": 1.7, "alpha": alpha, "beta": beta, "gamma": 0.5}
+    theta = GENERALISED.theta(bent)
+    middle = optimum(theta, 5e18, SIX_N)
+    obs = sweep(GENERALISED, bent, at=BUDGETS, span=30.0, centre=middle.tokens / middle.params)
+    found = said(obs)
+    for part in (found, found["approaches"]["isoflop"]):
+        for vertex in part["vertices"]:
+            exact = optimum(theta, vertex["flops"], SIX_N).params
+            assert vertex["params_by_law"] == pytest.approx(exact, rel=1e-4)
+            assert 0.02 < side * math.log(vertex["params"] / exact) < 0.2

@@ -146,7 +146,9 @@ class Watch(Callback):
         self._limits = limits
         self.first_failures = FirstFailures(grid.hold_back, grid.queue.let_go)
         """Whether the rest of the sweep is held back."""
-        self._shown: dict[str, set[str]] = {}  # trials whose failure was shown, by its gist
+        self._shown: dict[
+            str, set[str]
+        ] = {}  # trials whose failure was shown, by the gist of its cause
         self._runs: dict[str, _Run] = {}
         self._paces: list[float] = []
         self._moved: set[str] = set()
@@ -238,30 +240,30 @@ class Watch(Callback):
         )
         if kind in ("raised", "silent"):
             reason, log = (known and known.error) or text, (known and known.log) or ""
-            self._show(key, reason, log, again=again)
-            if not again:
-                told = mistaken or not log
-                self._judge(key, reason if told else f"{reason}: {last_line(log)}")
+            # Of a crash the last line says more than its status.
+            cause = reason if mistaken or not log else f"{reason}: {last_line(log)}"
+            self._show(key, reason, cause, log, again=again)
+            if not again and not self._stop.wanted:
+                self._judge(key, cause)
         if again:
             self._progress.waiting(key)
         else:
             self._progress.failed(key)
 
-    def _show(self, key: str, reason: str, log: str, *, again: bool) -> None:
+    def _show(self, key: str, reason: str, cause: str, log: str, *, again: bool) -> None:
         """Tell a person of a trial's first failure, with the log of the first of its cause."""
-        cause = gist(reason)
         if any(key in keys for keys in self._shown.values()):
             return
-        first = cause not in self._shown
-        self._shown.setdefault(cause, set()).add(key)
+        first = gist(cause) not in self._shown
+        self._shown.setdefault(gist(cause), set()).add(key)
         self._progress.attempt_failed(
             key, reason if first else None, log_lines(log) if first else (), again=again
         )
 
-    def _judge(self, key: str, reason: str) -> None:
+    def _judge(self, key: str, cause: str) -> None:
         """See whether what ended the first trials would end the others, too."""
         before = self.first_failures.reason
-        self.first_failures.failed(key, reason)
+        self.first_failures.failed(key, cause)
         n = len(self._grid.queue.kept_back)
         if before is None and self.first_failures.reason is not None and n:
             self._progress.say(

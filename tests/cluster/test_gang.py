@@ -77,6 +77,19 @@ class Leader:
         events.close()
         return seen
 
+    def train_until_asked(self, trial: Trial, directory: Path) -> tuple[list[Any], float]:
+        """What comes until it is to stop, once its program runs, and how long it takes to end."""
+        asked: list[float] = []
+
+        def stopping() -> bool:
+            asked.append(time.monotonic())
+            return (directory / "begun").exists()
+
+        events = train_in_gang(trial, lambda tell: Scratch(directory), stopping=stopping)
+        seen = [next(events)]
+        events.close()
+        return seen, time.monotonic() - asked[-1]
+
     def begin(self, trial: Trial, directory: Path, make: Callable[[str], Any]) -> Event:
         self._events = train_in_gang(trial, lambda tell: Scratch(directory), make=make)
         return next(self._events)
@@ -220,6 +233,33 @@ def test_somebody_elses_program_meets_itself_on_every_rank(
         actor.train.remote(commanded, tmp_path / "place", trainer), timeout=120
     )
     assert (first.train_loss, measured.loss) == (1 + 2, 3.0)
+
+
+SILENT = """
+import pathlib, signal, sys, time
+def stop(*_):
+    pathlib.Path(sys.argv[1], "state").write_text("whole")
+    print('{"checkpoint": 7}')
+    raise SystemExit
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[2], "begun").touch()
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_silent_program_on_several_ranks_hears_that_it_is_to_stop(
+    leader, trial: Trial, tmp_path: Path
+) -> None:
+    (tmp_path / "silent.py").write_text(SILENT)
+    run = ("{python}", "silent.py", "{checkpoint}", str(tmp_path))
+    command = Command(run=run, directory=str(tmp_path))
+    commanded = dataclasses.replace(trial, trainer="command", command=command, settings=())
+    actor = leader(ONE_ON_EACH)
+    seen, seconds = ray.get(actor.train_until_asked.remote(commanded, tmp_path), timeout=120)
+    assert seen == [Sign()]
+    assert seconds < 15
+    assert [path.name for path in tmp_path.glob("*.checkpoint")] == ["000000000007.checkpoint"]
 
 
 @pytest.mark.slow

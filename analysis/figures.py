@@ -31,9 +31,15 @@ LAW_COLOURS = {"hoffmann": "#c2410c", "generalised": "#1d4ed8", "kaplan": "#7c85
 
 
 def draw(found: Study) -> dict[str, Figure]:
-    """All figures of a study, by name; without a law there is nothing that scales."""
-    valleys = len(found.obs.budgets()) > 0
-    drawn = {"isoflop": isoflop_figure(found)} if valleys else {"losses": law_figure(found)}
+    """Draw all figures of a study, by name.
+
+    Valleys need budgets, and rows of no budget are drawn beside each other; without a law there is
+    nothing that scales.
+    """
+    of_budget = np.isfinite(found.obs.budget)
+    drawn = {"isoflop": isoflop_figure(found)} if of_budget.any() else {}
+    if not of_budget.all():
+        drawn["losses"] = law_figure(found)
     return {**drawn, "scaling": scaling_figure(found)} if found.fits else drawn
 
 
@@ -83,7 +89,7 @@ def isoflop_figure(found: Study) -> Figure:
 
 
 def law_figure(found: Study) -> Figure:
-    """Where no budgets make valleys: losses by compute and size, and what laws leave of them."""
+    """Losses of all rows by compute and size, and what laws leave of them."""
     figure, (left, right) = _canvas(2, 10.4, 4.6)
     obs = found.obs
     shades = LogNorm(float(obs.params.min()), float(obs.params.max()))
@@ -111,7 +117,9 @@ def law_figure(found: Study) -> Figure:
     right.set_ylabel("measured above fitted loss, %")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=9)
-    _title(left, "Loss by compute and size", "no nominal budgets: no valleys to draw")
+    some = len(obs.budgets()) > 0
+    budgets = "all rows, also those of no budget" if some else "no budgets: no valleys to draw"
+    _title(left, "Loss by compute and size", budgets)
     _title(right, "Residuals", "")
     return figure
 

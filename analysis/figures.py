@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis.approaches import Vertex
 from analysis.fitting import Fit
 from analysis.laws import GENERALISED, HOFFMANN, loss
 from analysis.observations import FloatArray, Observations
@@ -74,7 +73,7 @@ def isoflop_figure(found: Study) -> Figure:
         rows = obs.select(obs.budget == budget)
         axes.plot(rows.params, rows.loss, "o", ms=5, color=shade, label=f"{vertex.flops:.3g}")
         if shown is not None:
-            axes.plot(*_along(rows, shown, found, vertex), "-", lw=1.2, color=shade)
+            axes.plot(*_along(rows, shown, found), "-", lw=1.2, color=shade)
         if vertex.params is not None and vertex.loss is not None:
             filled = shade if vertex.status == "interior" else "none"
             axes.plot(vertex.params, vertex.loss, "*", ms=14, mec="white", mew=0.8, mfc=filled)
@@ -188,13 +187,12 @@ def _minima(found: Study, left: Axes, right: Axes) -> None:
     right.plot(c, [v.loss or np.nan for v in usable], "o", ms=6, color=INK, label="IsoFLOP minima")
 
 
-def _along(
-    rows: Observations, item: Fit, found: Study, vertex: Vertex
-) -> tuple[FloatArray, FloatArray]:
+def _along(rows: Observations, item: Fit, found: Study) -> tuple[FloatArray, FloatArray]:
     """N, and the law's L where the budget has its trials; each of shape (120,)."""
-    if rows.flops_convention == "exact":
+    if rows.flops_convention != "6nd":
         n = np.geomspace(rows.params.min() / 1.3, rows.params.max() * 1.3, 120)
-        d = vertex.local_flops / np.exp(found.cost.log_and_slope(np.log(n))[0])
+        middle = np.mean(np.log(rows.flops))  # rows of a budget that was found differ in C
+        d = np.exp(middle - found.cost.log_and_slope(np.log(n))[0])
     else:  # 6ND differs along the budget, and D beyond its sizes is not known here
         n = np.geomspace(rows.params.min(), rows.params.max(), 120)
         order = np.argsort(rows.params)

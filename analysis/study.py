@@ -90,7 +90,7 @@ class Study:
 
     @property
     def by_law(self) -> tuple[float | None, ...]:
-        """N_opt at each vertex's C by the law that leads the forecast, in parameters.
+        """N_opt at each vertex's C by the law that leads the fits to all rows, in parameters.
 
         Beside a vertex it shows by how much a parabola misreads the optimum: high where alpha is
         above beta, low where it is below, in proportion to 1 / gamma (centred grids of 16x, alpha
@@ -100,7 +100,7 @@ class Study:
         vertices = self.isoflop.vertices
         if self.next is None:
             return (None,) * len(vertices)
-        theta = self.next.recent.leading.theta
+        theta = self.next.all.leading.theta
         return tuple(optimum(theta, vertex.flops, self.cost).params for vertex in vertices)
 
     @property

@@ -6,6 +6,7 @@ line is biased where alpha and beta differ or grids drift off centre.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -169,6 +170,25 @@ def top_flops(obs: Observations, valleys: IsoflopFit | None = None) -> float:
     """
     vertices = (valleys or isoflop(obs)).vertices
     return vertices[-1].flops if vertices else float(obs.flops.max())
+
+
+def distance_outside(obs: Observations, flops: float, valleys: IsoflopFit | None = None) -> float:
+    """How far C lies above the largest budget or below the smallest, in ln C; 0 between them.
+
+    Where there are no budgets, outside of the C of all observations.
+
+    Parameters
+    ----------
+    obs
+        What was measured.
+    flops
+        C, in FLOPs under the convention of `obs`.
+    valleys
+        Its parabolas, where the caller has them.
+    """
+    valleys = valleys or isoflop(obs)
+    bottom = valleys.vertices[0].flops if valleys.vertices else float(obs.flops.min())
+    return max(math.log(flops / top_flops(obs, valleys)), math.log(bottom / flops), 0.0)
 
 
 class _Line(NamedTuple):

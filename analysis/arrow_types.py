@@ -57,6 +57,33 @@ def plain_types(table: pa.Table, schema: pa.Schema | None = None) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=pa.schema(fields, metadata=table.schema.metadata))
 
 
+def labels(column: pa.ChunkedArray, *, blank_alone: bool) -> np.ndarray:
+    """Label rows by their value in a column, shape (n,), from 0.
+
+    Parameters
+    ----------
+    column
+        Of a plain type.
+    blank_alone
+        Whether each row without a value has a label of its own; else they share one.
+    """
+    encoded = pc.dictionary_encode(column.combine_chunks())
+    size, n = len(encoded.dictionary), len(column)
+    blank = size + np.arange(n, dtype=np.int64) if blank_alone else np.full(n, size)
+    known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
+    codes = pc.fill_null(encoded.indices, 0).to_numpy(zero_copy_only=False)
+    return np.where(known, codes, blank).astype(np.int64)
+
+
+def counts_rows(column: pa.ChunkedArray) -> bool:
+    """Whether a column holds whole numbers without gap or repetition, as row numbers do."""
+    if not pa.types.is_integer(column.type) or column.null_count or len(column) < 2:
+        return False
+    ends = pc.min_max(column).as_py()
+    gapless = ends["max"] - ends["min"] == len(column) - 1
+    return bool(gapless and pc.count_distinct(column).as_py() == len(column))
+
+
 def require_distinct_names(table: pa.Table, names: Iterable[str] | None = None) -> None:
     """Refuse a table in which several columns have one name.
 

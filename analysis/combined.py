@@ -50,7 +50,7 @@ def with_discrepancy(found: Combined, discrepancy: Discrepancy, distance: float)
     discrepancy
         How far the law is off.
     distance
-        ln C above the largest budget fitted.
+        ln C outside the budgets fitted.
     """
     by_law = discrepancy.at(distance)
     return found._replace(

@@ -12,22 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from analysis.arrow_types import counts_rows, labels
 from analysis.errors import InputError
 from analysis.files import numbers
 from analysis.observations import FloatArray, IntArray
-from analysis.statuses import plain_name, words
+from analysis.statuses import plain_leaf, words
 
-RUNS = words(
-    "run runid runname runs trial trialid trialname experiment experimentid experimentname exp "
-    "expid expname job jobid jobname uuid id wandbid wandbname runkey"
-)
+RUNS = words("run runid runname runs runkey trialid uuid wandbid")
 """Names, in small letters and digits alone, of columns that tell runs apart."""
 LABELS = words(
-    "name model modelname config configname label key checkpoint experiment experimentid "
-    "experimentname exp expid expname job jobid jobname"
+    "id trial trialname wandbname name model modelname config configname slug label key checkpoint "
+    "experiment experimentid experimentname exp expid expname job jobid jobname"
 )
 """Names of columns that may do so, or only name a size."""
 STEPS = words(
@@ -40,8 +37,6 @@ LEAST_POINTS = 3.0
 """Mean number of points of a run, where only the order of rows tells runs apart."""
 MANY_RUNS = 8
 """Runs of three points each that can show a decay."""
-MANY_POINTS = 5.0
-"""Mean number of points from which rows of one size in the order of their steps are a run."""
 LEAST_SHARE = 0.8
 """Share of rows, or of runs, that must look like curves."""
 STEEPER = 1.15
@@ -124,12 +119,12 @@ def find_curves(
         return _by_column(table, run, params, tokens, steps, step)
     alone = False
     for name in _named(table, RUNS | LABELS, taken):
-        label = _labels(table[name])
-        strong = plain_name(name.rsplit(".", 1)[-1]) in RUNS
-        if strong and len(np.unique(label)) == len(label):
+        label = labels(table[name], blank_alone=True)
+        if len(np.unique(label)) == len(label):
             # A column of row numbers says nothing; any other says that no run has two rows.
-            alone |= not _counts(table[name])
+            alone |= not counts_rows(table[name])
             continue
+        strong = plain_leaf(name) in RUNS
         for progress in _progress(tokens, steps):
             rows = _by_run(label, progress)
             curve = _is_curve(rows, params, progress)
@@ -138,6 +133,61 @@ def find_curves(
         if strong and _repeats(label, params):
             return _curves(label, None, name, step)
     return None if alone else _by_order(params, tokens, loss, steps, step)
+
+
+def ask_for_runs(table: pa.Table, params: FloatArray, taken: Collection[str]) -> list[str]:
+    """Ask for the column of runs, where rows of one N have other steps and nothing tells of curves.
+
+    Parameters are those of `find_curves`, which found nothing.
+    """
+    step, steps = _steps(table, taken)
+    if step is None or steps is None:
+        return []
+    named = _named(table, RUNS | LABELS, taken)
+    every = [
+        labels(table[name], blank_alone=True) for name in named if not counts_rows(table[name])
+    ]
+    if any(len(np.unique(label)) == len(label) for label in every):
+        return []
+    order = np.lexsort((steps, params))
+    same = np.abs(np.diff(np.log(params[order]))) <= SAME_SIZE
+    if np.mean(same & (np.diff(steps[order]) > 0)) < 0.5:
+        return []
+    return [
+        f"rows of one N have different values of {step!r} and are taken for finished runs: if they "
+        "are points of training curves, name the column of their runs with --columns run=..."
+    ]
+
+
+def without_end(
+    table: pa.Table,
+    progress: FloatArray,
+    measured: NDArray[np.bool_],
+    taken: Collection[str],
+    run: str | None = None,
+) -> NDArray[np.bool_]:
+    """Tell the rows of runs that have several rows, and no loss at the last one; shape (n,).
+
+    Parameters
+    ----------
+    table, taken, run
+        As of `find_curves`.
+    progress
+        D or C, shape (n,); a column of steps counts for more.
+    measured
+        Whether a row has a loss, shape (n,).
+    """
+    _, steps = _steps(table, taken)
+    progress = progress if steps is None else steps
+    cut = np.zeros(len(progress), dtype=bool)
+    for name in [run] if run is not None else _named(table, RUNS, taken):
+        label = labels(table[name], blank_alone=True)
+        rows = _by_run(label, progress)
+        if rows.first.all():
+            continue
+        last = rows.order[np.concatenate([rows.first[1:], [True]])]
+        cut |= np.isin(label, label[last[~measured[last]]])
+    return cut
 
 
 def _by_column(
@@ -149,7 +199,7 @@ def _by_column(
     step: str | None,
 ) -> Curves:
     """The runs of the column that somebody named."""
-    label = _labels(table[name])
+    label = labels(table[name], blank_alone=True)
     if not _repeats(label, params) and len(np.unique(label)) < len(label):
         raise InputError(
             f"run={name}: rows of one run have different N, so that {name!r} does not name runs; "
@@ -170,36 +220,25 @@ def _by_order(
 ) -> Curves | None:
     """The runs that the order of rows shows, if there are signs that rows are no finished runs."""
     for progress in _progress(tokens, steps):
-        label = _blocks(params, progress)
-        rows = _by_run(label, progress)
-        points = len(label) / (label.max() + 1)
-        if points < LEAST_POINTS or not _is_curve(rows, params, progress):
-            continue
-        # A few finished runs of one size, in order, have rising steps too.
-        sizes = len(np.unique(np.round(np.log(params) / SAME_SIZE)))
-        counted = steps if points >= MANY_POINTS or label.max() >= sizes else None
-        if _undecayed(rows, params, tokens, loss, counted):
-            return _curves(label, rows, None, step)
+        for way in (slice(None), slice(None, None, -1)):  # newest points may come first
+            label = _blocks(params[way], progress[way])[way]
+            rows = _by_run(label, progress)
+            long = len(label) >= LEAST_POINTS * (label.max() + 1)
+            if not long or not _is_curve(rows, params, progress):
+                continue
+            if _undecayed(rows, params, tokens, loss, steps):
+                return _curves(label, rows, None, step)
     return None
 
 
 def _named(table: pa.Table, names: frozenset[str], taken: Collection[str]) -> list[str]:
     """Columns that have one of these names, those that surely name runs first."""
-
-    def plain(name: str) -> str:
-        return plain_name(name.rsplit(".", 1)[-1])
-
-    found = [name for name in table.column_names if plain(name) in names and name not in taken]
-    once = [name for name in found if table.column_names.count(name) == 1]
-    return sorted(once, key=lambda name: plain(name) not in RUNS)
-
-
-def _counts(column: pa.ChunkedArray) -> bool:
-    """Whether values are whole numbers without a gap, as of rows."""
-    if not pa.types.is_integer(column.type):
-        return False
-    ends = pc.min_max(column).as_py()
-    return bool(ends["max"] - ends["min"] == len(column) - 1)
+    once = [
+        name
+        for name in table.column_names
+        if plain_leaf(name) in names and name not in taken and table.column_names.count(name) == 1
+    ]
+    return sorted(once, key=lambda name: plain_leaf(name) not in RUNS)
 
 
 def _steps(table: pa.Table, taken: Collection[str]) -> tuple[str | None, FloatArray | None]:
@@ -216,14 +255,6 @@ def _steps(table: pa.Table, taken: Collection[str]) -> tuple[str | None, FloatAr
 
 def _progress(tokens: FloatArray, steps: FloatArray | None) -> list[FloatArray]:
     return [tokens] if steps is None else [steps, tokens]
-
-
-def _labels(column: pa.ChunkedArray) -> IntArray:
-    """One label a value; a row without one stands alone."""
-    encoded = pc.dictionary_encode(column.combine_chunks())
-    alone = len(encoded.dictionary) + np.arange(len(encoded), dtype=np.int64)
-    codes = pc.fill_null(encoded.indices, 0).to_numpy(zero_copy_only=False)
-    return np.where(pc.is_null(column).to_numpy(zero_copy_only=False), alone, codes)
 
 
 def _by_run(label: IntArray, progress: FloatArray) -> _Sorted:
@@ -262,10 +293,27 @@ def _undecayed(
     loss: FloatArray,
     steps: FloatArray | None,
 ) -> bool:
-    """Whether something beside their order says that rows are points of curves."""
-    if steps is not None and np.mean(np.diff(steps[rows.order])[rows.within[1:]] > 0) >= 0.95:
-        return True
+    """Whether something beside their order says that rows are points of curves.
+
+    Steps that rise say it only where one size has several runs: those of a grid of finished runs
+    in order rise, too.
+    """
+    runs, sizes = int(rows.first.sum()), len(np.unique(np.round(np.log(params) / SAME_SIZE)))
+    if steps is not None and runs > sizes:
+        rises = np.diff(steps[rows.order])[rows.within[1:]] > 0
+        if rises.mean() >= 0.95 and not _one_grid(rows, params, tokens):
+            return True
     return _several_horizons(rows, params, tokens) or _steeper_at_the_end(rows, tokens, loss)
+
+
+def _one_grid(rows: _Sorted, params: FloatArray, tokens: FloatArray) -> bool:
+    """Whether all runs of one size have the same points in D, as replicates of a grid do."""
+    starts = np.flatnonzero(rows.first)
+    size = np.round(np.log(params[rows.order][starts]) / SAME_SIZE)
+    shapes: dict[float, set[bytes]] = {}
+    for key, points in zip(size, np.split(tokens[rows.order], starts[1:]), strict=True):
+        shapes.setdefault(float(key), set()).add(points.tobytes())
+    return all(len(points) == 1 for points in shapes.values())
 
 
 def _several_horizons(rows: _Sorted, params: FloatArray, tokens: FloatArray) -> bool:

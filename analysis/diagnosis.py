@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from analysis.approaches import top_flops
+from analysis.approaches import distance_outside
 from analysis.discrepancy import Discrepancy, quantile
 from analysis.errors import InputError
 from analysis.fitting import Fit
@@ -61,7 +61,7 @@ class Basis:
     measured: Observations | None = None
     """What was measured, if the law was fitted here: outside of its D/N the law extrapolates."""
     discrepancy: Discrepancy | None = None
-    """How far the law is off beyond noise above the largest budget, if it was fitted here."""
+    """How far the law is off beyond noise outside the measured budgets, if it was fitted here."""
 
 
 def published_basis(name: str) -> Basis:
@@ -241,7 +241,7 @@ def _excess_interval(
     16 times that), and always where the truth is no excess at all; at 1.2 times the optimum, 1%
     noise, 98% instead of the 83% that the excess' own delta method covers.
 
-    What the law is off by beyond noise belongs into it: above the largest budget N_opt may lie
+    What the law is off by beyond noise belongs into it: outside the measured budgets N_opt may lie
     elsewhere, nearer to this run or farther from it, and the excess is what it would be then.
     """
     fit, cost = basis.fit, basis.cost
@@ -282,7 +282,7 @@ def _by_law(basis: Basis, flops: float, level: float) -> float:
     """Half-width of ln N_opt for what the law is off by beyond noise; 0 where nothing is known."""
     if basis.discrepancy is None or basis.measured is None:
         return 0.0
-    distance = math.log(flops / top_flops(basis.measured))
+    distance = distance_outside(basis.measured, flops)
     return quantile(level) * basis.discrepancy.at(distance).params
 
 

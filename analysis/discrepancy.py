@@ -25,12 +25,13 @@ _TINIEST, _LARGEST, _STEPS = 1e-6, 10.0, 120
 
 @dataclass(frozen=True, kw_only=True)
 class Discrepancy:
-    """What a forecast is off by beyond noise, for each unit of ln C above the budgets fitted.
+    """What a forecast is off by beyond noise, for each unit of ln C away from the budgets fitted.
 
     The unit makes it the standard deviation of an exponent: of ln N_opt, by how much the exponent
     beyond the fitted budgets differs from the law's. On three public studies errors at 1 to 5
     budgets' distance grew in proportion to ln C (log likelihood 33.1), not to its root (30.7), and
-    were not the same at every distance (24.6).
+    were not the same at every distance (24.6). Those were errors above the largest budget; below
+    the smallest a law extrapolates as much, and the same is taken.
     """
 
     params: float
@@ -42,7 +43,7 @@ class Discrepancy:
     """How many back-tests there are. The default is taken where they are too few or too noisy."""
 
     def at(self, distance: float) -> Shares:
-        """Standard deviations of ln N_opt and ln L at a distance in ln C; none below the top."""
+        """Standard deviations of ln N_opt and ln L at a distance in ln C; none where it is 0."""
         reach = max(distance, 0.0)
         return Shares(self.params * reach, self.loss * reach)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import fdtrc
 
 from analysis.observations import FloatArray, IntArray
-from analysis.statuses import plain_name
+from analysis.statuses import plain_leaf
 from analysis.wording import written
 
 CHANCE = 1e-3
@@ -34,6 +34,7 @@ MOST_LEVELS = 50
 """Distinct values up to which a column is taken level by level."""
 LARGEST = 50_000
 """Rows that are looked at; of more, cells drawn at random, but always the same."""
+_FEW_LEVELS = 8  # up to which what a level does may also move with ln N
 _SMALL_EFFECT = 5e-4  # standard deviation in ln L below which nothing is said
 _RANGES = 0.97  # rank correlation from which a column only orders rows by N, D or C
 _LEAST_ROWS = 12
@@ -45,13 +46,13 @@ HYPERPARAMETERS = re.compile(
 )
 """Names, in small letters and digits alone, of what is tuned: of these the best value is taken."""
 _NOT_FACTORS = re.compile(
-    r".*(loss|perplexity|ppl|bpb|bitsper|natsper|accuracy|entropy|error|stderr|score|reward|"
-    r"seconds|duration|runtime|walltime|elapsed|throughput|persec|mfu|tflops|gradnorm|memory|"
-    r"timestamp|created|started|finished|updated|heartbeat|seed|replicate|repeat|unnamed|flops).*|"
-    r"(id|index|idx|row|rank|runid|uuid|acc|time|day|hour|days|hours|date|weight|budget|"
-    r"mean|std|sd|min|max)"
+    r".*(loss|perplexity|ppl|bpb|bitsperbyte|natsperbyte|accuracy|acc|entropy|error|stderr|score|"
+    r"reward|seconds|secs|sec|second|duration|runtime|walltime|elapsed|throughput|mfu|flops|gradnorm|"
+    r"timestamp|seed|heartbeat|time|createdat|created|updatedat|updated)|"
+    r"(index|idx|row|unnamed\d*|rank|date|day|weight|replicate|replica|(peak|max|gpu)?memory(gb|mb)?)"
 )
-"""Names of what was measured, of identities and of repetitions, which explain and cause nothing."""
+"""Names, in small letters and digits alone, of what was measured and of repetitions, which explain
+and cause nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +67,9 @@ class Factor:
     ln N and ln D."""
     effect: float
     """Standard deviation of ln L that it makes."""
-    suggested: str
+    suggested: str | None
     """A value to select by, as a person would write it: one that as many rows have as any other,
-    and of these the one of the lowest loss."""
+    and of these the one of the lowest loss. None where no value has several rows."""
     tuned: bool
     """Whether its name is one of a hyperparameter, of which the best value is taken."""
 
@@ -113,7 +114,7 @@ class _Column(NamedTuple):
     values: FloatArray | None
     """Numbers, NaN where missing; None for words."""
     texts: tuple[str, ...]
-    """The levels as a person would write them; of too many the commonest."""
+    """The levels as a person would write them; none where they are too many."""
     tuned: bool
 
 
@@ -187,10 +188,15 @@ def find_factors(
     )
 
 
+def is_hyperparameter(name: str) -> bool:
+    """Whether a column is, by its name, of something that is tuned, such as `config.lr`."""
+    return HYPERPARAMETERS.match(plain_leaf(name)) is not None
+
+
 def _columns(table: pa.Table, name: str) -> list[_Column]:
     """The column as a candidate, or nothing."""
-    plain = plain_name(name.rsplit(".", 1)[-1])
-    tuned = HYPERPARAMETERS.match(plain) is not None
+    plain = plain_leaf(name)
+    tuned = is_hyperparameter(name)
     if _NOT_FACTORS.fullmatch(plain) and not tuned:
         return []
     column = table[name]
@@ -204,11 +210,10 @@ def _columns(table: pa.Table, name: str) -> list[_Column]:
     encoded = pc.dictionary_encode(column.combine_chunks())
     codes = pc.fill_null(pc.cast(encoded.indices, pa.int64()), -1).to_numpy(zero_copy_only=False)
     size = np.bincount(codes[codes >= 0], minlength=len(encoded.dictionary))
-    if np.sum(size > 0) < 2:
+    if np.sum(size > 0) + (codes < 0).any() < 2:
         return []
     many = len(size) > MOST_LEVELS
-    shown = encoded.dictionary.take([int(np.argmax(size))]) if many else encoded.dictionary
-    texts = tuple(written(value) for value in shown.to_pylist())
+    texts = () if many else tuple(written(value) for value in encoded.dictionary.to_pylist())
     values = None
     if number:
         values = pc.cast(column, pa.float64(), safe=False).to_numpy()
@@ -263,12 +268,13 @@ def _factor(column: _Column, explained: _Explained, codes: IntArray, y: FloatArr
     size = np.bincount(codes[known], minlength=1)
     total = np.bincount(codes[known], y[known], minlength=1)
     mean = np.where(size == size.max(), total / np.maximum(size, 1), np.inf)
+    several = column.texts and size.max() > 1
     return Factor(
         column=column.name,
         cells=explained.cells,
         share=explained.share,
         effect=explained.effect,
-        suggested=column.texts[int(np.argmin(mean)) if known.any() else 0],
+        suggested=column.texts[int(np.argmin(mean))] if several else None,
         tuned=column.tuned,
     )
 
@@ -280,8 +286,11 @@ def _within(
     """What a column explains of `y`, which is centred by cell: the more certain of two models."""
     models = []
     codes = column.codes[rows]
-    if (codes >= 0).any():
+    if (codes >= 0).any():  # within a cell a blank stands for a default that nobody wrote down
+        codes = np.where(codes >= 0, codes, column.levels)
         models.append(_by_levels(codes, label, y))
+        if column.levels <= _FEW_LEVELS:
+            models.append(_by_levels(codes, label, y, log_n))
     if column.values is not None and column.levels >= 4:
         models.append(_by_curve(column.values[rows], label, y, log_n))
     best = None
@@ -305,26 +314,30 @@ def _within(
 
 
 def _by_levels(
-    codes: IntArray, label: IntArray, y: FloatArray
+    codes: IntArray, label: IntArray, y: FloatArray, log_n: FloatArray | None = None
 ) -> tuple[FloatArray, int, int] | None:
-    """Least squares on levels within cells: fitted values, rank, and cells that have several."""
-    known = codes >= 0
-    levels, k = codes[known], int(codes.max()) + 1
-    cell = np.unique(label[known], return_inverse=True)[1]
-    number = np.zeros((int(cell.max()) + 1, k))
-    np.add.at(number, (cell, levels), 1.0)
-    size = number.sum(axis=1)
+    """Least squares on levels within cells: fitted values, rank, and cells that have several.
+
+    With `log_n` what a level does moves with ln N.
+    """
+    k = int(codes.max()) + 1
+    number = np.zeros((int(label.max()) + 1, k))
+    np.add.at(number, (label, codes), 1.0)
     several = (number > 0).sum(axis=1) > 1
     if not several.any():
         return None
-    centre = np.bincount(cell, y[known]) / size
-    normal = np.diag(number.sum(axis=0)) - (number / size[:, None]).T @ number
-    right = np.bincount(levels, y[known] - centre[cell], minlength=k).astype(np.float64)
-    effect, rank = _solve(normal, right)
-    fitted = np.zeros(len(y))
-    mean = number @ effect / size
-    fitted[known] = effect[levels] - mean[cell]
-    return fitted, rank, int(several.sum())
+    size = number.sum(axis=1)
+    if log_n is None:
+        normal = np.diag(number.sum(axis=0)) - (number / size[:, None]).T @ number
+        right = np.bincount(codes, y, minlength=k).astype(np.float64)
+        effect, rank = _solve(normal, right)
+        return effect[codes] - (number @ effect / size)[label], rank, int(several.sum())
+    dummies = (codes[:, None] == np.arange(k)).astype(np.float64)
+    design = np.concatenate([dummies, dummies * (log_n - log_n.mean())[:, None]], axis=1)
+    for j in range(design.shape[1]):
+        design[:, j] -= (np.bincount(label, design[:, j]) / size)[label]
+    effect, rank = _solve(design.T @ design, design.T @ y)
+    return design @ effect, rank, int(several.sum())
 
 
 def _by_curve(
@@ -334,13 +347,9 @@ def _by_curve(
     known = np.isfinite(values)
     if known.sum() < 8:
         return None
-    z = values[known]
-    if z.min() > 0 and z.max() / z.min() > 2.0:
-        z = np.log(z)
-    scale = z.std()
-    if scale == 0.0:
+    z = _scaled(values[known])
+    if z is None:
         return None
-    z = (z - z.mean()) / scale
     design = np.stack([z, z * z, z * (log_n[known] - log_n[known].mean())], axis=1)
     cell = np.unique(label[known], return_inverse=True)[1]
     size = np.bincount(cell)
@@ -376,26 +385,48 @@ def _between(
     freedom = len(y) - basis.shape[1]
     if freedom < 4 or total <= 1e-14 * len(y):
         return []
+    log_n = np.log(params)
     for column in columns:
-        codes = column.codes
-        size = np.bincount(codes[codes >= 0], minlength=1)
-        often = np.flatnonzero(size >= 2)
-        if len(often) < 2 or len(often) > max(len(y) // 4, 2):
-            continue
-        dummies = (codes[:, None] == often[None, 1:]).astype(np.float64)
-        dummies -= basis @ (basis.T @ dummies)
-        effect, rank = _solve(dummies.T @ dummies, dummies.T @ rest)
-        fitted = dummies @ effect
-        saved, spare = float(fitted @ fitted), freedom - rank
-        if spare < 4 or rank < 1:
-            continue
-        statistic = (saved / rank) / max((total - saved) / spare, 1e-16)
-        p = float(fdtrc(rank, spare, statistic))
-        size_of_it = math.sqrt(saved / len(y))
-        if p < CHANCE / len(columns) and size_of_it >= _SMALL_EFFECT:
-            explained = _Explained(p, saved / total, size_of_it, fitted, 0)
-            found.append(_factor(column, explained, codes, rest))
+        for design in (_level_design(column), _curve_design(column, log_n)):
+            if design is None:
+                continue
+            design = design - basis @ (basis.T @ design)
+            effect, rank = _solve(design.T @ design, design.T @ rest)
+            fitted = design @ effect
+            saved, spare = float(fitted @ fitted), freedom - rank
+            if spare < 4 or rank < 1:
+                continue
+            statistic = (saved / rank) / max((total - saved) / spare, 1e-16)
+            p = float(fdtrc(rank, spare, statistic))
+            size_of_it = math.sqrt(saved / len(y))
+            if p < CHANCE / (2 * len(columns)) and size_of_it >= _SMALL_EFFECT:
+                explained = _Explained(p, saved / total, size_of_it, fitted, 0)
+                found.append(_factor(column, explained, column.codes, rest))
     return sorted(found, key=lambda factor: -factor.share)[:1]
+
+
+def _level_design(column: _Column) -> FloatArray | None:
+    """Columns of levels that have several rows, but for the first; None where there are too few."""
+    size = np.bincount(column.codes[column.codes >= 0], minlength=1)
+    often = np.flatnonzero(size >= 2)
+    if len(often) < 2 or len(often) > max(len(column.codes) // 4, 2):
+        return None
+    return np.asarray(column.codes[:, None] == often[None, 1:], dtype=np.float64)
+
+
+def _curve_design(column: _Column, log_n: FloatArray) -> FloatArray | None:
+    """Columns of a parabola whose bottom moves with ln N; None for words and few values."""
+    if column.values is None or column.levels < 4 or not np.isfinite(column.values).all():
+        return None
+    z = _scaled(column.values)
+    return None if z is None else np.stack([z, z * z, z * (log_n - log_n.mean())], axis=1)
+
+
+def _scaled(values: FloatArray) -> FloatArray | None:
+    """Values, as logarithms where they span more than a factor of 2, of mean 0 and deviation 1."""
+    z = np.log(values) if values.min() > 0 and values.max() / values.min() > 2.0 else values
+    scale = float(z.std())
+    return None if scale == 0.0 else np.asarray((z - z.mean()) / scale)
 
 
 def _surface(params: FloatArray, tokens: FloatArray) -> FloatArray:
@@ -418,9 +449,7 @@ def _ordered(column: _Column, params: FloatArray, tokens: FloatArray) -> bool:
         if any(abs(float(np.corrcoef(own, rank)[0, 1])) > _RANGES for rank in ranks):
             return True
     known = column.codes >= 0
-    if not known.any():
-        return True
-    return any(_apart(column.codes[known], axis[known]) for axis in axes)
+    return bool(known.any()) and any(_apart(column.codes[known], axis[known]) for axis in axes)
 
 
 def _ranks(values: FloatArray) -> IntArray:

@@ -17,17 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from analysis.arrow_types import require_distinct_names
+from analysis.arrow_types import counts_rows, labels, require_distinct_names
 from analysis.cells import cells
-from analysis.curve_points import find_curves
+from analysis.curve_points import ask_for_runs, find_curves, without_end
 from analysis.errors import InputError
-from analysis.factors import Factor, Factors, find_factors
+from analysis.factors import Factor, Factors, find_factors, is_hyperparameter
 from analysis.files import listed, numbers
 from analysis.loss_units import LossUnit, convert, loss_unit, shown
 from analysis.observations import FloatArray, IntArray, Observations
 from analysis.statuses import finished, plain_name
 from analysis.units import above_vocabulary, doubts, require_falling
-from analysis.wording import plural, where_option
+from analysis.wording import plural, where_option, written
 
 NAMES = {
     "params": "n params parameters nparams nparameters numparams modelsize modelparams paramcount",
@@ -51,6 +51,7 @@ _LETTERS = {"params": "N", "tokens": "D", "flops": "C", "loss": "L"}
 
 _MANY, _KINDS = 5, 20  # rows of one value, and values, that make a column of words name kinds
 _UNEXPLAINED = 0.01  # spread of ln L in cells that is more than runs of two seeds differ by
+_COARSE = 1e-3  # loss above the best possible from which a coarse grid of values is told of
 _EDGE = 0.25  # share of cells whose best value may be the first or last tried before it is said
 
 
@@ -59,7 +60,8 @@ class Selection:
     """Which rows of somebody else's table a person wants, where there is a choice."""
 
     best_of: tuple[str, ...] = ()
-    """Columns of which each cell of N and D keeps the setting of the lowest loss."""
+    """Columns of which each cell of N and D keeps the setting of the lowest loss; several may stand
+    in one item, with commas between them."""
     pool: bool = False
     """Fit rows of equal N and D together, whatever other columns tell them apart by."""
     all_points: bool = False
@@ -290,32 +292,48 @@ def _complete(rows: _Rows) -> _Rows:
         if key in rows.values:
             present = np.isfinite(rows.values[key])
             rows = rows.keep(present, f"missing or not a finite number in {known[key]!r}")
+        if key == needed[-1]:
+            rows = _with_ends(rows)
     values = rows.values
     if len(rows.place):
         first = _first_of_equals(rows.table, list(values.values()))
         rows = rows.keep(first, "exact duplicate of another row")
     if len(rows.place) == 0:
-        raise InputError(f"none of {total} rows is complete: {', '.join(rows.excluded)}")
+        raise InputError(f"no row of {total} is complete: {', '.join(rows.excluded)}")
     return rows
+
+
+def _with_ends(rows: _Rows) -> _Rows:
+    """Rows of runs whose last point has a loss, where a column names runs."""
+    progress = rows.values.get("tokens", rows.values.get("flops"))
+    if "trunk" in rows.known or progress is None or len(rows.place) == 0:
+        return rows
+    measured = np.isfinite(rows.values["loss"])
+    cut = without_end(rows.table, progress, measured, rows.taken, rows.known.get("run"))
+    # What has no loss itself is counted as that.
+    return rows.keep(~(cut & measured), "of a run whose last point has no loss")
 
 
 def _last_points(rows: _Rows, selection: Selection) -> _Rows:
     """The last point of each run's training curve, or all with the noise of their run."""
     if "trunk" in rows.known:  # which says that its rows are decayed horizons
-        return replace(rows, trunk=_trunks(rows.table, rows.known["trunk"]))
+        trunk = labels(rows.table[rows.known["trunk"]], blank_alone=True)
+        return replace(rows, trunk=trunk)
     values = rows.values
     curves = find_curves(
         rows.table, values["params"], values["tokens"], values["loss"],
         rows.taken, run=rows.known.get("run"),
     )  # fmt: skip
     if curves is None:
-        return rows
+        return rows.noted(*ask_for_runs(rows.table, values["params"], rows.taken))
     rows = rows.noted(taken=curves.columns)
     points, runs = len(curves.run), curves.runs
+    if runs == points:
+        return rows
     if selection.all_points or curves.last.all():
         biased = (
-            ": points before the end of a run are not decayed, so that L is biased upwards and "
-            "N_opt with it"
+            ": points before the end of a run are not decayed, unless its rate is, so that L is "
+            "biased upwards and N_opt with it"
             if selection.all_points
             else ""
         )
@@ -330,31 +348,91 @@ def _last_points(rows: _Rows, selection: Selection) -> _Rows:
 
 def _best(rows: _Rows, selection: Selection) -> _Rows:
     """The rows of the setting that has the lowest loss in each cell of N and D."""
-    names = selection.best_of
+    names = _named(selection.best_of, rows)
     if not names:
         return rows
-    for name in names:
-        if rows.table.column_names.count(name) != 1 or name in rows.known.values():
-            raise InputError(
-                f"--best-of {name}: there is no such column besides N, D, C and L; choose among "
-                f"{listed(rows.table.select(_others(rows)))}"
-            )
     cell = cells(rows.values["params"], rows.values["tokens"])
     setting = np.zeros(len(cell), dtype=np.int64)
     for name in names:
-        codes = _codes(rows.table[name])
+        codes = labels(rows.table[name], blank_alone=False)
         setting = np.unique(setting * (int(codes.max()) + 1) + codes, return_inverse=True)[1]
     pair = np.unique(cell * (int(setting.max()) + 1) + setting, return_inverse=True)[1]
     first = np.full(int(pair.max()) + 1, len(pair))
     np.minimum.at(first, pair, np.arange(len(pair)))
+    settings = np.bincount(cell[first])
+    several, every = int(np.sum(settings > 1)), len(settings)
+    label = ", ".join(repr(name) for name in names)
+    if several == 0:
+        raise InputError(
+            f"--best-of {','.join(names)}: no rows of equal N and D differ in {label}, so that "
+            "there is no best to take; select rows with --where"
+        )
     mean = np.bincount(pair, np.log(rows.values["loss"])) / np.bincount(pair)
     order = np.lexsort((mean, cell[first]))
     lowest = order[np.concatenate([[True], np.diff(cell[first][order]) != 0])]
     kept = np.isin(pair, lowest)
-    edges = [note for name in names if (note := _edges(rows, name, cell, kept))]
-    label = ", ".join(repr(name) for name in names)
-    return rows.noted(*edges, taken=names).keep(
+    notes = [note for name in names if (note := _edges(rows, name, cell, kept))]
+    notes += [note for name in names if (note := _coarse(rows, name, cell))]
+    if several < every:
+        notes.append(
+            f"{label} differs in {several} of {every} cells of N and D only: the others keep what "
+            "they have"
+        )
+    # Of kinds the best may be another one in another cell, and is asked about again.
+    taken = [name for name in names if is_hyperparameter(name)]
+    return rows.noted(*notes, taken=taken).keep(
         kept, f"not the best {label} of its cell of N and D"
+    )
+
+
+def _named(items: Sequence[str], rows: _Rows) -> list[str]:
+    """The columns that --best-of names, commas between them or in their names."""
+    others = _others(rows)
+    names = []
+    for item in items:
+        parts = [item] if item in others else [part.strip() for part in item.split(",")]
+        for name in parts:
+            if name not in others:
+                choice = f"; choose among {listed(rows.table.select(others))}" if others else ""
+                raise InputError(
+                    f"--best-of {item}: there is no column {name!r} besides N, D, C and L{choice}"
+                )
+        names += parts
+    return list(dict.fromkeys(names))
+
+
+def _coarse(rows: _Rows, name: str, cell: IntArray) -> str | None:
+    """Say how far the best of a coarse grid of values lies above the best possible."""
+    kind = rows.table[name].type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return None
+    value = numbers(rows.table, name)
+    if not (np.isfinite(value).all() and (value > 0).all()):
+        return None
+    z = np.log(value)
+    step = np.diff(np.unique(np.round(z, 6)))
+    if len(step) < 2 or len(step) > 50:
+        return None
+    # A parabola in ln of the value, with a bottom and a height of its own in each cell.
+    size = np.bincount(cell)
+    middle = z - (np.bincount(cell, z) / size)[cell]
+    bend = middle**2 - (np.bincount(cell, middle**2) / size)[cell]
+    y = np.log(rows.values["loss"])
+    y = y - (np.bincount(cell, y) / size)[cell]
+    slope = np.bincount(cell, middle * y) / np.maximum(np.bincount(cell, middle**2), 1e-300)
+    tilt = np.bincount(cell, middle * bend) / np.maximum(np.bincount(cell, middle**2), 1e-300)
+    bend, y = bend - tilt[cell] * middle, y - slope[cell] * middle
+    total = float(bend @ bend)
+    if total <= 1e-12:
+        return None
+    # Where the optimum lies anywhere between two values, the nearer misses it by step^2 / 12.
+    above = max(float(bend @ y) / total, 0.0) * float(np.median(step)) ** 2 / 12.0
+    if above < _COARSE:
+        return None
+    return (
+        f"{name!r} was tried in steps of a factor {float(np.exp(np.median(step))):.2g}, so that "
+        f"the best of a cell lies about {above:.1%} above the lowest loss that a finer search "
+        "would reach, here more and there less: intervals do not know of it"
     )
 
 
@@ -398,25 +476,27 @@ def _require_no_factor(found: Factors, rows: _Rows) -> None:
     part = found.deciding
     if not part:
         return
-    best = shlex.quote(",".join(factor.column for factor in part if factor.tuned == part[0].tuned))
-    ways = [
-        f"take the best of each cell of N and D with --best-of {best}",
-        f"select rows with {where_option(part[0].column, part[0].suggested)}",
-    ]
-    first, second = ways if part[0].tuned else ways[::-1]
+    within = part == found.within
+    best = ",".join(factor.column for factor in part if factor.tuned == part[0].tuned)
+    ways = []
+    if within:
+        ways.append(f"take the best of each cell of N and D with --best-of {shlex.quote(best)}")
+    if part[0].suggested is not None:
+        selecting = f"select rows with {where_option(part[0].column, part[0].suggested)}"
+        ways.insert(len(ways) if part[0].tuned else 0, selecting)
     differ = (
         f"rows of equal N and D differ by {found.spread:.1%} in their loss"
-        if part == found.within
+        if within
         else "losses differ by more than N and D explain"
     )
-    explain = " and ".join(
+    explain = ", and ".join(
         f"column {factor.column!r} explains {factor.share:.0%} of that variance"
         + (f", in {factor.cells} of {found.cells} such cells" if factor.cells else "")
         for factor in part
     )
     raise InputError(
         f"{differ}, and {explain}. A law of N and D knows nothing of it, so that one fit of all "
-        f"rows would be wrong: {first}, {second}, or fit all rows together with --pool"
+        f"rows would be wrong: {', '.join([*ways, 'or fit all rows together with --pool'])}"
     )
 
 
@@ -435,10 +515,19 @@ def _told_factors(found: Factors) -> list[str]:
             else f"column {factor.column!r} moves the loss by {factor.effect:.2%} (standard "
             "deviation) beyond what N and D explain"
         )
-        + f": to leave it out, select rows with {where_option(factor.column, factor.suggested)}"
-        + f" or take the best with --best-of {shlex.quote(factor.column)}"
+        + _ways(factor)
         for factor in found.factors
     ]
+
+
+def _ways(factor: Factor) -> str:
+    """What can be done about a small difference."""
+    ways = []
+    if factor.suggested is not None:
+        ways.append(f"select rows with {where_option(factor.column, factor.suggested)}")
+    if factor.cells:
+        ways.append(f"take the best with --best-of {shlex.quote(factor.column)}")
+    return f": to leave it out, {' or '.join(ways)}" if ways else ""
 
 
 def _others(rows: _Rows) -> list[str]:
@@ -461,7 +550,11 @@ def _first_of_equals(table: pa.Table, values: Sequence[FloatArray]) -> np.ndarra
     if len(repeated) == 0:
         return first
     at = np.flatnonzero(np.isin(mixed, repeated))
-    flat = [i for i, field in enumerate(table.schema) if not pa.types.is_nested(field.type)]
+    flat = [
+        i
+        for i, field in enumerate(table.schema)
+        if not (pa.types.is_nested(field.type) or counts_rows(table.column(i)))
+    ]
     few = table.select(flat).take(pa.array(at))
     keys = [f"{i}" for i in range(few.num_columns)]  # names may repeat in somebody's table
     few = few.rename_columns(keys).append_column("row", pa.array(at))
@@ -479,9 +572,9 @@ def _require_positive(rows: _Rows) -> None:
             first = int(np.argmax(bad))
             row, name = int(rows.place[first]) + 1, rows.known[key]
             raise InputError(
-                f"{bad.sum()} of {len(value)} rows have a {_LETTERS.get(key, key)} ({name!r}) that "
-                f"is {'negative' if signed else 'not positive'}, the first is {value[first]:g} in "
-                f"row {row}: correct or remove them"
+                f"in {bad.sum()} of {plural(len(value), 'row')} {_LETTERS.get(key, key)} "
+                f"({name!r}) is {'negative' if signed else 'not positive'}, the first is "
+                f"{value[first]:g} in row {row}: correct or remove them"
             )
 
 
@@ -527,20 +620,6 @@ def _like_params(table: pa.Table, known: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _codes(column: pa.ChunkedArray) -> IntArray:
-    """One code a value, shape (n,), nulls having one of their own."""
-    encoded = pc.dictionary_encode(column.combine_chunks(), null_encoding="encode")
-    return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
-
-
-def _trunks(table: pa.Table, name: str) -> IntArray:
-    """Labels of the rows that share noise, shape (n,); a row without one stands alone."""
-    column = table[name].combine_chunks().dictionary_encode()
-    alone = -1 - np.arange(len(column), dtype=np.int64)
-    codes = pc.fill_null(column.indices, 0).to_numpy(zero_copy_only=False)
-    return np.where(pc.is_null(column).to_numpy(zero_copy_only=False), alone, codes)
-
-
 def _kinds(table: pa.Table, names: Sequence[str]) -> list[str]:
     """Say of columns of words with few values that their runs may be of several kinds.
 
@@ -548,11 +627,11 @@ def _kinds(table: pa.Table, names: Sequence[str]) -> list[str]:
     """
     found = []
     for name in names:
-        if not pa.types.is_string(table[name].type):
-            continue
         values = pc.value_counts(pc.drop_null(table[name])).to_pylist()
-        often = [item["values"] for item in values if item["counts"] >= _MANY]
-        often = [value for value in often if value.strip()]
+        flag = {item["values"] for item in values} in ({0, 1}, {False, True})
+        if not (flag or pa.types.is_string(table[name].type)):
+            continue
+        often = [written(item["values"]) for item in values if item["counts"] >= _MANY]
         if len(often) > 1 and len(values) <= _KINDS:
             found.append(
                 f"{name!r} has {len(values)} values ({', '.join(often)}), each in a range of N, D "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from scipy.optimize import brentq
 
-from analysis.approaches import IsoflopFit, isoflop, top_flops
+from analysis.approaches import IsoflopFit, distance_outside, isoflop, top_flops
 from analysis.combined import combine, noise_of, with_discrepancy
 from analysis.discrepancy import DEFAULT, Discrepancy, Shares
 from analysis.errors import InputError
@@ -136,9 +136,10 @@ def headline(
     noise = combine(basis, flops, cost, level)
     _require_a_model(flops, noise.params, _tokens(noise.params, flops, cost))
     valleys = isoflop(obs, level)
-    over_top, distance = _reach(obs, valleys, flops)
+    over_top, reach = _reach(obs, valleys, flops)
+    distance = distance_outside(obs, flops, valleys)
     discrepancy = discrepancy or discrepancy_of(predictions(obs, cost, method=method))
-    found = with_discrepancy(noise, discrepancy, math.log(over_top))
+    found = with_discrepancy(noise, discrepancy, distance)
     tokens = _tokens(found.params, flops, cost)
     outside = outside_ratios(obs, found.params.estimate, tokens.estimate, "the optimum")
     ratio = f"the forecast extrapolates in D/N: {outside}" if outside else None
@@ -152,7 +153,7 @@ def headline(
         params_weight=basis.recent.weight,
         loss_weight=basis.all.weight,
         noise=noise_of(noise),
-        by_law=discrepancy.at(math.log(over_top)),
+        by_law=discrepancy.at(distance),
         discrepancy=discrepancy,
         ratio_note=ratio,
         forecasts=found.forecasts,
@@ -163,7 +164,7 @@ def headline(
             *_basis_notes(basis, obs, valleys),
             *_discrepancy_notes(discrepancy),
             *([ratio] if ratio else []),
-            *distance,
+            *reach,
         ),
     )
 

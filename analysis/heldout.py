@@ -67,13 +67,17 @@ class Heldout:
 class Reading(NamedTuple):
     """The bottom of a budget's valley, as a law predicted it and as it was measured.
 
-    Both sides are parabolas through losses at the same N and D.
+    Both sides are parabolas through losses at the same N and D. A law whose bottom lies outside of
+    the budget's grid is off by much, which is what the comparison is to tell.
     """
 
     params: float
-    """N, in parameters, predicted."""
+    """N, in parameters, predicted: at the parabola's vertex, also where that is outside the grid;
+    without a vertex the end of the grid to which the predicted losses fall, which the law's bottom
+    lies beyond."""
     loss: float
-    """L, in nats/token, predicted."""
+    """L, in nats/token, predicted: at the vertex, or the lowest of the grid where the vertex is not
+    inside."""
     vertex: Vertex
     """What was measured."""
 
@@ -202,8 +206,7 @@ def predictions(
 
     Returns
     -------
-    Those that can be compared: both laws' and the measured valley have their bottom inside the
-    budget's grid.
+    Those that can be compared: the measured valley has its bottom inside the budget's grid.
     """
     budgets = obs.budgets()[_FEWEST_FITTED:][-most:]
     made = []
@@ -226,7 +229,7 @@ def predict(
     top: float,
     vertex: Vertex | None = None,
 ) -> Prediction | None:
-    """A budget's valley from fits to the budgets below; None where there is none to compare.
+    """A budget's valley from fits to the budgets below; None where none was measured.
 
     Parameters
     ----------
@@ -244,17 +247,29 @@ def predict(
     vertex = vertex or isoflop(held).vertices[0]
     if vertex.status != "interior":
         return None
-    near = _read(held, _mean_losses(basis.recent, held))
-    far = near if basis.recent is basis.all else _read(held, _mean_losses(basis.all, held))
-    if near.status != "interior" or far.status != "interior":
-        return None
+    near, far = _mean_losses(basis.recent, held), _mean_losses(basis.all, held)
     return Prediction(
         budget=vertex.budget,
         basis=basis,
         distance=math.log(vertex.flops / top),
-        reading=Reading(near.params or 1.0, far.loss or 1.0, vertex),
+        reading=Reading(_bottom_params(held, near), _bottom_loss(held, far), vertex),
         ahead=combine(basis, vertex.flops, cost, EVIDENCE_LEVEL),
     )
+
+
+def _bottom_params(held: Observations, losses: FloatArray) -> float:
+    """N of the predicted bottom, see `Reading`."""
+    at = _read(held, losses).params
+    if at is not None:
+        return at
+    ends = int(np.argmin(held.params)), int(np.argmax(held.params))
+    return float(held.params[min(ends, key=lambda row: float(losses[row]))])
+
+
+def _bottom_loss(held: Observations, losses: FloatArray) -> float:
+    """L of the predicted bottom, see `Reading`."""
+    at = _read(held, losses).loss
+    return float(np.exp(losses.min())) if at is None else at
 
 
 def discrepancy_of(made: Sequence[Prediction]) -> Discrepancy:
@@ -289,7 +304,8 @@ def back_tests(
     Notes
     -----
     No interval has seen the budget that it is of: the discrepancy in it is by the back-tests among
-    the budgets below.
+    the budgets below. A valley that was predicted outside of the budget's grid is compared, too:
+    evidence is left out for what was measured only, never for how far a forecast was off.
     """
     by_budget = {item.budget: item for item in made}
     found = []
@@ -305,7 +321,7 @@ def back_tests(
 
 
 def _no_back_test(vertex: Vertex, below: int) -> BackTest:
-    why = vertex.reason or "the budgets below predict no valley inside its grid"
+    why = vertex.reason or "the budgets below do not determine a law"
     if below < _FEWEST_FITTED:
         why = f"no law can be fitted to the {below} budgets below"
     return BackTest(

@@ -22,9 +22,9 @@ from analysis.observations import FloatArray
 Scale = Literal["log", "linear"]
 
 
-NO_END = 1e12
+NO_END = 1e6
 """Half-width, of positive quantities as a factor, from which an interval has no end: what is known
-to within a trillion is not known, and nobody is helped by 1e109."""
+to within a million-fold is not known, and nobody is helped by 1e109."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,21 @@ def interval(
     if scale == "linear":
         beneath, above = (half if half < NO_END else math.inf for half in (beneath, above))
         return Interval(estimate, estimate - beneath, estimate + above, level)
+    return _by_factors(estimate, beneath, above, level)
+
+
+def _by_factors(estimate: float, below: float, above: float, level: float) -> Interval:
+    """The interval of a positive number whose half-widths are those of its logarithm."""
     most = math.log(NO_END)
-    down, up = (math.exp(half) if half < most else math.inf for half in (beneath, above))
+    down, up = (math.exp(half) if half < most else math.inf for half in (below, above))
     return Interval(estimate, estimate / down, estimate * up, level)
 
 
 def add_in_quadrature(part: Interval, half: float) -> Interval:
     """The interval of a positive number, each end moved as far as its own half-width and `half`.
 
-    Half-widths are of the logarithm and independent; open ends stay open.
+    Half-widths are of the logarithm and independent; open ends stay open, and ends that are then
+    too far away to mean anything are.
 
     Examples
     --------
@@ -128,12 +134,7 @@ def add_in_quadrature(part: Interval, half: float) -> Interval:
         math.hypot(half, math.log(end / part.estimate)) if 0.0 < end < math.inf else math.inf
         for end in (part.low, part.high)
     )
-    return Interval(
-        part.estimate,
-        part.estimate * math.exp(-below),
-        part.estimate * math.exp(above) if above < 700.0 else math.inf,
-        part.level,
-    )
+    return _by_factors(part.estimate, below, above, part.level)
 
 
 class Errors(NamedTuple):

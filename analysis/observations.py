@@ -232,6 +232,9 @@ def where(table: pa.Table, conditions: Mapping[str, str]) -> pa.Table:
         If a column does not exist, several have its name, it holds lists, or nothing is left.
     """
     for name, value in conditions.items():
+        while name not in table.column_names and "=" in value:  # of a column called a=b
+            more, _, value = value.partition("=")
+            name = f"{name}={more}"
         _require_selectable(table, name)
         kept = table.filter(equals(table[name], value))
         if kept.num_rows == 0 and table.num_rows > 0:

@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from analysis.errors import InputError
+from analysis.observations import equals
+from analysis.wording import where_option, written
 
 
 def words(text: str) -> frozenset[str]:
@@ -80,38 +82,38 @@ def finished(table: pa.Table, chosen: Collection[str]) -> Finished:
     kept = np.ones(table.num_rows, dtype=bool)
     excluded: Counter[str] = Counter()
     columns, notes = set(), []
+    example = ""
     for name in table.column_names:
-        plain = plain_name(name)
+        plain = plain_leaf(name)
         if name in chosen or not (plain in COLUMNS or plain in FLAGS):
             continue
-        column = table[name]
-        if plain in FLAGS and pa.types.is_boolean(column.type):
-            bad, unknown = {str(not FLAGS[plain]).lower()}, []
-        elif plain in COLUMNS and pa.types.is_string(column.type):
-            values = [v for v in pc.unique(column).to_pylist() if v is not None and v.strip()]
-            bad = {value for value in values if plain_name(value) in UNFINISHED}
-            unknown = [v for v in values if v not in bad and plain_name(v) not in FINISHED]
-            if len(unknown) == len(values):
-                continue
+        values = {written(v) for v in pc.unique(table[name]).drop_null().to_pylist()} - {""}
+        if plain in FLAGS:
+            bad = {value for value in values if _YES.get(value.lower()) is (not FLAGS[plain])}
+            unknown = {value for value in values if value.lower() not in _YES}
         else:
+            bad = {value for value in values if _ended(value) is False}
+            unknown = {value for value in values if _ended(value) is None}
+        if len(unknown) == len(values):
             continue
-        columns.add(name)
         if unknown:
             shown = ", ".join(repr(value) for value in sorted(unknown)[:5])
             notes.append(
                 f"{name!r} has values that do not say whether a run finished ({shown}): their rows "
-                f"are kept; select with --where if they should not be"
+                "are kept; select with --where if they should not be"
             )
+        else:
+            columns.add(name)
         for value in sorted(bad):
-            text = pc.cast(column, pa.string()) if pa.types.is_boolean(column.type) else column
-            rows = np.asarray(pc.fill_null(pc.equal(text, value), False).to_numpy(), dtype=bool)
+            rows = np.asarray(equals(table[name], value).to_numpy(), dtype=bool)
             excluded[f"unfinished: {name} is {value}"] += int(np.sum(kept & rows))
             kept &= ~rows
+            example = where_option(name, value)
     if table.num_rows and not kept.any():
         reasons = ", ".join(f"{n} {reason}" for reason, n in excluded.items())
         raise InputError(
-            f"none of {table.num_rows} runs finished ({reasons}): wait for them, or select them "
-            "all the same with --where"
+            f"no run of {table.num_rows} finished ({reasons}): wait for them, or select them all "
+            f"the same with {example}"
         )
     return Finished(
         kept=kept,
@@ -119,6 +121,37 @@ def finished(table: pa.Table, chosen: Collection[str]) -> Finished:
         columns=frozenset(columns),
         notes=tuple(notes),
     )
+
+
+_YES = {
+    **dict.fromkeys(("true", "yes", "1"), True),
+    **dict.fromkeys(("false", "no", "0"), False),
+}
+"""Ways of writing true and false."""
+
+
+def _ended(value: str) -> bool | None:
+    """Whether a run with this status finished; None where the word is not known.
+
+    The first word counts, as in "CANCELLED by 1000", and of a Python enumeration the last part, as
+    in "TrialState.PRUNED".
+    """
+    for text in (value, (value.split() or [""])[0], value.rpartition(".")[2]):
+        plain = plain_name(text)
+        if plain in FINISHED or plain in UNFINISHED:
+            return plain in FINISHED
+    return None
+
+
+def plain_leaf(name: str) -> str:
+    """The last part of a column's name, such as `lr` of `config.lr`, as `plain_name` has it.
+
+    Examples
+    --------
+    >>> plain_leaf("config.optimizer.Learning_Rate")
+    'learningrate'
+    """
+    return plain_name(name.rsplit(".", 1)[-1])
 
 
 def plain_name(name: str) -> str:

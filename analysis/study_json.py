@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from analysis.approaches import Vertex
+from analysis.approaches import Vertex, distance_outside
 from analysis.discrepancy import Discrepancy, Shares
 from analysis.fitting import Fit
 from analysis.forecast import Forecast
@@ -241,7 +241,7 @@ def discrepancy_json(discrepancy: Discrepancy, by_law: Shares) -> dict[str, Any]
 def _discrepancy(found: Study) -> dict[str, Any]:
     """At the C of the forecast, also where the laws give none there."""
     flops = found.next.flops if found.next else next_budget(found.obs)
-    by_law = found.discrepancy.at(math.log(flops / found.top_flops))
+    by_law = found.discrepancy.at(distance_outside(found.obs, flops, found.isoflop))
     return {"flops": flops, **discrepancy_json(found.discrepancy, by_law)}
 
 

@@ -16,7 +16,7 @@ from analysis.files import numbers
 from analysis.loss_units import LossUnit
 from analysis.numerals import PF_DAY
 from analysis.observations import FloatArray
-from analysis.statuses import plain_name
+from analysis.statuses import plain_leaf
 
 LARGEST_LOSS = 20.0
 """Nats/token; a model that knows nothing has ln(vocabulary), 12.5 for 256k symbols."""
@@ -100,9 +100,16 @@ def above_vocabulary(loss: FloatArray, table: pa.Table, name: str, unit: LossUni
     if unit not in ("nats", "unknown"):
         return []
     for column in table.column_names:
-        if plain_name(column.rsplit(".", 1)[-1]) in ("vocabulary", "vocab", "vocabsize", "nvocab"):
-            most = np.log(numbers(table, column))
-            above = int(np.sum(loss > most + 0.1))
+        if (
+            plain_leaf(column) in ("vocabulary", "vocab", "vocabsize", "nvocab")
+            and table.column_names.count(column) == 1
+        ):
+            kind = table[column].type
+            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+                continue
+            size = numbers(table, column)
+            known = size > 1.0
+            above = int(np.sum(loss[known] > np.log(size[known]) + 0.1))
             if above:
                 return [
                     f"L ({name!r}) is above the logarithm of {column!r} in {above} of {len(loss)} "

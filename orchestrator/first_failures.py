@@ -1,8 +1,9 @@
 """Whether a sweep is to go on, when its first trials all fail for one and the same reason.
 
 A mistake that every trial makes (a missing module, a program that gives no result) shows in the
-first few. A cause that grows with size (memory) does not stop the small ones: so before the rest is
-given up, the smallest of them is tried.
+first few. A cause that grows with parameters (memory), tokens (a corpus that is too short) or FLOPs
+(a time-out) does not stop the small ones: so before the rest is given up, the smallest of them is
+tried.
 """
 
 from __future__ import annotations
@@ -13,20 +14,32 @@ from collections.abc import Callable, Collection
 FEW = 3
 """Trials that must have been given up, all for one reason and none with a row, before it is taken
 for that of all."""
-_CHANGING = re.compile(r"\b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b|\d+(?:[.,]\d+)*(?:e[+-]?\d+)?", re.I)
-"""What differs between errors of one cause: keys and hashes, and numbers."""
+_CHANGING = re.compile(
+    r"""
+      (?P<status> \b (?: exited\ with | exit\ (?:code|status) :? | signal ) \ -?\d+ )
+    | isoflop-scratch-\w+ | (?<=/) tmp\w{8} \b      # directories with random names
+    | \b (?=[0-9a-f]*\d) [0-9a-f]{8,} \b           # keys and hashes
+    | \d+ (?:[.,]\d+)* (?:e[+-]?\d+)?              # numbers
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+"""What differs between errors of one cause; but for a `status`, which tells causes apart."""
 
 
 def gist(reason: str) -> str:
-    """Return a reason without its numbers and keys; equal gists are one cause.
+    """Return a reason without its numbers, keys and random names; equal gists are one cause.
+
+    The numbers of exit statuses and signals stay.
 
     Examples
     --------
     >>> gist("trial 0a1b2c3d4e5f6071: tried to allocate 2.50 GiB") == gist(
     ...     "trial ffeeddccbbaa0099: tried to allocate 1.25 GiB")
     True
+    >>> gist("exited with 1 after 20 s")
+    'exited with 1 after # s'
     """
-    return _CHANGING.sub("#", reason)
+    return _CHANGING.sub(lambda match: match["status"] or "#", reason)
 
 
 class FirstFailures:
@@ -35,8 +48,8 @@ class FirstFailures:
     Parameters
     ----------
     hold
-        Holds back all trials that wait, but for the smallest one if it is smaller than each of
-        those whose keys it is given; returns that one's key, or None.
+        Holds back all trials that wait, but for the smallest one if there is something of which
+        it has less than each of those whose keys it is given; returns that one's key, or None.
     release
         Lets all of them start again.
     """

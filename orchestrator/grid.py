@@ -16,7 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray.tune.search import Searcher
 
@@ -28,7 +28,8 @@ from orchestrator.nodes import Nodes
 from orchestrator.order import Order
 from orchestrator.spec_running import Limits
 from orchestrator.stop import Stop
-from trainers.flops import params
+from trainers.flops import flops_per_token, params
+from trainers.trial import Trial
 
 LOOK_SECONDS = 5.0
 """Between looks at which nodes there are."""
@@ -36,6 +37,8 @@ ASK_SECONDS = 0.1
 """Between questions whether an actor has gone."""
 GIVE_UP_SECONDS = 30.0
 """For an actor to go, after which its room is taken to be free."""
+SAME_FLOPS = 1.1
+"""Trials whose FLOPs differ by less than this factor are of one budget, but for rounded steps."""
 
 
 @dataclass
@@ -55,6 +58,14 @@ class _Leaving:
     since: float
     again: bool
     """Whether it is to start again then."""
+
+
+class _Size(NamedTuple):
+    """With what a cause of failure may grow."""
+
+    flops: float
+    params: int
+    tokens: int
 
 
 class Grid(Searcher):
@@ -211,17 +222,24 @@ class Grid(Searcher):
         return again
 
     def hold_back(self, failed: Collection[str]) -> str | None:
-        """Start no trial that waits, but for the smallest one if it is smaller than those `failed`.
+        """Start no trial that waits, but for the smallest one if a cause of size may spare it.
 
-        Returns its key. See `first_failures`.
+        The smallest has the fewest parameters of those with the least FLOPs. It may be spared if it
+        has fewer FLOPs, parameters or tokens than each of those that `failed`. Returns its key, or
+        None. See `first_failures`.
         """
-        sizes = {key: params(order.trial.shape).total for key, order in self._orders.items()}
+        sizes = {key: _size(order.trial) for key, order in self._orders.items()}
         waiting = self.queue.waiting_keys
+        least = min((sizes[key].flops for key in waiting), default=0.0)
         smallest = min(
-            waiting, key=lambda key: (sizes[key], self.queue.job(key).flops, key), default=None
+            (key for key in waiting if sizes[key].flops <= SAME_FLOPS * least),
+            key=lambda key: (sizes[key].params, sizes[key].flops, key),
+            default=None,
         )
-        if smallest is not None and sizes[smallest] >= min(sizes[key] for key in failed):
-            smallest = None
+        if smallest is not None:
+            lowest = map(min, zip(*(sizes[key] for key in failed), strict=True))
+            if not any(own < low for own, low in zip(sizes[smallest], lowest, strict=True)):
+                smallest = None
         self.queue.keep_back(() if smallest is None else (smallest,))
         return smallest
 
@@ -318,3 +336,11 @@ class Grid(Searcher):
         if found != self._known:
             self._known = found
             self.queue.move(found)
+
+
+def _size(trial: Trial) -> _Size:
+    return _Size(
+        flops=flops_per_token(trial.shape) * trial.tokens,
+        params=params(trial.shape).total,
+        tokens=trial.tokens,
+    )

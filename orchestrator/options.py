@@ -201,13 +201,12 @@ class Rows:
         from analysis.loss_units import parse_loss_unit
         from orchestrator.reading import Reading, parse_where
 
-        names = [part.strip() for item in self.best_of or [] for part in item.split(",")]
         return Reading(
             columns=parse_columns(self.columns or []),
             where=parse_where(self.where or []),
             loss=self.loss,
             loss_unit=parse_loss_unit(self.loss_unit),
-            best_of=tuple(dict.fromkeys(name for name in names if name)),
+            best_of=tuple(self.best_of or ()),
             pool=self.pool,
             all_points=self.all_points,
             **rest,

@@ -32,7 +32,8 @@ class Reading:
     loss_unit: LossUnit | None = None
     """What the loss of somebody else's table is measured in; by default what its name says."""
     best_of: tuple[str, ...] = ()
-    """Columns of which each cell of N and D keeps the setting of the lowest loss."""
+    """Columns of which each cell of N and D keeps the setting of the lowest loss; several may stand
+    in one item, with commas between them."""
     pool: bool = False
     """Whether rows are fitted together although a column tells rows of equal N and D apart."""
     all_points: bool = False

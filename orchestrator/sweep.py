@@ -91,7 +91,8 @@ def train(
         at `address`.
     """
     left: dict[str, set[int]] = {}
-    for key, tokens in (p.id for p in missing(project, plan)):
+    lacking = missing(project, plan)
+    for key, tokens in (p.id for p in lacking):
         left.setdefault(key, set()).add(tokens)
     trials = {t.key: t.only(left[t.key]) for t in plan.trials if t.key in left}
     with suppress(OSError):
@@ -127,6 +128,7 @@ def train(
                 begun=begun,
                 finished=finished,
                 limits=plan.spec.limits,
+                measured=len(lacking) < len(plan.planned),
             )
             with interruptible(stop, lambda: quit_now(wished.forget)):
                 _tune(grid, watch, directory)

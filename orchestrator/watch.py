@@ -133,7 +133,9 @@ class Watch(Callback):
         begun: Callable[[], None],
         finished: Callable[[ObservationId], None],
         limits: Limits,
+        measured: bool = False,
     ) -> None:
+        """Watch `trials`; `measured` is whether earlier runs have given rows of their sweep."""
         self._stop = stop
         self._trials = trials
         self._storage = project.storage
@@ -146,6 +148,8 @@ class Watch(Callback):
         self._limits = limits
         self.first_failures = FirstFailures(grid.hold_back, grid.queue.let_go)
         """Whether the rest of the sweep is held back."""
+        if measured:
+            self.first_failures.measured()
         self._shown: dict[
             str, set[str]
         ] = {}  # trials whose failure was shown, by the gist of its cause

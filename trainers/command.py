@@ -103,6 +103,8 @@ class _Run:
         self._curve: dict[int, Progress] = {}
         self._evaluations: dict[int, float] = {}
         """Held-out losses by step, as they were told in progress."""
+        self._tokens: dict[int, int] = {}
+        """Tokens by step, where this attempt told of them."""
         self._result: Result | None = None
         self._diverged: str | None = None
         self._pending: tuple[int, int] | None = None
@@ -130,7 +132,7 @@ class _Run:
                 step: point.heldout_loss
                 for step, point in self._curve.items()
                 if point.heldout_loss is not None
-            }
+            } | dict(state.get("evaluations", ()))
             self._started -= state["seconds"]
 
     def start(self) -> Child:
@@ -246,25 +248,32 @@ class _Run:
         self._step = self._told_step = told.step
         if told.heldout_loss is not None:
             self._evaluations[told.step] = told.heldout_loss
-        tokens = told.tokens
-        if tokens is None:
-            earlier = self._curve.get(told.step)
+        if told.tokens is not None:
+            self._tokens[told.step] = told.tokens
+        earlier = self._curve.get(told.step)
+        train_loss = told.train_loss
+        if train_loss is None and earlier is not None:
+            train_loss = earlier.train_loss
+        if train_loss is not None:
             tokens = earlier.tokens if earlier else told.step * h.batch_tokens
-        point = Progress(
-            step=told.step,
-            tokens=tokens,
-            flops=tokens * flops_per_token(self._trial.shape),
-            train_loss=told.train_loss,
-            heldout_loss=self._evaluations.get(told.step),  # perhaps of an earlier line
-        )
-        if not math.isfinite(told.train_loss):
-            self._diverged = (
-                f"the training loss was {told.train_loss} at step {told.step} of {h.steps}"
+            tokens = self._tokens.get(told.step, tokens)
+            point = Progress(
+                step=told.step,
+                tokens=tokens,
+                flops=tokens * flops_per_token(self._trial.shape),
+                train_loss=train_loss,
+                heldout_loss=self._evaluations.get(told.step),  # perhaps of an earlier line
             )
-        yield point
-        if told.step:  # before the first step nothing was spent
-            self._curve[told.step] = point
+            if not math.isfinite(train_loss):
+                self._diverged = (
+                    f"the training loss was {train_loss} at step {told.step} of {h.steps}"
+                )
+            yield point
+            if told.step:  # before the first step nothing was spent
+                self._curve[told.step] = point
+        if told.step:
             self._keep_what_is_due(told.step)
+        if told.step or train_loss is None:  # which is a sign of life, too
             yield Step(told.step)
 
     def _keep_what_is_due(self, step: int, *, at_once: bool = False) -> None:
@@ -278,6 +287,7 @@ class _Run:
             "key": self._trial.key,
             "step": saved,
             "curve": [dataclasses.asdict(p) for s, p in self._curve.items() if s <= saved],
+            "evaluations": [(s, loss) for s, loss in self._evaluations.items() if s <= saved],
             "seconds": time.monotonic() - self._started,
         }
         try:
@@ -311,7 +321,7 @@ class _Run:
         went_well = told.status == "complete" and math.isfinite(told.loss or math.nan)
         if told.tokens is not None or not went_well:
             return
-        last = max(self._curve, default=None)
+        last = max([*self._curve, *self._evaluations], default=None)
         if last is None or last < steps - 1:  # some count from 0
             came = "it told of none" if last is None else f"the last one that it told of is {last}"
             raise ProtocolError(

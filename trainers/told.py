@@ -1,7 +1,8 @@
 """What a training program tells: JSON lines, each a progress, a checkpoint or the result.
 
 A line is one of these if it is an object with the key `train_loss`, `heldout_loss`, `checkpoint` or
-`loss`; then it must be exactly that. Every other line is log.
+`loss`; then it must be exactly that. Every other line is log, and so is a loss without a step among
+keys that are not ours: that is some other logger's.
 """
 
 from __future__ import annotations
@@ -36,16 +37,24 @@ class _Told(BaseModel):
 
 
 class Point(_Told):
-    """A progress line."""
+    """A progress line; without `train_loss` it is an evaluation."""
 
     step: Annotated[int, Field(ge=0)]
     """Optimiser steps done, counted from the trial's beginning."""
-    train_loss: float
+    train_loss: float | None = None
     """Nats/token; NaN or infinite ends the trial as diverged."""
     tokens: Annotated[int, Field(ge=0)] | None = None
     """Trained on so far; by default as in an earlier line of the step, or step x batch_tokens."""
     heldout_loss: float | None = None
     """Nats/token; by default what an earlier line of the step has."""
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Point:
+        if self.train_loss is None and "train_loss" in self.model_fields_set:
+            raise ValueError("its train_loss is null: leave it out, or give NaN if it diverged")
+        if self.train_loss is None and self.heldout_loss is None:
+            raise ValueError("its heldout_loss is null, and it has no train_loss")
+        return self
 
 
 class Saved(_Told):
@@ -117,6 +126,12 @@ def heard(text: str) -> Point | Saved | Result | None:
         return None
     mark = next((mark for mark in _MARKS if mark in data), None)
     if mark is None:
+        return None
+    if (
+        _MARKS[mark] is Point
+        and "step" not in data
+        and not data.keys() <= Point.model_fields.keys()
+    ):
         return None
     try:
         return _MARKS[mark].model_validate(data)

@@ -81,6 +81,29 @@ def test_a_grid_of_finished_runs_is_no_curve() -> None:
     assert _found({**grid, "run_id": each, "step": steps}, "run_id", "step") is None
 
 
+def test_finished_runs_of_one_size_in_order_are_no_curve_though_their_steps_rise() -> None:
+    n = np.repeat(np.geomspace(5e7, 1.6e9, 7), 5)
+    d = n * np.tile([5, 10, 20, 40, 80], 7)
+    scatter = np.exp(0.002 * np.random.default_rng(0).standard_normal(35))
+    grid = {
+        "params": n, "tokens": d, "loss": loss(THETA, n, d) * scatter,
+        "step": np.round(d / 5e5).astype(int),
+        "model": np.array([f"{size:.0f}" for size in n]),
+        "slug": np.array([f"{size:.0f}-{tokens:.0f}" for size, tokens in zip(n, d, strict=True)]),
+    }  # fmt: skip
+    for names in (("step",), ("step", "model"), ("step", "slug")):
+        assert _found(grid, *names) is None
+
+
+def test_the_newest_points_may_come_first() -> None:
+    columns = _curves()
+    order = np.arange(len(columns["loss"]))[::-1]
+    for names in ((), ("step",)):
+        found = _found(columns, *names, order=order)
+        assert found is not None
+        assert found.runs == 12
+
+
 def test_replicates_of_a_grid_in_blocks_are_no_curves() -> None:
     n = np.tile(np.repeat(np.geomspace(1e7, 1e9, 5), 6), 2)
     d = np.tile(np.geomspace(1e9, 1e11, 6), 10)

@@ -306,14 +306,16 @@ def test_a_verdict_says_that_the_optimum_it_compares_with_was_not_measured(sweep
     assert "above the largest D/N that was measured" in note
 
 
-def test_an_excess_knows_that_the_law_may_be_off_above_the_budgets(sweep):
-    """An optimum nearer to the run or farther from it: both ends move, and none below the top."""
+@pytest.mark.parametrize("outside", ["above", "below"])
+def test_an_excess_knows_that_the_law_may_be_off_outside_the_budgets(sweep, outside):
+    """An optimum nearer to the run or farther from it: both ends move, and none in between."""
     obs = sweep(HOFFMANN, TRUTH, noise=0.002, centre=300.0, seed=1)
     law = fit(HOFFMANN, obs)
     known = Discrepancy(params=0.1, loss=0.0, source="back-tests", back_tests=3)
     plain, told = fitted_basis(law, obs, SIX_N), fitted_basis(law, obs, SIX_N, known)
-    top = float(obs.flops.max())
-    for flops, wider in ((0.5 * top, False), (50.0 * top, True)):
+    bottom, top = float(obs.flops.min()), float(obs.flops.max())
+    far = 50.0 * top if outside == "above" else bottom / 50.0
+    for flops, wider in ((0.5 * top, False), (2.0 * bottom, False), (far, True)):
         best = optimum(law.theta, flops, SIX_N)
         run = (3.0 * best.params, best.tokens / 3.0)
         before, after = diagnose(plain, *run), diagnose(told, *run)

@@ -129,11 +129,42 @@ def test_columns_without_effect_are_named_in_one_table_of_a_thousand() -> None:
     assert named < 9
 
 
-def test_a_blank_is_no_level() -> None:
+def test_a_blank_beside_a_value_in_a_cell_is_a_level_that_nothing_suggests() -> None:
+    """Exports leave what has its default blank."""
     n, d = _sweep(2)
-    note = np.where(np.arange(len(n)) % 2 == 0, "8 GPUs", " ")
+    other = np.where(np.arange(len(n)) % 2 == 0, "muon", " ")
     effect = np.where(np.arange(len(n)) % 2 == 0, 0.05, 0.0)
-    assert _found(effect, n, d, notes=note).factors == ()
+    (factor,) = _found(effect, n, d, optim=other).deciding
+    assert factor.suggested == "muon"
+    # Between cells a blank says nothing.
+    n, d = _sweep()
+    note = np.where(np.random.default_rng(0).random(len(n)) < 0.3, "8 GPUs", "")
+    assert _found(np.zeros(len(n)), n, d, notes=note).factors == ()
+
+
+def test_what_a_kind_does_may_change_with_size() -> None:
+    n, d = _sweep(2)
+    moe = np.arange(len(n)) % 2 == 1
+    effect = np.where(moe, 0.04 * np.log(n / np.exp(np.log(n).mean())), 0.0)
+    (factor,) = _found(effect, n, d, moe=moe).deciding
+    assert factor.column == "moe"
+
+
+def test_rates_drawn_at_random_are_found_where_no_rows_share_a_cell() -> None:
+    rng = np.random.default_rng(0)
+    n = np.exp(rng.uniform(np.log(2e7), np.log(1e9), 80))
+    d = n * np.exp(rng.uniform(np.log(5), np.log(80), 80))
+    rate = np.exp(rng.uniform(np.log(5e-4), np.log(1e-2), 80))
+    (factor,) = _found(0.03 * np.log(rate / 2e-3) ** 2, n, d, lr=rate).deciding
+    assert (factor.column, factor.cells, factor.suggested) == ("lr", 0, None)
+
+
+@pytest.mark.parametrize("name", ["repeats", "loss_fn", "memory_layers", "seed_data", "max"])
+def test_names_that_only_look_like_measurements_are_factors(name: str) -> None:
+    n, d = _sweep(2)
+    effect = np.where(np.arange(len(n)) % 2 == 1, 0.05, 0.0)
+    (factor,) = _found(effect, n, d, **{name: np.arange(len(n)) % 2 + 1}).deciding
+    assert factor.column == name
 
 
 def test_blank_rows_do_not_hide_the_levels_of_others() -> None:

@@ -127,10 +127,10 @@ def test_a_third_column_is_not_looked_for_where_two_are_named() -> None:
         ({"N": N, "D": D, "L": ["3", "x", "2", "1"]}, {}, "'L' is not numeric: row 2 has 'x'"),
         ({"N": ["1.5 GB"] * 4, "D": D, "L": L}, {}, "'N' is not numeric: row 1 has '1.5 GB'"),
         ({"N": N, "D": D, "L": [True] * 4}, {}, "'L' is not numeric: it holds bool"),
-        ({"N": N, "D": D, "L": [3, 0, -1, 2]}, {}, r"2 of 4 rows have a L \('L'\) .* 0 in row 2"),
-        ({"N": [1e8, -1, 1, 1], "D": D, "L": L}, {}, "a N .* is not positive, the first is -1"),
-        ({"N": N, "D": D, "L": L, "weight": [1, 1, -1, 0]}, {}, "a weight .* is negative"),
-        ({"N": N, "D": D, "L": [np.nan] * 4}, {}, "none of 4 rows is complete"),
+        ({"N": N, "D": D, "L": [3, 0, -1, 2]}, {}, r"2 of 4 rows L \('L'\) is .* 0 in row 2"),
+        ({"N": [1e8, -1, 1, 1], "D": D, "L": L}, {}, "rows N .* is not positive, the first is -1"),
+        ({"N": N, "D": D, "L": L, "weight": [1, 1, -1, 0]}, {}, "weight .* is negative"),
+        ({"N": N, "D": D, "L": [np.nan] * 4}, {}, "no row of 4 is complete"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(table, columns, message) -> None:

@@ -273,6 +273,23 @@ def test_inside_the_measured_budgets_nothing_is_added(mini_sweep, mini_cost):
     assert inside[0].loss == inside[1].loss
 
 
+@pytest.mark.parametrize("budgets", [True, False])
+def test_below_the_smallest_budget_a_law_extrapolates_as_well(sweep, budgets):
+    """By the distance from the smallest budget, or from the smallest C of all."""
+    obs = sweep(GENERALISED, BENT_TRUTH, noise=0.002, seed=2, centre=300.0)
+    if not budgets:
+        obs = replace(obs, budget=np.full(len(obs), np.nan))
+    known = Discrepancy(params=0.08, loss=0.003, source="back-tests", back_tests=3)
+    bottom = float(obs.flops.min())
+    heads = [headline(obs, share * bottom, SIX_N, discrepancy=known) for share in (1.0, 0.1, 0.01)]
+    expected = [(0.08 * math.log(k), 0.003 * math.log(k)) for k in (1.0, 10.0, 100.0)]
+    assert [item.by_law for item in heads] == [pytest.approx(pair) for pair in expected]
+    alone = headline(obs, 0.01 * bottom, SIX_N, discrepancy=NOISE_ONLY)
+    own = math.log(alone.params.high / alone.params.estimate)
+    wide = math.log(heads[2].params.high / heads[2].params.estimate)
+    assert wide == pytest.approx(math.hypot(own, quantile(0.9) * expected[2][0]))
+
+
 @pytest.mark.parametrize(
     ("budgets", "noise", "source", "number", "note"),
     [

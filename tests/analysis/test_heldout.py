@@ -19,6 +19,7 @@ from analysis.heldout import (
     discrepancy_of,
     leave_one_out,
     median_error,
+    predict,
     predictions,
     roll_forward,
 )
@@ -361,6 +362,56 @@ def test_a_budget_without_a_valley_has_no_back_test_and_says_why(mini_sweep, min
     assert "below the smallest size" in found.reason
     assert (found.params_held, found.loss_held) == (None, None)
     assert (found.params_interval, found.loss_interval, found.params_measured) == (None,) * 3
+
+
+def jumped(factor):
+    """A lawful sweep whose top budget has its valley, and its grid, a factor higher in N."""
+    obs = drifting(0.0)
+    obs = obs.select(np.isin(np.arange(len(obs)) % 7, [1, 2, 3, 4, 5]))
+    top = obs.budget == obs.budget.max()
+    n = np.where(top, factor * obs.params, obs.params)
+    return replace(obs, params=n, tokens=obs.flops / (6 * n))
+
+
+@pytest.mark.parametrize("up", [1, -1])
+def test_the_farther_a_forecast_is_off_the_larger_the_discrepancy(up):
+    """Grids reach to 3.1 times the optimum: a factor of 4 puts the predicted bottom outside."""
+    factors = (1.0, 2.5, 4.0, 6.0, 20.0)
+    known = [replayed(jumped(factor**up), top=1) for factor in factors]
+    taus = [of_all.params for _, of_all in known]
+    assert taus == sorted(taus)
+    assert known[0][0][0].params_held
+    distance = math.log(4.0)
+    for factor, ((item,), of_all) in zip(factors[1:4], known[1:4], strict=True):
+        assert (of_all.source, of_all.back_tests) == ("back-tests", 4)
+        assert item.params_held is False
+        assert item.reason is None
+        error = math.log(item.params_interval.estimate / item.params_measured)
+        assert error == pytest.approx(-up * math.log(factor), abs=0.2)
+        # Three exact back-tests and one that was off: tau^2 = e^2 / 4 for each unit of ln C.
+        assert of_all.params == pytest.approx(abs(error) / distance / 2.0, rel=0.1)
+
+
+@pytest.mark.parametrize("lower", ["first", "last"])
+def test_a_forecast_without_any_bottom_is_off_to_the_end_of_the_grid(lower):
+    """Few tokens in the middle: what is predicted there curves downwards, the losses measured up.
+
+    L is then the lowest predicted loss, at that end.
+    """
+    obs = drifting(0.0, noise=0.0)
+    basis = fit_basis(obs.select(obs.budget < obs.budget.max()))
+    top = obs.select(obs.budget == obs.budget.max())
+    short = np.array([1.0, 0.4, 0.2, 0.15, 0.2, 0.4, 1.0])
+    short[-1 if lower == "first" else 0] = 0.6
+    held = replace(top, tokens=short * top.tokens)
+    found = predict(basis, held, SIX_N, 0.25 * top.flops[0])
+    end = 0 if lower == "first" else -1
+    losses = log_loss(HOFFMANN.theta(HOFFMANN_TRUTH), np.log(held.params), np.log(held.tokens))
+    assert isoflop(replace(held, loss=np.exp(losses))).vertices[0].status == "concave"
+    assert int(np.argmin(losses)) % 7 == end % 7
+    assert found.reading.params == held.params[end]
+    assert found.reading.loss == pytest.approx(math.exp(losses.min()), rel=1e-5)
+    assert abs(found.params_miss.error) == pytest.approx(0.5 * math.log(30.0), abs=0.1)
 
 
 def test_without_budgets_nothing_tells(sweep):

@@ -8,6 +8,9 @@ from analysis.errors import InputError
 from analysis.fitting import Method, fit, fit_each
 from analysis.forecast import forecast
 from analysis.intervals import (
+    NO_END,
+    Interval,
+    add_in_quadrature,
     constant_intervals,
     interval,
     standard_errors,
@@ -55,6 +58,22 @@ def test_interval_of_a_positive_quantity_is_symmetric_in_its_logarithm():
     assert interval(1.0, 1e4, 10, 0.9).high == math.inf  # rather than an overflow
     line = interval(0.5, 0.1, 10, 0.9, scale="linear")
     assert (line.low, line.high) == pytest.approx((0.3188, 0.6812), abs=1e-4)
+
+
+def test_what_is_known_to_within_a_million_fold_is_not_known():
+    """On either scale, and also where two half-widths together reach so far."""
+    near, far = 0.999 * math.log(1e6), 1.001 * math.log(1e6)
+    t = t_quantile(10, 0.9)
+    for half, ends in ((near, True), (far, False)):
+        single = interval(1.0, half / t, 10, 0.9)
+        both = add_in_quadrature(
+            Interval(1.0, math.exp(-0.6 * half), math.exp(0.6 * half), 0.9), 0.8 * half
+        )
+        for part in (single, both):
+            assert (part.low > 0.0, part.high < math.inf) == (ends, ends)
+    line = [interval(0.5, size / t, 10, 0.9, scale="linear") for size in (0.99e6, 1.01e6)]
+    assert [(part.low, part.high) == (-math.inf, math.inf) for part in line] == [False, True]
+    assert NO_END == 1e6
 
 
 def independent(obs):

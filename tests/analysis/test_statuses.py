@@ -17,6 +17,10 @@ from analysis.statuses import finished
         ("state", "COMPLETE", "PRUNED"),  # Optuna
         ("finished", True, False),
         ("diverged", False, True),
+        ("finished", 1, 0),
+        ("crashed", "no", "yes"),
+        ("summary.state", "COMPLETED", "CANCELLED by 1000"),
+        ("state", "TrialState.COMPLETE", "TrialState.PRUNED"),
     ],
 )
 def test_runs_that_did_not_finish_are_left_out_and_counted(name, good, bad) -> None:
@@ -45,5 +49,7 @@ def test_a_value_that_is_not_understood_stays_and_is_said() -> None:
 def test_what_somebody_selected_by_is_not_asked() -> None:
     table = pa.table({"status": ["FAILED", "RUNNING"]})
     assert finished(table, {"status"}).kept.all()
-    with pytest.raises(InputError, match=r"none of 2 runs finished .*status is FAILED.*--where"):
+    with pytest.raises(
+        InputError, match=r"no run of 2 finished .*status is FAILED.*--where status="
+    ):
         finished(table, ())

@@ -165,7 +165,7 @@ def _factor(
     elif kind == "flag":
         name, levels = str(rng.choice(["moe", "use_qk_norm", "tied"])), [False, True]
     else:
-        name = str(rng.choice(["unique_tokens", "epochs", "depth_multiplier"]))
+        name = str(rng.choice(["unique_tokens", "repeats", "depth_multiplier"]))
         levels = [1.0, 2.0, 8.0][: int(rng.integers(2, 4))]
     size = rng.uniform(0.01, 0.08)
     does = size * np.arange(len(levels)) / (len(levels) - 1)
@@ -241,7 +241,10 @@ def _extras(rng: np.random.Generator, columns: Columns) -> None:
         "created": lambda: rng.uniform(1.7e9, 1.8e9, rows),
         "warmup": lambda: np.round(columns["tokens"] / 100),
         "index": lambda: np.arange(rows),
+        "model": lambda: np.array([f"{n / 1e6:.0f}M" for n in columns["params"]]),
     }
+    if not {"step", "iter", "global_step"} & set(columns):  # of runs that are finished
+        makers["step"] = lambda: np.round(columns["tokens"] / 5e5)
     for name in rng.permutation(list(makers))[: int(rng.integers(0, 6))]:
         columns[str(name)] = makers[str(name)]()
 

@@ -148,8 +148,8 @@ def test_what_cannot_be_is_refused_in_one_sentence(
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("1e8,2e9,-1", "a L ('loss') that is not positive, the first is -1 in row 1"),
-        ("0,2e9,3", "a N ('N') that is not positive"),
+        ("1e8,2e9,-1", "L ('loss') is not positive, the first is -1 in row 1"),
+        ("0,2e9,3", "N ('N') is not positive"),
         ("big,2e9,3", "column 'N' is not numeric: row 1 has 'big'"),
         ("", "has no rows"),
         ("1e8,2e9,3\n2e8,2e9,2.9\n4e8,4e9,2.8", "3 observations cannot determine"),
@@ -315,7 +315,7 @@ def test_n_from_c_is_called_so_and_what_looks_like_n_is_named(isoflop: Run) -> N
         ("accuracy.csv", ["--loss", "accuracy"], "'accuracy') rises with N and D"),
         ("perplexity.csv", ["--loss", "val_ppl"], "add --loss-unit perplexity"),
         ("suite.csv", [], "all 8 observations have one D, about 3e+11 tokens"),
-        ("rates.csv", ["--best-of", "wd"], "--best-of wd: there is no such column"),
+        ("rates.csv", ["--best-of", "wd"], "--best-of wd: there is no column 'wd' besides N, D"),
     ],
 )
 def test_what_no_law_can_be_fitted_to_is_refused(isoflop: Run, name, options, message) -> None:

@@ -28,7 +28,7 @@ def test_a_few_trials_that_fail_alike_hold_back_the_rest() -> None:
     assert FEW == 3
     assert sweep.fail("a", "b") is None
     assert sweep.done == []
-    assert sweep.fail("c", why="exited with 2") == "exited with 1"
+    assert sweep.fail("c") == "exited with 1"
     assert sweep.done == [["a", "b", "c"]]
     assert sweep.fail("d") == "exited with 1"  # one that was running
     assert sweep.done == [["a", "b", "c"]]
@@ -50,6 +50,13 @@ def test_a_row_lets_the_rest_go_whatever_fails_after_it(witness: str | None) -> 
     assert sweep.first.reason is None
     assert sweep.fail("d", "e", "f", "small") is None
     assert len(sweep.done) == 2
+
+
+def test_a_cause_that_differs_in_its_number_is_another_one() -> None:
+    sweep = Sweep()
+    sweep.fail("a", "b", why="train.py exited with 1")
+    assert sweep.fail("c", "d", "e", why="train.py exited with 137") is None
+    assert sweep.done == []
 
 
 def test_a_row_before_any_failure_is_enough() -> None:
@@ -79,6 +86,17 @@ def test_failures_of_two_causes_are_none_of_all() -> None:
         ("loss 3.25e-7 at /tmp/x-12", "loss nan at /tmp/x-12", False),
         ("exited with 1: No module named 'a'", "exited with 1: No module named 'b'", False),
         ("was killed by SIGKILL", "was killed by SIGABRT", False),
+        ("was killed by signal 35", "was killed by signal 36", False),
+        ("exited with 1", "exited with 137", False),
+        ("exited with 1: step 9", "exited with 1: step 10", True),
+        ("CalledProcessError: exit status 1", "CalledProcessError: exit status 2", False),
+        (
+            "no /dev/shm/isoflop-scratch-kly22q98/command-0/scratch/vocab.json",
+            "no /dev/shm/isoflop-scratch-_x_yzabc/command-0/scratch/vocab.json",
+            True,
+        ),
+        ("cannot open '/tmp/tmpab12cd34/x.bin'", "cannot open '/tmp/tmp_zyxwvut/x.bin'", True),
+        ("cannot open '/tmp/tmpab12cd34/x.bin'", "cannot open '/tmp/tmpab12cd34/y.bin'", False),
     ],
 )
 def test_alike_is_equal_but_for_numbers_and_keys(one: str, other: str, alike: bool) -> None:

@@ -11,8 +11,10 @@ from cluster.budget import Caps
 from cluster.machines import Cluster, uniform
 from cluster.placement import Placement
 from cluster.queue import Job
-from orchestrator.grid import ASK_SECONDS, LOOK_SECONDS
+from orchestrator.first_failures import FirstFailures
+from orchestrator.grid import ASK_SECONDS, LOOK_SECONDS, SAME_FLOPS
 from tests.orchestrator.grids import CORE, GPU, ORDER, TWO_GPUS, Tune, cluster_of, cores
+from trainers.flops import flops_per_token
 
 
 def test_the_longest_come_first_each_with_its_class() -> None:
@@ -371,3 +373,65 @@ def test_a_sweep_ends_while_the_rest_is_held_back() -> None:
     assert tune.grid.hold_back({"a"}) is None
     assert tune.ask() == ""
     assert tune.grid.queue.kept_back == {"b", "c"}
+
+
+def _sizes(tune: Tune, **sizes: tuple[int, int]) -> None:
+    """Have the trials such widths and steps."""
+    for key, (width, steps) in sizes.items():
+        order = tune.grid._orders[key]
+        shape = replace(order.trial.shape, width=width)
+        recipe = replace(order.trial.hyperparameters, steps=steps)
+        trial = replace(order.trial, shape=shape, hyperparameters=recipe)
+        tune.grid._orders[key] = replace(order, trial=trial)
+
+
+def _top_budget_fails() -> tuple[Tune, FirstFailures]:
+    """A sweep of equal widths, whose three trials of the top budget have failed alike."""
+    tune = Tune(cores(7), uniform(cpus=1), retries=0)
+    small, large = dict.fromkeys("defg", (16, 100)), dict.fromkeys("abc", (16, 400))
+    _sizes(tune, **small, **large)
+    first = FirstFailures(tune.grid.hold_back, tune.grid.queue.let_go)
+    for key in "abc":
+        assert tune.ask() == key
+        assert not tune.fail(key, "raised")
+        first.failed(key, "exited with 1: the corpus has no more tokens")
+    return tune, first
+
+
+def test_failures_at_the_top_budget_only_leave_the_rest_running() -> None:
+    """Their cause grows with tokens: of equal widths the small budget may be spared."""
+    tune, first = _top_budget_fails()
+    assert first.reason is None
+    assert tune.ask_all() == ["d"]
+    tune.end("d")
+    first.measured()
+    for key in "efg":
+        assert tune.ask() == key
+        tune.end(key)
+    assert tune.ask() == ""
+    assert tune.rows == set("defg")
+
+
+def test_a_small_budget_that_fails_alike_gives_the_rest_up() -> None:
+    tune, first = _top_budget_fails()
+    assert tune.ask() == "d"
+    assert not tune.fail("d", "raised")
+    first.failed("d", "exited with 1: the corpus has no more tokens")
+    assert first.reason == "exited with 1: the corpus has no more tokens"
+    assert tune.ask() == ""
+    assert tune.grid.queue.kept_back == set("efg")
+
+
+def test_of_one_budget_the_narrowest_is_tried() -> None:
+    """FLOPs of one budget differ as steps are rounded, which is no size."""
+    tune = Tune(cores(4), uniform(cpus=1), retries=0)
+    _sizes(tune, a=(32, 400), b=(64, 100), c=(48, 160), d=(16, 1000))
+    flops = {
+        key: flops_per_token(order.trial.shape) * order.trial.tokens
+        for key, order in tune.grid._orders.items()
+    }
+    assert tune.ask() == "a"
+    assert not tune.fail("a", "raised")
+    assert min("bcd", key=lambda key: flops[key]) == "c"
+    assert max(flops[key] for key in "bcd") < SAME_FLOPS * flops["c"]
+    assert tune.grid.hold_back({"a"}) == "d"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from analysis.observations import ObservationId
+from cluster.machines import uniform
+from orchestrator import sweep
 from orchestrator import watch as watch_module
 from orchestrator.attempts import Attempts
 from orchestrator.planner import Plan, make_plan
@@ -29,7 +33,9 @@ from orchestrator.watch import (
     STALL_SECONDS,
     Watch,
 )
+from trainers.simulated import Simulated
 from trainers.told import ProtocolError
+from trainers.workspace import Scratch
 
 EXPECTED = 100.0
 """Seconds of every trial."""
@@ -109,7 +115,9 @@ class Progress:
 class Eye:
     """A watch, and Tune as it calls it."""
 
-    def __init__(self, project: Project, plan: Plan, limits: Limits) -> None:
+    def __init__(
+        self, project: Project, plan: Plan, limits: Limits, *, measured: bool = False
+    ) -> None:
         self.now = 1000.0
         self.killed: list[str] = []
         self.finished: list[str] = []
@@ -129,6 +137,7 @@ class Eye:
             begun=lambda: None,
             finished=lambda name: self.finished.append(name[0]),
             limits=limits,
+            measured=measured,
         )
 
     def _trial(self, key: str) -> Any:
@@ -171,9 +180,9 @@ def plan() -> Plan:
 
 
 @pytest.fixture
-def make_eye(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Eye]:
-    def make() -> Eye:
-        made = Eye(create_project(tmp_path / "project"), plan, Limits(silent_seconds=50.0))
+def make_eye(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Eye]:
+    def make(**more: Any) -> Eye:
+        made = Eye(create_project(tmp_path / "project"), plan, Limits(silent_seconds=50.0), **more)
         clock = SimpleNamespace(monotonic=lambda: made.now)
         monkeypatch.setattr(watch_module, "time", clock)
         monkeypatch.setattr(watch_module.ray, "kill", lambda actor: made.killed.append(actor.key))
@@ -340,7 +349,7 @@ def _attempt(eye: Eye, key: str, error: str, log: str | None) -> None:
 def test_a_failure_is_shown_once_a_trial_with_the_log_of_the_first_of_its_cause(eye: Eye) -> None:
     first, second, third, *_ = eye.keys
     log = "\n".join(f"line {i}" for i in range(20)) + "\n\nImportError: no x\n"
-    for key, error in ((first, "exited with 1"), (second, "exited with 2"), (third, "killed")):
+    for key, error in ((first, "exited with 1"), (second, "exited with 1"), (third, "killed")):
         for _ in range(2):  # a second attempt is no news
             eye.start(key)
             _attempt(eye, key, error, log)
@@ -363,6 +372,41 @@ def test_a_protocol_error_is_not_tried_again_and_three_alike_stop_the_rest(eye: 
     assert eye.watch.first_failures.reason == "its result is that of step 1"
     assert eye.grid.kept_back == ["x", "y"]
     assert eye.progress.news == ["the first trials all failed alike: the other 2 are not started"]
+
+
+def test_rows_of_earlier_runs_let_the_rest_start_whatever_fails(
+    make_eye: Callable[..., Eye],
+) -> None:
+    eye = make_eye(measured=True)
+    for key in eye.keys[:4]:
+        eye.start(key)
+        _attempt(eye, key, "ended without a result", "")
+        eye.fail(key, ProtocolError("ended without a result"))
+    assert eye.watch.first_failures.reason is None
+    assert (eye.grid.kept_back, eye.progress.news) == ([], [])
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_run_knows_whether_earlier_ones_gave_rows(
+    rows: int, tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of `train` but Ray, in whose place three trials fail alike."""
+    project = create_project(tmp_path / "project")
+    for trial in plan.trials[:rows]:
+        *_, measured = Simulated().train(trial, Scratch(tmp_path))
+        assert project.ledger.write(trial, measured)
+
+    def tune(grid: Any, watch: Watch, directory: Path) -> None:
+        for trial in plan.trials[rows : rows + 3]:
+            watch.first_failures.failed(trial.key, "ended without a result")
+
+    monkeypatch.setattr(sweep, "connected", lambda address: nullcontext())
+    monkeypatch.setattr(sweep, "_machines", lambda plan: uniform(cpus=1))
+    monkeypatch.setattr(sweep, "_shared", lambda project, lease: nullcontext("nonce"))
+    monkeypatch.setattr(sweep, "_tune", tune)
+    lease = SimpleNamespace(lost=threading.Event(), generation=1, note=lambda *_, **__: None)
+    end = sweep.train(project, plan, lease, MagicMock(), lambda name: None)
+    assert end.common_reason == (None if rows else "ended without a result")
 
 
 def test_what_a_program_says_last_tells_causes_apart(eye: Eye) -> None:

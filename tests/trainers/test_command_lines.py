@@ -132,7 +132,13 @@ def test_a_training_loss_that_is_none_ends_the_program(
         ('{"loss": 3.0, "status": "fine"}', "should be 'complete' or 'diverged'"),
         ('{"loss": 3.0, "flops": 0}', "flops is 0, but it should be greater than 0"),
         ('{"train_loss": 3.0}', "is no progress: the key 'step' is missing"),
-        ('{"heldout_loss": 3.0, "step": 1}', "is no progress: the key 'train_loss' is missing"),
+        ('{"heldout_loss": 3.0}', "is no progress: the key 'step' is missing"),
+        ('{"heldout_loss": null, "step": 1}', "its heldout_loss is null, and it has no train_loss"),
+        ('{"train_loss": null, "step": 1}', "its train_loss is null: leave it out, or give NaN"),
+        (
+            '{"heldout_loss": 3.0, "step": 1, "lr": 1}',
+            "it has the key 'lr'; there are step, train_",
+        ),
         ('{"train_loss": 3.0, "step": 1.5}', "step is 1.5, but it should be a valid integer"),
         ('{"checkpoint": 0}', "is no checkpoint: checkpoint is 0, but it should be greater than"),
         ('{"train_loss": 3.0, "step": 100000}', "it told of step 100000, but the trial has"),
@@ -209,6 +215,60 @@ def test_lines_of_one_step_are_one_point(commanded: MakeCommand, workspace: Scra
     points = [(p.step, p.train_loss, p.heldout_loss) for p in measured.curve]
     assert points == [(50, 3.25, 3.75), (100, 2.75, 2.5)]
     assert (measured.status, measured.loss, measured.loss_step) == ("complete", 2.5, 100)
+
+
+def test_an_evaluation_may_have_a_line_of_its_own(
+    commanded: MakeCommand, workspace: Scratch
+) -> None:
+    """Before or after the line with the training loss; a step with none is no point."""
+    trial = commanded(
+        """
+        print('{"step": 0, "heldout_loss": 5.5}')
+        print('{"step": 25, "heldout_loss": 3.75, "tokens": 777}')
+        print('{"step": 25, "train_loss": 3.5}')
+        print('{"step": 50, "train_loss": 3.25}')
+        print('{"step": 50, "heldout_loss": 3.375}')
+        print('{"step": 60, "heldout_loss": 3.125}')
+        print('{"step": 100, "train_loss": 2.75}')
+        print('{"step": 100, "heldout_loss": 2.5}')
+        print('{"loss": 2.5}')
+        """
+    )
+    *events, measured = Commanded().train(trial, workspace)
+    assert isinstance(measured, Measurement)
+    points = [(p.step, p.train_loss, p.heldout_loss) for p in measured.curve]
+    assert points == [(25, 3.5, 3.75), (50, 3.25, 3.375), (100, 2.75, 2.5)]
+    assert measured.curve[0].tokens == 777
+    assert (measured.status, measured.loss, measured.loss_step) == ("complete", 2.5, 100)
+    signs = [event.step for event in events if isinstance(event, Step)]
+    assert signs == [0, 25, 25, 50, 50, 60, 100, 100]
+
+
+def test_an_evaluation_at_the_last_step_is_the_end(
+    commanded: MakeCommand, workspace: Scratch
+) -> None:
+    program = """
+    import sys
+    print('{"step": 90, "train_loss": 3.25}')
+    print('{"step": %s, "heldout_loss": 3.0}' % sys.argv[1])
+    print('{"loss": %s}' % sys.argv[2])
+    """
+    measured = measure(commanded(program, "100", "3.0"), workspace)
+    assert (measured.status, measured.loss_step) == ("complete", 100)
+    why = failure(commanded(program, "95", "2.5"), workspace)
+    assert why.startswith("of 100 steps the last one that it told of is 95, ")
+    stale = commanded(program.replace('"loss": %s', '"tokens": 25600, "loss": %s'), "95", "3.0")
+    assert "is that of step 95, told before" in failure(stale, workspace)
+
+
+def test_lines_of_other_loggers_are_log(
+    commanded: MakeCommand, workspace: Scratch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = ['{"train_loss": 3.5, "epoch": 1.0}', '{"heldout_loss": 3.0, "iter": 50}']
+    program = "".join(f"print('{line}')\n" for line in [*foreign, RESULT])
+    measured = measure(commanded(program), workspace)
+    assert (measured.status, measured.curve) == ("complete", ())
+    assert capsys.readouterr().out.splitlines() == foreign
 
 
 def test_tokens_of_a_step_stay_too(commanded: MakeCommand, workspace: Scratch) -> None:

@@ -55,7 +55,7 @@ class Curves:
     last: NDArray[np.bool_]
     """Whether a row is the last point of its run, shape (n,)."""
     by: str
-    """What told the runs apart, in words."""
+    """The column or the order that tells the runs apart, in words."""
     columns: frozenset[str] = frozenset()
     """Columns that name runs, or count their steps."""
 
@@ -198,7 +198,7 @@ def _by_column(
     steps: FloatArray | None,
     step: str | None,
 ) -> Curves:
-    """The runs of the column that somebody named."""
+    """Return the runs of the column that somebody named."""
     label = labels(table[name], blank_alone=True)
     if not _repeats(label, params) and len(np.unique(label)) < len(label):
         raise InputError(
@@ -218,7 +218,7 @@ def _by_order(
     steps: FloatArray | None,
     step: str | None,
 ) -> Curves | None:
-    """The runs that the order of rows shows, if there are signs that rows are no finished runs."""
+    """Return the runs that the order of rows shows, if something says that they are unfinished."""
     for progress in _progress(tokens, steps):
         for way in (slice(None), slice(None, None, -1)):  # newest points may come first
             label = _blocks(params[way], progress[way])[way]
@@ -242,7 +242,7 @@ def _named(table: pa.Table, names: frozenset[str], taken: Collection[str]) -> li
 
 
 def _steps(table: pa.Table, taken: Collection[str]) -> tuple[str | None, FloatArray | None]:
-    """The column that counts steps, if there is one, and its numbers."""
+    """Return the column that counts steps, if there is one, and its numbers."""
     for name in _named(table, STEPS, taken):
         try:
             steps = numbers(table, name)

@@ -76,12 +76,12 @@ class Factor:
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """What was found in one table."""
+    """All factors of one table."""
 
     within: tuple[Factor, ...]
-    """Those that tell rows of equal N and D apart, the strongest first."""
+    """Factors that tell rows of equal N and D apart, the strongest first."""
     between: tuple[Factor, ...]
-    """Those that tell cells apart about a smooth surface in ln N and ln D."""
+    """Factors that tell cells apart about a smooth surface in ln N and ln D."""
     untold: tuple[str, ...]
     """Columns whose values lie in ranges of N, D, C or D/N of their own: nothing can tell what they
     do from what N and D do."""
@@ -92,12 +92,12 @@ class Factors:
 
     @property
     def factors(self) -> tuple[Factor, ...]:
-        """All of them."""
+        """Factors within and between cells."""
         return self.within + self.between
 
     @property
     def deciding(self) -> tuple[Factor, ...]:
-        """Those that make a fit of all rows wrong by more than noise, if there are such."""
+        """Factors that make a fit of all rows wrong by more than noise, if there are such."""
         for part in (self.within, self.between):
             share = sum(factor.share for factor in part)
             effect = math.sqrt(sum(factor.effect**2 for factor in part))
@@ -194,7 +194,7 @@ def is_hyperparameter(name: str) -> bool:
 
 
 def _columns(table: pa.Table, name: str) -> list[_Column]:
-    """The column as a candidate, or nothing."""
+    """Return the column as a candidate in a list of one, or an empty list."""
     plain = plain_leaf(name)
     tuned = is_hyperparameter(name)
     if _NOT_FACTORS.fullmatch(plain) and not tuned:
@@ -237,9 +237,9 @@ class _Explained(NamedTuple):
 def _stepwise(
     columns: Sequence[_Column], rows: IntArray, label: IntArray, y: FloatArray, log_n: FloatArray
 ) -> list[Factor]:
-    """Columns that explain `y` within cells, the strongest first, each given those before it."""
+    """Select columns that explain `y` within cells, the strongest first, each given those before."""
     left = list(columns)
-    found: list[Factor] = []
+    factors: list[Factor] = []
     total, used = float(y @ y), 0
     freedom = len(rows) - (int(label.max()) + 1)
     if total <= 1e-16 * len(y):
@@ -255,15 +255,15 @@ def _stepwise(
         # Of columns that say the same, the one that somebody tuned.
         near = [(c, e) for c, e in known if e.share >= 0.9 * best]
         column, explained = max(near, key=lambda pair: (pair[0].tuned, pair[1].share))
-        found.append(_factor(column, explained, column.codes[rows], y))
+        factors.append(_factor(column, explained, column.codes[rows], y))
         rest = rest - explained.fitted
         used += min(column.levels - 1, 3) if column.values is not None else column.levels - 1
         left = [c for c in left if c is not column]
-    return found
+    return factors
 
 
 def _factor(column: _Column, explained: _Explained, codes: IntArray, y: FloatArray) -> Factor:
-    """The factor; `codes` and `y` are the rows' levels and what it explains."""
+    """Describe a factor; `codes` and `y` are the levels of the rows and what it explains."""
     known = codes >= 0
     size = np.bincount(codes[known], minlength=1)
     total = np.bincount(codes[known], y[known], minlength=1)
@@ -283,7 +283,7 @@ def _within(
     column: _Column, rows: IntArray, label: IntArray, y: FloatArray, log_n: FloatArray,
     freedom: int, total: float,
 ) -> _Explained | None:  # fmt: skip
-    """What a column explains of `y`, which is centred by cell: the more certain of two models."""
+    """Return how much of `y`, centred by cell, a column explains by its most certain model."""
     models = []
     codes = column.codes[rows]
     if (codes >= 0).any():  # within a cell a blank stands for a default that nobody wrote down
@@ -376,8 +376,8 @@ def _solve(normal: NDArray[np.float64], right: FloatArray) -> tuple[FloatArray, 
 def _between(
     columns: Sequence[_Column], params: FloatArray, tokens: FloatArray, y: FloatArray
 ) -> list[Factor]:
-    """Columns whose levels lie apart about a smooth surface, the strongest first."""
-    found = []
+    """Select the column whose levels or values lie apart the most about a smooth surface."""
+    factors = []
     surface = _surface(params, tokens)
     basis = np.linalg.qr(surface)[0]
     rest = y - basis @ (basis.T @ y)
@@ -401,8 +401,8 @@ def _between(
             size_of_it = math.sqrt(saved / len(y))
             if p < CHANCE / (2 * len(columns)) and size_of_it >= _SMALL_EFFECT:
                 explained = _Explained(p, saved / total, size_of_it, fitted, 0)
-                found.append(_factor(column, explained, column.codes, rest))
-    return sorted(found, key=lambda factor: -factor.share)[:1]
+                factors.append(_factor(column, explained, column.codes, rest))
+    return sorted(factors, key=lambda factor: -factor.share)[:1]
 
 
 def _level_design(column: _Column) -> FloatArray | None:

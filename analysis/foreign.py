@@ -57,7 +57,7 @@ _EDGE = 0.25  # share of cells whose best value may be the first or last tried b
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which rows of somebody else's table a person wants, where there is a choice."""
+    """A person's choice among the rows of somebody else's table."""
 
     best_of: tuple[str, ...] = ()
     """Columns of which each cell of N and D keeps the setting of the lowest loss; several may stand
@@ -69,7 +69,7 @@ class Selection:
     selected: frozenset[str] = frozenset()
     """Columns that rows were selected by already, which tell nothing apart any more."""
     loss_unit: LossUnit | None = None
-    """What the loss is measured in, where its name does not say."""
+    """The unit of the loss, where its name does not say it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +263,7 @@ def _foreign(rows: _Rows, columns: Mapping[str, str], unit: LossUnit, factors: F
         *rows.notes,
         *doubts(n, d, c, losses, read),
         *above_vocabulary(losses, rows.table, known["loss"], unit),
-        *_told_factors(factors),
+        *_factor_warnings(factors),
         *_kinds(rows.table, factors.untold),
     ]
     nan = np.full(len(n), np.nan)
@@ -284,7 +284,7 @@ def _foreign(rows: _Rows, columns: Mapping[str, str], unit: LossUnit, factors: F
 
 
 def _complete(rows: _Rows) -> _Rows:
-    """Rows that have all numbers and are no repetition."""
+    """Keep the rows that have all numbers and repeat no other row."""
     known, values = rows.known, rows.values
     total = len(rows.place)
     needed = _TRIO if {"params", "tokens"} <= set(known) or "flops" in known else (*_TRIO, "budget")
@@ -304,7 +304,7 @@ def _complete(rows: _Rows) -> _Rows:
 
 
 def _with_ends(rows: _Rows) -> _Rows:
-    """Rows of runs whose last point has a loss, where a column names runs."""
+    """Keep the rows of runs whose last point has a loss, where a column names runs."""
     progress = rows.values.get("tokens", rows.values.get("flops"))
     if "trunk" in rows.known or progress is None or len(rows.place) == 0:
         return rows
@@ -315,7 +315,7 @@ def _with_ends(rows: _Rows) -> _Rows:
 
 
 def _last_points(rows: _Rows, selection: Selection) -> _Rows:
-    """The last point of each run's training curve, or all with the noise of their run."""
+    """Keep the last point of each training curve, or all points with the noise of their run."""
     if "trunk" in rows.known:  # which says that its rows are decayed horizons
         trunk = labels(rows.table[rows.known["trunk"]], blank_alone=True)
         return replace(rows, trunk=trunk)
@@ -347,7 +347,7 @@ def _last_points(rows: _Rows, selection: Selection) -> _Rows:
 
 
 def _best(rows: _Rows, selection: Selection) -> _Rows:
-    """The rows of the setting that has the lowest loss in each cell of N and D."""
+    """Keep the rows of the setting that has the lowest loss in each cell of N and D."""
     names = _named(selection.best_of, rows)
     if not names:
         return rows
@@ -386,7 +386,7 @@ def _best(rows: _Rows, selection: Selection) -> _Rows:
 
 
 def _named(items: Sequence[str], rows: _Rows) -> list[str]:
-    """The columns that --best-of names, commas between them or in their names."""
+    """Return the columns that --best-of names, with commas between them or in their names."""
     others = _others(rows)
     names = []
     for item in items:
@@ -465,7 +465,7 @@ def _factors(rows: _Rows, selection: Selection) -> Factors:
     return find_factors(rows.table, cells(n, d), n, d, values["loss"], rows.taken)
 
 
-def _require_no_factor(found: Factors, rows: _Rows) -> None:
+def _require_no_factor(factors: Factors, rows: _Rows) -> None:
     """Refuse rows that a column tells apart by far more than noise.
 
     Raises
@@ -473,10 +473,10 @@ def _require_no_factor(found: Factors, rows: _Rows) -> None:
     InputError
         With the columns, what they explain, and the three ways out.
     """
-    part = found.deciding
+    part = factors.deciding
     if not part:
         return
-    within = part == found.within
+    within = part == factors.within
     best = ",".join(factor.column for factor in part if factor.tuned == part[0].tuned)
     ways = []
     if within:
@@ -485,13 +485,13 @@ def _require_no_factor(found: Factors, rows: _Rows) -> None:
         selecting = f"select rows with {where_option(part[0].column, part[0].suggested)}"
         ways.insert(len(ways) if part[0].tuned else 0, selecting)
     differ = (
-        f"rows of equal N and D differ by {found.spread:.1%} in their loss"
+        f"rows of equal N and D differ by {factors.spread:.1%} in their loss"
         if within
         else "losses differ by more than N and D explain"
     )
     explain = ", and ".join(
         f"column {factor.column!r} explains {factor.share:.0%} of that variance"
-        + (f", in {factor.cells} of {found.cells} such cells" if factor.cells else "")
+        + (f", in {factor.cells} of {factors.cells} such cells" if factor.cells else "")
         for factor in part
     )
     raise InputError(
@@ -500,11 +500,11 @@ def _require_no_factor(found: Factors, rows: _Rows) -> None:
     )
 
 
-def _told_factors(found: Factors) -> list[str]:
-    """A warning a column that explains differences, where the fit goes on all the same."""
-    if found.spread > _UNEXPLAINED and not found.factors:
+def _factor_warnings(factors: Factors) -> list[str]:
+    """Warn of each column that explains differences, where the fit goes on all the same."""
+    if factors.spread > _UNEXPLAINED and not factors.factors:
         return [
-            f"rows of equal N and D differ by {found.spread:.1%} in their loss, and no column "
+            f"rows of equal N and D differ by {factors.spread:.1%} in their loss, and no column "
             "explains it: do they differ in something that is not in the table?"
         ]
     return [
@@ -516,12 +516,12 @@ def _told_factors(found: Factors) -> list[str]:
             "deviation) beyond what N and D explain"
         )
         + _ways(factor)
-        for factor in found.factors
+        for factor in factors.factors
     ]
 
 
 def _ways(factor: Factor) -> str:
-    """What can be done about a small difference."""
+    """Say what can be done about a small difference."""
     ways = []
     if factor.suggested is not None:
         ways.append(f"select rows with {where_option(factor.column, factor.suggested)}")
@@ -531,7 +531,7 @@ def _ways(factor: Factor) -> str:
 
 
 def _others(rows: _Rows) -> list[str]:
-    """Columns of one name each that are not N, D, C or L."""
+    """Return the columns that are not N, D, C or L and share their name with no other."""
     names = rows.table.column_names
     return [n for n in names if names.count(n) == 1 and n not in rows.known.values()]
 
@@ -593,7 +593,7 @@ def _trio(values: Mapping[str, FloatArray]) -> tuple[FloatArray, FloatArray, Flo
 
 
 def _assumed(known: Mapping[str, str], columns: Mapping[str, str], table: pa.Table) -> list[str]:
-    """What nobody said: columns known by their names, and what was derived from others."""
+    """Say which columns were recognised by their names, and what was derived from others."""
     by_name = [f"{_LETTERS.get(k, k)} is {name!r}" for k, name in known.items() if k not in columns]
     notes = [f"columns known by their names: {', '.join(by_name)}"] if by_name else []
     if "flops" not in known and "budget" in known and len({"params", "tokens"} & set(known)) == 2:
@@ -610,7 +610,7 @@ def _assumed(known: Mapping[str, str], columns: Mapping[str, str], table: pa.Tab
 
 
 def _like_params(table: pa.Table, known: Mapping[str, str]) -> list[str]:
-    """Columns of numbers that nobody read and that may be N by their names."""
+    """Return unread columns of numbers whose names suggest that they hold N."""
     return [
         name
         for name in table.column_names
@@ -625,7 +625,7 @@ def _kinds(table: pa.Table, names: Sequence[str]) -> list[str]:
 
     Asked are those columns whose values nothing can tell from N and D.
     """
-    found = []
+    notes = []
     for name in names:
         values = pc.value_counts(pc.drop_null(table[name])).to_pylist()
         flag = {item["values"] for item in values} in ({0, 1}, {False, True})
@@ -633,9 +633,9 @@ def _kinds(table: pa.Table, names: Sequence[str]) -> list[str]:
             continue
         often = [written(item["values"]) for item in values if item["counts"] >= _MANY]
         if len(often) > 1 and len(values) <= _KINDS:
-            found.append(
+            notes.append(
                 f"{name!r} has {len(values)} values ({', '.join(often)}), each in a range of N, D "
                 "or C of its own: are these runs of one kind? If not, select with "
                 + where_option(name, often[0])
             )
-    return found
+    return notes

@@ -237,7 +237,7 @@ class _Explained(NamedTuple):
 def _stepwise(
     columns: Sequence[_Column], rows: IntArray, label: IntArray, y: FloatArray, log_n: FloatArray
 ) -> list[Factor]:
-    """Select columns that explain `y` within cells, the strongest first, each given those before."""
+    """Select columns that explain `y` within cells, each given those before it."""
     left = list(columns)
     factors: list[Factor] = []
     total, used = float(y @ y), 0

@@ -53,6 +53,23 @@ def test_a_rank_of_several_sees_all_gpus_of_its_node(
     assert measure(commanded(program), workspace).loss == 2.0
 
 
+def test_a_program_inherits_the_environment_of_its_worker(
+    commanded: MakeCommand, workspace: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that secrets need not be in the sweep file; what that says comes last."""
+    monkeypatch.setenv("A_SECRET", "2.5")
+    monkeypatch.setenv("CHANGED", "9")
+    program = """
+        import json, os
+        loss = float(os.environ["A_SECRET"]) + float(os.environ["CHANGED"])
+        assert os.environ["OMP_NUM_THREADS"] == os.environ["PYTHONUNBUFFERED"] == "1"
+        print(json.dumps({"loss": loss, "tokens": 25600}))
+    """
+    trial = commanded(program, env=(("CHANGED", "1"),))
+    assert measure(trial, workspace).loss == 3.5
+    assert "2.5" not in json.dumps(trial.to_dict()["command"])
+
+
 def test_every_placeholder_has_a_value(commanded: MakeCommand, tmp_path: Path) -> None:
     assert set(values(commanded(""), tmp_path)) == set(PLACEHOLDERS)
 

@@ -20,7 +20,7 @@ from analysis.files import numbers
 from analysis.observations import FloatArray, IntArray
 from analysis.statuses import plain_leaf, words
 
-RUNS = words("run runid runname runs runkey trialid uuid wandbid")
+RUNS = words("run runid runname runs runkey trialid uuid wandbid file filename log logfile logname")
 """Names, in small letters and digits alone, of columns that tell runs apart."""
 LABELS = words(
     "id trial trialname wandbname name model modelname config configname slug label key checkpoint "

@@ -25,7 +25,7 @@ from analysis.factors import Factor, Factors, find_factors, is_hyperparameter
 from analysis.files import listed, numbers
 from analysis.loss_units import LossUnit, convert, loss_unit, shown
 from analysis.observations import FloatArray, IntArray, Observations
-from analysis.statuses import finished, plain_name
+from analysis.statuses import finished, plain_leaf, plain_name
 from analysis.units import above_vocabulary, doubts, require_falling
 from analysis.wording import plural, where_option, written
 
@@ -43,6 +43,8 @@ NAMES = {
 }
 """What each column may be called, in small letters and digits alone, where nobody says."""
 
+_SCORES = re.compile(r"loss|perplexity|ppl|bpb|bitsper|natsper|acc|score")
+"""What the name of a loss, or of what is taken for one, has in it."""
 _LABELS = ("trunk", "run")
 _SYMBOLS = {"n": "params", "d": "tokens", "c": "flops", "l": "loss"}
 _TRIO = ("params", "tokens", "flops")
@@ -174,7 +176,10 @@ def recognise(table: pa.Table, columns: Mapping[str, str]) -> dict[str, str]:
         if key in found or key in settled or (key == "loss_stderr" and "loss" in columns):
             continue
         known = names.split()
-        candidates = [c for c in table.column_names if plain_name(c) in known and c not in taken]
+        free = [column for column in table.column_names if column not in taken]
+        candidates = [column for column in free if plain_name(column) in known]
+        # Of exported settings and results, such as summary.val_loss, the last part is the name.
+        candidates = candidates or [column for column in free if plain_leaf(column) in known]
         require_distinct_names(table, candidates)
         if len(candidates) > 1:
             either = " or ".join(shlex.quote(f"{key}={name}") for name in candidates)
@@ -189,11 +194,19 @@ def _require(table: pa.Table, found: Mapping[str, str]) -> None:
     have = [key for key in _TRIO if key in found or (key == "flops" and "budget" in found)]
     if "loss" in found and len(have) >= 2:
         return
-    lacking = [_LETTERS[key] for key in _TRIO if key not in have]
-    what = "the loss" if len(have) >= 2 else f"two of N, D and C (no {', no '.join(lacking)})"
+    if len(have) >= 2:
+        likely = [name for name in table.column_names if _SCORES.search(plain_name(name))]
+        example = shlex.quote(f"loss={likely[0]}") if likely else "loss=..."
+        what, option = "the loss", f"--columns {example}"
+    else:
+        lacking = [key for key in _TRIO if key not in have]
+        letters = [_LETTERS[key] for key in lacking]
+        what = " or ".join(letters) if have else "N, D or C, of which two are needed"
+        needed = [f"{key}=..." for key in lacking[: 2 - len(have)]]
+        needed += [] if "loss" in found else ["loss=..."]
+        option = f"--columns {','.join(needed)}"
     raise InputError(
-        f"cannot tell which column is {what}: say so with "
-        f"--columns params=...,flops=...,loss=...; the columns are {listed(table)}"
+        f"cannot tell which column is {what}: say so with {option}; the columns are {listed(table)}"
     )
 
 
@@ -351,6 +364,12 @@ def _best(rows: _Rows, selection: Selection) -> _Rows:
     names = _named(selection.best_of, rows)
     if not names:
         return rows
+    for name in names:
+        if re.search(r"seed|replica", plain_leaf(name)):
+            raise InputError(
+                f"--best-of {name}: runs that differ in {name!r} differ by noise, and the lowest "
+                "loss among them is too low; leave it out, and all of them are fitted"
+            )
     cell = cells(rows.values["params"], rows.values["tokens"])
     setting = np.zeros(len(cell), dtype=np.int64)
     for name in names:

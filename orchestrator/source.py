@@ -5,6 +5,7 @@ What follows from them is for `conclusion.py`; what columns and files mean, for 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from analysis.budgets import name_budgets
 from analysis.cells import cells
 from analysis.envelope import Curve, training_curves
 from analysis.errors import InputError
-from analysis.factors import Factor
+from analysis.factors import Factor, is_hyperparameter
 from analysis.files import is_table_file
 from analysis.fitting import LEAST_SQUARES, Method
 from analysis.foreign import Foreign, foreign
@@ -289,6 +290,13 @@ def points(table: pa.Table, name: str, reading: Reading) -> Points:
     columns = {**reading.columns, **({"loss": reading.loss} if reading.loss else {})}
     found = foreign(chosen, columns, reading.selection)
     excluded = {**_left("not selected", table, chosen), **found.excluded}
+    one = [name for name in reading.where if is_hyperparameter(name) and len(chosen) < len(table)]
+    notes = [
+        f"all rows have one {name!r}, which may suit some sizes better than others: --best-of "
+        f"{shlex.quote(name)} takes the best of each N and D"
+        for name in one
+    ]
+    found = replace(found, notes=(*found.notes, *notes))
     return Points(name=name, found=found, excluded=excluded, reading=reading)
 
 

@@ -190,11 +190,14 @@ class Steps:
     def all(self) -> list[tuple[int, float, str, int]]:
         """Pid, time in s, key and step of each, in order of time; step 0 starts an attempt."""
         for path in self.directory.glob("*.steps"):
+            begun = self._read.get(path, 0)
             with path.open("rb") as file:
-                file.seek(self._read.get(path, 0))
-                for line in file:
-                    at, key, step = line.decode().split()
-                    self._found.append((int(path.stem), float(at) / 1e9, key, int(step)))
-                self._read[path] = file.tell()
+                file.seek(begun)
+                # A line across two pages may be there in part while it is being written.
+                whole = file.read().rpartition(b"\n")[0]
+            for line in whole.decode().splitlines():
+                at, key, step = line.split()
+                self._found.append((int(path.stem), float(at) / 1e9, key, int(step)))
+            self._read[path] = begun + len(whole) + bool(whole)
         self._found.sort(key=lambda event: event[1])
         return self._found

@@ -26,7 +26,9 @@ from benchmarks.coverage import (
     [
         ("gamma 0.6", "symmetric", "shared by budget"),
         ("hoffmann", "few points", "normal"),
-        ("kaplan", "off-centre", "normal"),
+        # Off centre two budgets leave Kaplan's law so flat a minimum that solving many sweeps
+        # together and one alone stop at different points of one objective.
+        ("kaplan", "drifting", "normal"),
     ],
 )
 def test_a_simulated_interval_is_that_of_a_headline(truth, design, noise):

@@ -173,7 +173,7 @@ def top_flops(obs: Observations, valleys: IsoflopFit | None = None) -> float:
 
 
 def distance_outside(obs: Observations, flops: float, valleys: IsoflopFit | None = None) -> float:
-    """How far C lies above the largest budget or below the smallest, in ln C; 0 between them.
+    """Return the distance of C above the largest budget or below the smallest, in ln C, else 0.
 
     Where there are no budgets, outside of the C of all observations.
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from analysis.errors import InputError
 
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "null", "NULL", "None", "none", "#N/A")
-"""What stands for no number in a column of numbers; in a column of words only a blank does."""
+"""Text read as a missing number in a numeric column; in a column of words only blanks are."""
 
 _ALL_EXACT = 200_000  # rows up to which every float32 is read by its shortest decimals
 _FEW = 1_000  # values of a longer column that make it one of settings, such as learning rates

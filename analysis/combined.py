@@ -61,7 +61,7 @@ def with_discrepancy(found: Combined, discrepancy: Discrepancy, distance: float)
 
 
 def noise_of(found: Combined) -> Shares:
-    """What noise may do to N_opt and L: half their intervals in standard deviations of a normal.
+    """Return the standard deviations of ln N_opt and ln L due to noise, from their intervals.
 
     Infinite where an interval is open.
     """

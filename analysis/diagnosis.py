@@ -59,9 +59,9 @@ class Basis:
     fit: Fit | None = None
     """Where the constants come from, if they were fitted here: then the excess has an interval."""
     measured: Observations | None = None
-    """What was measured, if the law was fitted here: outside of its D/N the law extrapolates."""
+    """Observations to which the law was fitted, if it was fitted here."""
     discrepancy: Discrepancy | None = None
-    """How far the law is off beyond noise outside the measured budgets, if it was fitted here."""
+    """Error of the law beyond noise outside the measured budgets, if it was fitted here."""
 
 
 def published_basis(name: str) -> Basis:
@@ -140,7 +140,7 @@ class Diagnosis:
     """None where the constants have no known uncertainty."""
     verdict: Verdict
     extrapolations: tuple[str, ...] = ()
-    """Where the verdict rests on the law outside of the D/N that was measured, a sentence each."""
+    """Sentences that name each part of the verdict that extrapolates beyond the measured D/N."""
 
     @property
     def wasted_flops(self) -> float:

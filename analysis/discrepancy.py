@@ -1,4 +1,4 @@
-"""How far a law is from truth beyond noise, and what that does to the interval of a forecast.
+"""The discrepancy: the error of a law beyond noise, and its share of a forecast's interval.
 
 Where the evidence comes from, a study's own back-tests, is `heldout.py`'s.
 """
@@ -25,7 +25,7 @@ _TINIEST, _LARGEST, _STEPS = 1e-6, 10.0, 120
 
 @dataclass(frozen=True, kw_only=True)
 class Discrepancy:
-    """What a forecast is off by beyond noise, for each unit of ln C away from the budgets fitted.
+    """The error of a forecast beyond noise, for each unit of ln C away from the fitted budgets.
 
     The unit makes it the standard deviation of an exponent: of ln N_opt, by how much the exponent
     beyond the fitted budgets differs from the law's. On three public studies errors at 1 to 5
@@ -40,7 +40,7 @@ class Discrepancy:
     """Standard deviation of ln L for each unit of ln C."""
     source: Source
     back_tests: int
-    """How many back-tests there are. The default is taken where they are too few or too noisy."""
+    """Number of back-tests. The default is used where they are too few or too noisy."""
 
     def at(self, distance: float) -> Shares:
         """Standard deviations of ln N_opt and ln L at a distance in ln C; none where it is 0."""
@@ -56,14 +56,14 @@ class Shares(NamedTuple):
 
 
 DEFAULT = Discrepancy(params=0.11, loss=0.0, source="default", back_tests=0)
-"""What is taken where no back-test tells: the likeliest value over all 15 back-tests of the studies
+"""The discrepancy used where no back-test tells: the likeliest value over 15 back-tests of studies
 of Hoffmann et al. 2022, Grattafiori et al. 2024 (Llama 3) and Marin 2026, points as collected by
 Open-Athena, each budget predicted from two or more below it. In ln N_opt .114 (.175, .137 and 0 by
 study; .101, .061 and .148 with each of them left out), in ln L none beyond noise."""
 
 
 LEAST_INFORMATION = 0.25
-"""What back-tests must tell, in exact back-tests, to stand in for the default: as much as one whose
+"""Information that back-tests need to replace the default, in exact back-tests: that of one whose
 noise is as large as the discrepancy that it is to see."""
 
 
@@ -103,7 +103,7 @@ def estimate(params: Sequence[Miss], loss: Sequence[Miss]) -> Discrepancy:
 
 
 def information(misses: Sequence[Miss], expected: float = DEFAULT.params) -> float:
-    """How many exact back-tests would tell as much of a discrepancy of the expected size.
+    """Return the number of exact back-tests that would tell as much of an expected discrepancy.
 
     The Fisher information of ln tau at the expected tau, in units of that of one back-test without
     noise.

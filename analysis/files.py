@@ -28,7 +28,7 @@ from analysis.wording import plural
 
 _TEXT = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 SUFFIXES = (*_TEXT, *(f"{suffix}.gz" for suffix in _TEXT), ".parquet")
-"""How names of files end that are tables."""
+"""Suffixes of files that are read as tables."""
 _JSON_BLOCK_BYTES = 1 << 22  # a line must fit
 _HEAD_LINES = 100  # read to see where the columns' names are, and what parts the columns
 _INFINITE = re.compile(r"(?i)[+-]?inf(?:inity)?")
@@ -101,13 +101,13 @@ def _leaves(field: pa.Field, prefix: str = "") -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """How a CSV file is written."""
+    """Delimiter, header and comments of a CSV file."""
 
     delimiter: str
     names: list[str] | None = None
-    """Of the columns, where their line begins with #."""
+    """Column names, if the header line begins with #."""
     comments: bool = False
-    """Whether lines that begin with # are to be left out."""
+    """Whether lines that begin with # are skipped."""
     first: int = 0
     """Lines before the one of names."""
 

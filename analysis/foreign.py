@@ -44,7 +44,7 @@ NAMES = {
 """What each column may be called, in small letters and digits alone, where nobody says."""
 
 _SCORES = re.compile(r"loss|perplexity|ppl|bpb|bitsper|natsper|acc|score")
-"""What the name of a loss, or of what is taken for one, has in it."""
+"""Matches names of losses and of other scores that are mistaken for losses."""
 _LABELS = ("trunk", "run")
 _SYMBOLS = {"n": "params", "d": "tokens", "c": "flops", "l": "loss"}
 _TRIO = ("params", "tokens", "flops")
@@ -95,9 +95,9 @@ class _Rows:
     values: Mapping[str, FloatArray]
     """Numbers by key of `NAMES`, shape (n,) each."""
     known: Mapping[str, str]
-    """Which column is what."""
+    """Names of the columns that hold N, D, C and the loss."""
     taken: frozenset[str]
-    """Columns that are no factors, since something else was made of them."""
+    """Columns already used for something else, which cannot be factors."""
     place: IntArray
     """Number of each row in the table that was read, from 0."""
     trunk: IntArray | None = None

@@ -51,14 +51,14 @@ class Headline:
     loss_weight: float
     """Its share in L."""
     noise: Shares
-    """What noise alone may do to ln N_opt and ln L, as standard deviations; infinite where an
+    """Standard deviations of ln N_opt and ln L due to noise alone; infinite where an
     interval is open."""
     by_law: Shares
-    """What the law may be off by beyond noise at that C, likewise."""
+    """Standard deviations of the law's error beyond noise at that C."""
     discrepancy: Discrepancy
-    """What `by_law` comes from."""
+    """The discrepancy from which `by_law` is computed."""
     ratio_note: str | None
-    """How far the D/N of the optimum lies outside of what was measured, else None; it is one of
+    """A sentence on how far D/N at the optimum lies outside the measured range, else None; one of
     `notes`."""
     forecasts: tuple[Forecast, ...]
     """What each law says by itself: N, D and the exponents as fitted to the recent budgets, L as
@@ -229,7 +229,7 @@ def _basis_notes(basis: Basis, obs: Observations, valleys: IsoflopFit) -> list[s
 
 
 def _discrepancy_notes(discrepancy: Discrepancy) -> list[str]:
-    """Where the default stands in for back-tests, that it does, and what it is."""
+    """Return a note that names the default discrepancy, if no back-test replaces it."""
     if discrepancy.source != "default":
         return []
     number = discrepancy.back_tests
@@ -247,7 +247,7 @@ RATIO_MARGIN = 1.1
 
 
 def outside_ratios(obs: Observations, params: float, tokens: float, whose: str) -> str | None:
-    """How far a D/N lies outside of what was measured, in a sentence; None inside.
+    """Return a sentence on how far D/N lies outside the measured range, or None inside it.
 
     Parameters
     ----------

@@ -79,7 +79,7 @@ class Reading(NamedTuple):
     """L, in nats/token, predicted: at the vertex, or the lowest of the grid where the vertex is not
     inside."""
     vertex: Vertex
-    """What was measured."""
+    """The measured optimum at this budget."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,7 +94,7 @@ class Prediction:
     """ln C of the measured vertex above that of the largest budget below."""
     reading: Reading
     ahead: Combined
-    """What a headline said there: intervals of noise, at `EVIDENCE_LEVEL`."""
+    """The headline forecast at this budget, with intervals for noise at `EVIDENCE_LEVEL`."""
 
     @property
     def params_miss(self) -> Miss:
@@ -160,12 +160,12 @@ class BackTest:
     loss_measured: float | None
     """L at the measured vertex, in nats/token."""
     noise: Shares | None
-    """What noise alone may have done to the forecasts of ln N_opt and ln L, as standard
+    """Errors of the forecasts of ln N_opt and ln L due to noise alone, as standard
     deviations."""
     by_law: Shares | None
-    """What the law may have been off by beyond noise, likewise."""
+    """Errors of the law beyond noise, as standard deviations of ln N_opt and ln L."""
     discrepancy: Discrepancy | None
-    """What `by_law` comes from: the back-tests among the budgets below alone, or the default."""
+    """The source of `by_law`: back-tests among the budgets below this one, or the default."""
     reason: str | None
     """Why there are no intervals, else None."""
 
@@ -273,7 +273,7 @@ def _bottom_loss(held: Observations, losses: FloatArray) -> float:
 
 
 def discrepancy_of(made: Sequence[Prediction]) -> Discrepancy:
-    """What predictions tell of discrepancy; the default where none tells anything."""
+    """Estimate the discrepancy from predictions; the default where they tell nothing."""
     telling = [item for item in made if item.tells][-BACK_TESTS:]
     return estimate([item.params_miss for item in telling], [item.loss_miss for item in telling])
 

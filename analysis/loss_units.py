@@ -1,4 +1,4 @@
-"""What a loss is measured in: told by a person, by a column's name or metadata, or not at all.
+"""Units of a loss, given by the user or read from a column's name or metadata.
 
 isoflop's own losses are nats/token. Those of others are whatever they are: an answer that calls
 bits per byte nats/token is off by a factor that nobody sees.
@@ -38,7 +38,7 @@ _PARTS: Mapping[str, LossUnit] = {
     "perplexity": "perplexity",
     "ppl": "perplexity",
 }
-"""What a name or a unit may contain, in small letters and digits alone, the longer first."""
+"""Parts of names and units, as lower-case letters and digits, the longest first."""
 
 
 def parse_loss_unit(text: str | None) -> LossUnit | None:

@@ -47,7 +47,7 @@ UNFINISHED = words(
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """Which rows are of finished runs."""
+    """The rows of finished runs, and why the others are excluded."""
 
     kept: NDArray[np.bool_]
     """Shape (n,)."""

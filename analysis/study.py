@@ -69,7 +69,7 @@ class Study:
     back_tests: tuple[BackTest, ...]
     """The intervals that forecasts of those budgets would have had, in the order of `heldout`."""
     discrepancy: Discrepancy
-    """What the law is off by beyond noise, by all back-tests."""
+    """Error of the law beyond noise, estimated from all back-tests."""
     left_out: tuple[Heldout, ...]
     """Every budget, predicted from all others, smallest first."""
     next: Headline | None

@@ -226,7 +226,7 @@ def _optimum_at(flops: float, params: Interval | None, tokens: Interval | None) 
 
 
 def discrepancy_json(discrepancy: Discrepancy, by_law: Shares) -> dict[str, Any]:
-    """What the law may be off by beyond noise, as standard deviations of ln N_opt and ln L.
+    """Return the error of the law beyond noise, as standard deviations of ln N_opt and ln L.
 
     At one C; `per_log_flops` for each unit of ln C above the largest budget.
     """

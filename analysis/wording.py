@@ -119,19 +119,19 @@ class MadeOf(Protocol):
 
     @property
     def noise(self) -> Shares | None:
-        """What noise may do."""
+        """Standard deviations of ln N_opt and ln L due to noise."""
 
     @property
     def by_law(self) -> Shares | None:
-        """What the law may be off by."""
+        """Standard deviations of ln N_opt and ln L due to the law's error."""
 
     @property
     def discrepancy(self) -> Discrepancy | None:
-        """Where the latter comes from."""
+        """The discrepancy from which `by_law` is computed."""
 
 
 def made_of(ahead: MadeOf) -> str:
-    """What the logarithms of N_opt and L may be off by, as standard deviations, and why."""
+    """Describe the standard deviations of ln N_opt and ln L by their two sources."""
     noise, by_law, source = ahead.noise, ahead.by_law, ahead.discrepancy
     if noise is None or by_law is None or source is None:
         return ""

@@ -87,10 +87,10 @@ class Cell:
     repetitions: int
     params: float
     loss: float
-    """By the headline forecast as users are shown it."""
+    """Coverage of the interval that users are shown."""
     noise_params: float
     noise_loss: float
-    """By the part of it that covers noise alone."""
+    """Coverage of the part of the interval that is due to noise alone."""
     by_law: float
     """Share of repetitions whose back-tests tell of some discrepancy in N_opt or L."""
     default: float
@@ -158,7 +158,7 @@ def pairs(obs: Observations, losses: FloatArray, checked: int = 0) -> tuple[list
 
 
 def bases(obs: Observations, losses: FloatArray) -> tuple[list[list[Basis]], float]:
-    """What a headline rests on, for each set of losses, from the first two budgets to all of them.
+    """Return the basis of a headline for each set of losses, from two budgets to all of them.
 
     Returns
     -------
@@ -182,7 +182,7 @@ def bases(obs: Observations, losses: FloatArray) -> tuple[list[list[Basis]], flo
 
 
 def discrepancy(obs: Observations, losses: FloatArray, below: list[Basis]) -> Discrepancy:
-    """What the back-tests of one set of losses tell, each budget predicted from those below it."""
+    """Estimate the discrepancy of one set of losses by predicting each budget from those below."""
     budgets = obs.budgets()
     made = []
     for basis, top, budget in zip(below, budgets[1:], budgets[2:], strict=False):

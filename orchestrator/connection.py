@@ -39,9 +39,9 @@ LOOPBACK = "127.0.0.1"
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Where this is 0, all of Ray's servers listen on loopback alone, on Linux too."""
 SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
-"""Of the path of a Unix socket, at most: sizeof(sun_path) less its zero byte."""
+"""Longest path of a Unix socket, in bytes: sizeof(sun_path) less its zero byte."""
 LONGEST_SOCKET = "session_2026-11-30_23-59-59_999999_4194304/sockets/plasma_store"
-"""What Ray puts below its directory, at the largest process id."""
+"""Longest path of a socket below Ray's directory, with the largest process id."""
 CONNECT_SECONDS = 5.0
 CONNECT_RETRIES = "5"
 """Of Ray's attempts to connect, a second each where it is refused; by default there are 20."""
@@ -186,7 +186,7 @@ def _short_directory() -> Iterator[Path | None]:
 
 
 def _temporary_directories() -> Iterator[Path]:
-    """Where a short directory can be made, if at all."""
+    """Yield the directories in which a short temporary directory may be made."""
     yield Path("/tmp")
     yield Path("/var/tmp")
     if place := os.environ.get("XDG_RUNTIME_DIR"):

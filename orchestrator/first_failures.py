@@ -23,7 +23,7 @@ _CHANGING = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-"""What differs between errors of one cause; but for a `status`, which tells causes apart."""
+"""Matches numbers and keys, in which errors of one cause differ; a `status` tells causes apart."""
 
 
 def gist(reason: str) -> str:

@@ -61,7 +61,7 @@ class _Leaving:
 
 
 class _Size(NamedTuple):
-    """With what a cause of failure may grow."""
+    """Quantities of a trial with which a cause of failure may grow."""
 
     flops: float
     params: int

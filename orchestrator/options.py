@@ -123,7 +123,7 @@ class Running:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Which rows and columns of a table are fitted."""
+    """Options that select the rows and columns of a table."""
 
     columns: Annotated[
         list[str] | None,
@@ -190,7 +190,7 @@ class Rows:
     ] = False
 
     def reading(self, **rest: Any) -> Reading:
-        """How a table is read; `rest` are further fields of the reading.
+        """Return these options as a `Reading`; `rest` are further fields of it.
 
         Raises
         ------

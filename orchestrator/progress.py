@@ -36,7 +36,7 @@ STYLES: dict[State, str] = {
 REPEAT_SECONDS = 60.0
 """Before the same trouble is told of again."""
 LOG_LINES, LOG_WIDTH = 6, 160
-"""How much of the log of a failed trial is shown: its last lines, and characters of each."""
+"""Number of last lines shown of a failed trial's log, and of characters of each."""
 
 
 def log_lines(log: str) -> tuple[str, ...]:

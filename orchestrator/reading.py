@@ -30,7 +30,7 @@ class Reading:
     loss: str | None = None
     """The column to fit; by default the held-out loss."""
     loss_unit: LossUnit | None = None
-    """What the loss of somebody else's table is measured in; by default what its name says."""
+    """Unit of the loss in a foreign table; by default the one that its name gives."""
     best_of: tuple[str, ...] = ()
     """Columns of which each cell of N and D keeps the setting of the lowest loss; several may stand
     in one item, with commas between them."""
@@ -61,7 +61,7 @@ class Reading:
 
     @property
     def selection(self) -> Selection:
-        """Which rows of somebody else's table are wanted."""
+        """Return the selection of rows of a foreign table."""
         return Selection(
             best_of=self.best_of,
             pool=self.pool,

@@ -46,7 +46,7 @@ def whole_number(value: Any) -> Any:
 
 
 AsPrinted = BeforeValidator(_as_printed)
-"""Of a number that may be text, such as "100k" or "2 PF-days"."""
+"""Validates a number that may be written as text, such as "100k" or "2 PF-days"."""
 
 
 def _or_never(value: Any) -> Any:

@@ -390,7 +390,7 @@ class Watch(Callback):
 
 
 def _how_to_end(trials: Mapping[str, Trial]) -> str:
-    """What the trials of a sweep, all of one trainer, are asked to do on an interrupt."""
+    """Return what the sweep's trials are asked to do on an interrupt, as a verb phrase."""
     command = any(trial.command is not None for trial in trials.values())
     return "end" if command else "write a checkpoint and end"
 

@@ -152,7 +152,7 @@ class _Run:
         )
 
     def events(self, child: Child) -> Iterator[Step | Progress]:
-        """What it tells, until it ends well, or diverges; its last step if it is to stop.
+        """Yield the program's reports until it succeeds, diverges or has been asked to stop.
 
         Raises
         ------

@@ -56,9 +56,9 @@ class Idle:
     """Constants of a recipe that change nothing beside its other constants."""
 
     names: tuple[str, ...]
-    """Which ones, as a sweep file names them."""
+    """Names of the constants without effect, as a sweep file gives them."""
     because: str
-    """What the recipe does in their place, as the end of a sentence."""
+    """Reason why they have no effect, as the end of a sentence."""
 
 
 def idle(recipe: Recipe) -> dict[str, Idle]:

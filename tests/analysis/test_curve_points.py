@@ -119,7 +119,7 @@ def test_replicates_of_a_grid_in_blocks_are_no_curves() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_does_not_make_curves(seed: int) -> None:
-    """Where the loss jumps about, it falls faster at the end of half of the rows of one size."""
+    """Noise makes the loss fall faster at the end for half of the rows of one size."""
     n = np.repeat(np.geomspace(1e7, 1e9, 6), 6)
     d = np.tile(np.geomspace(1e9, 1e11, 6), 6)
     scatter = np.exp(0.04 * np.random.default_rng(seed).standard_normal(36))

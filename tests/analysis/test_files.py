@@ -23,7 +23,7 @@ VALUES = [3e-4, 0.1, None, 3e-4]
 
 
 def _chunked(values: list, kind: pa.DataType) -> pa.ChunkedArray:
-    """In two chunks, with a dictionary each where the type has one."""
+    """Return the values in two chunks, each with its own dictionary if the type has one."""
     return pa.chunked_array([pa.array(values[:1], kind), pa.array(values[1:], kind)])
 
 

@@ -275,7 +275,7 @@ def test_inside_the_measured_budgets_nothing_is_added(mini_sweep, mini_cost):
 
 @pytest.mark.parametrize("budgets", [True, False])
 def test_below_the_smallest_budget_a_law_extrapolates_as_well(sweep, budgets):
-    """By the distance from the smallest budget, or from the smallest C of all."""
+    """The discrepancy grows with the distance from the smallest budget, or the smallest C."""
     obs = sweep(GENERALISED, BENT_TRUTH, noise=0.002, seed=2, centre=300.0)
     if not budgets:
         obs = replace(obs, budget=np.full(len(obs), np.nan))

@@ -61,7 +61,7 @@ def test_interval_of_a_positive_quantity_is_symmetric_in_its_logarithm():
 
 
 def test_what_is_known_to_within_a_million_fold_is_not_known():
-    """On either scale, and also where two half-widths together reach so far."""
+    """An interval of a million-fold is open on either scale, as is the sum of two half-widths."""
     near, far = 0.999 * math.log(1e6), 1.001 * math.log(1e6)
     t = t_quantile(10, 0.9)
     for half, ends in ((near, True), (far, False)):

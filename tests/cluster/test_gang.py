@@ -78,7 +78,7 @@ class Leader:
         return seen
 
     def train_until_asked(self, trial: Trial, directory: Path) -> tuple[list[Any], float]:
-        """What comes until it is to stop, once its program runs, and how long it takes to end."""
+        """Return the measurements up to the stop, and the seconds that the program took to end."""
         asked: list[float] = []
 
         def stopping() -> bool:

@@ -34,7 +34,7 @@ from trainers.workspace import Scratch
 Run = Callable[..., tuple[int, str, str]]
 EXAMPLE = Path(__file__).parents[2] / "examples/nanogpt/sweep.toml"
 TRIAL = '"{width} {steps} {batch_tokens}"'
-"""What every program has to be told of its trial."""
+"""Placeholders that every program must be given."""
 CORPUS = 'corpus = { kind = "declared", name = "x", version = "1", vocabulary = 50, tokens = 9e9 }'
 
 

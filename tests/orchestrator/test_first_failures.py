@@ -6,7 +6,7 @@ from orchestrator.first_failures import FEW, FirstFailures, gist
 
 
 class Sweep:
-    """What is held back, and let go, in turn."""
+    """A sweep that records which trials are held back and released."""
 
     def __init__(self, witness: str | None = None) -> None:
         self.done: list[object] = []

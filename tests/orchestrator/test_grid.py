@@ -366,7 +366,7 @@ def test_of_what_waits_the_smallest_may_be_tried_while_the_rest_is_held_back() -
 
 
 def test_a_sweep_ends_while_the_rest_is_held_back() -> None:
-    """Of equal sizes none is smaller than those that failed."""
+    """With equal sizes there is no smaller trial to try before the rest is given up."""
     tune = Tune(cores(3), uniform(cpus=1), retries=0)
     assert tune.ask() == "a"
     assert not tune.fail("a", "raised")

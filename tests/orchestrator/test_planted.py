@@ -19,7 +19,7 @@ LEVEL = 0.99
 
 @dataclass(frozen=True)
 class Answer:
-    """What isoflop said of a table."""
+    """The answer of isoflop to one table."""
 
     held: bool
     """Whether the truth lies in both intervals; False too where the table was refused."""

@@ -41,7 +41,7 @@ def _decimals(values: list) -> Column:
 
 
 def _chunks(values: list) -> Column:
-    """With a dictionary each."""
+    """Return the values in two chunks, each with its own dictionary."""
     return pa.chunked_array(
         [pa.array(part).dictionary_encode() for part in (values[:5], values[5:])]
     )

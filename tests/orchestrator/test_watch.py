@@ -340,7 +340,7 @@ def test_a_loss_that_is_no_number_does_not_break_what_the_lease_says(eye: Eye) -
 
 
 def _attempt(eye: Eye, key: str, error: str, log: str | None) -> None:
-    """As a worker records how its attempt ended."""
+    """Record how an attempt ended, as a worker does."""
     trial = eye.watch._trials[key]
     attempt = eye.watch._attempts.begin(trial, driver=1, node="n", pid=1)
     eye.watch._attempts.fail(attempt, kind="raised", error=error, log=log)

@@ -209,7 +209,7 @@ def _braced(text: str) -> str:
 
 
 def test_lines_of_one_step_are_one_point(commanded: MakeCommand, workspace: Scratch) -> None:
-    """As nanoGPT's are: "step 50: train loss, val loss", then "iter 50: loss"."""
+    """nanoGPT prints "step 50: train loss, val loss" and then "iter 50: loss"."""
     losses = [(50, 3.5, 3.75), (50, 3.25, None), (100, 3.0, None), (100, 2.75, 2.5)]
     measured = measure(_told(commanded, losses, loss=2.5), workspace)
     points = [(p.step, p.train_loss, p.heldout_loss) for p in measured.curve]

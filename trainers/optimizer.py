@@ -118,6 +118,15 @@ class Optimizer:
             self._gradients += torch.cat(self._parts())
             self._drop()
 
+    def before_pass(self, meet: bool) -> None:
+        """Ranks that have the whole model sum their gradients when a step is due, whatever `meet`."""
+
+    def discard(self) -> None:
+        """Forget the gradients of passes since the last step."""
+        self._drop()
+        if self._rounded is not None:
+            self._gradients.zero_()
+
     def model_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every matrix by its name, as the model computes with it."""
         yield from zip(self._names, self._parameters, strict=True)
@@ -131,9 +140,8 @@ class Optimizer:
 
     def _clear(self) -> None:
         """After a step: nothing of its gradients is left, and the model has the new weights."""
-        self._drop()
+        self.discard()
         if self._rounded is not None:
-            self._gradients.zero_()
             self._rounded.copy_(self.weights)
 
     def state(self) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainers.memory import Passes
 from trainers.optimizer import Layout, adamw_step, muon_update
-from trainers.passes import prepared
+from trainers.passes import ComputeBlock, prepared
 from trainers.ranks import Ranks
 from trainers.shape import Shape
 from trainers.transformer import Block, Transformer
@@ -34,6 +34,7 @@ def sharded_model(
     device: torch.device,
     ranks: Ranks,
     passes: Passes,
+    compute: ComputeBlock | None = None,
 ) -> Transformer:
     """The same model as of one rank, of which this rank has its shards, on the device.
 
@@ -50,7 +51,7 @@ def sharded_model(
     )
 
     def placed(block: Block) -> Block:
-        share(prepared(block, passes))
+        share(prepared(block, passes, compute))
         return block
 
     model = Transformer(shape, seed, placed)
@@ -101,8 +102,17 @@ class ShardedOptimizer:
         own = distribute_tensor(update, self._mesh, p.placements, src_data_rank=None)
         _local(p).add_(_local(own), alpha=-rate)
 
+    def before_pass(self, meet: bool) -> None:
+        """Have ranks sum the gradients of this pass, with those that each kept of earlier ones."""
+        cast(FSDPModule, self._model).set_requires_gradient_sync(meet)
+
     def collect(self) -> None:
         """Torch sums shards in fp32 already."""
+
+    def discard(self) -> None:
+        """See `Optimizer.discard`: of a pass in which ranks met, which leaves them shards alone."""
+        for p in self._parameters:
+            p.grad = None
 
     def model_weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Optimizer.model_weights`: gathered one by one, so every rank must go through it."""

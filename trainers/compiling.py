@@ -16,7 +16,7 @@ from trainers.device import peak_flops
 from trainers.flops import trial_flops
 from trainers.head_loss import ChunkLoss, chunk_loss
 from trainers.memory import Passes
-from trainers.passes import ComputeBlock
+from trainers.passes import ComputeBlock, Prepared
 from trainers.transformer import Block, Transformer
 from trainers.trial import Trial
 
@@ -66,5 +66,6 @@ def make_eager(model: Transformer, error: Exception) -> None:
         stacklevel=2,
     )
     for block in model.blocks:
-        block.compute = Block.forward
+        if isinstance(block, Prepared):
+            block.compute = Block.forward
     model.chunk = chunk_loss

@@ -145,7 +145,7 @@ def _logits(hidden: Tensor, head: Tensor, symbols: int) -> Tensor:
 
 
 def _on_gpu(hidden: Tensor) -> bool:
-    """Whether tables and chunks are laid out for a GPU. On a core sums would be in another order."""
+    """Whether tables and chunks are laid out for a GPU; a core's results would be other bits."""
     return hidden.is_cuda
 
 

@@ -24,7 +24,7 @@ from trainers.head_loss import chunk_loss
 from trainers.optimizer import Optimizer
 from trainers.passes import accumulate, passes_on, prepared
 from trainers.ranks import Ranks
-from trainers.transformer import Transformer
+from trainers.transformer import Block, Transformer
 from trainers.trial import Trial
 
 SHARED_BYTES = 20
@@ -62,9 +62,7 @@ class Learner:
         self._device, self._ranks = device, ranks
         large = _is_large(trial, device, ranks) if sharded is None else sharded
         self._sharded = large and ranks.count > 1
-        self._passes = passes_on(
-            device, shape, h, ranks, sharded=self._sharded, halvings=halvings
-        )
+        self._passes = passes_on(device, shape, h, ranks, sharded=self._sharded, halvings=halvings)
         self._compiles = compiling.pays(trial, device, self._passes, ranks.count)
         compute, chunk = compiling.compiled() if self._compiles else (None, chunk_loss)
         if self._sharded:
@@ -151,7 +149,8 @@ class Learner:
         self._passes = smaller
         if smaller.recomputed:
             for block in self._model.blocks:
-                prepared(block, smaller, getattr(block, "compute", None))
+                if isinstance(block, Block):
+                    prepared(block, smaller, getattr(block, "compute", None))
         return None
 
     def _gradient(self, share: Tensor, sequences: int) -> Tensor:

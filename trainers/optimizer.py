@@ -119,7 +119,7 @@ class Optimizer:
             self._drop()
 
     def before_pass(self, meet: bool) -> None:
-        """Ranks that have the whole model sum their gradients when a step is due, whatever `meet`."""
+        """Do nothing: ranks that have the whole model sum their gradients once a step."""
 
     def discard(self) -> None:
         """Forget the gradients of passes since the last step."""
@@ -192,11 +192,37 @@ class Optimizer:
         update = gradient.lerp_(momentum, self._h.momentum)  # Nesterov
         for kind in self._kinds:
             weights, direction = kind.of(self.weights), kind.of(update)
-            if weights.shape[1] < weights.shape[2]:
-                weights, direction = weights.mT, direction.mT
-            rows, columns = weights.shape[1:]
-            left, right = _orthogonal_factors(direction)
-            weights.baddbmm_(left, right, alpha=-rate * math.sqrt(rows / columns))
+            own = _dealt(kind.count, self._ranks)
+            _orthogonal_step(weights[own], direction[own], rate)
+            if self._ranks.count > 1:
+                self._gather_(weights, own)
+
+    def _gather_(self, matrices: Tensor, own: slice) -> None:
+        """Give every rank the matrices of the others, each of which has changed its `own`."""
+        most = math.ceil(len(matrices) / self._ranks.count)
+        part = matrices.new_zeros((most, *matrices.shape[1:]))
+        part[: own.stop - own.start] = matrices[own]
+        matrices.copy_(self._ranks.gathered(part)[: len(matrices)])
+
+
+def _dealt(count: int, ranks: Ranks) -> slice:
+    """Which of so many matrices of one shape are this rank's to orthogonalise."""
+    most = math.ceil(count / ranks.count)
+    return slice(min(count, ranks.rank * most), min(count, (ranks.rank + 1) * most))
+
+
+def _orthogonal_step(weights: Tensor, direction: Tensor, rate: float) -> None:
+    """Muon's step of matrices of one shape, in place, shape (n, rows, columns)."""
+    if not len(weights):
+        return
+    if weights.shape[1] < weights.shape[2]:
+        weights, direction = weights.mT, direction.mT
+    rows, columns = weights.shape[1:]
+    scale = -rate * math.sqrt(rows / columns)
+    if _in_bf16(direction):
+        weights.add_(orthogonalised(direction), alpha=scale)
+    else:
+        weights.baddbmm_(*_orthogonal_factors(direction), alpha=scale)
 
 
 def adamw_step(
@@ -231,7 +257,9 @@ def muon_update(direction: Tensor, rows: Sequence[int]) -> Tensor:
     updates = []
     for matrix in torch.split(direction, list(rows)):
         tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.t()
-        update = orthogonalised(tall[None])[0] * math.sqrt(tall.shape[0] / tall.shape[1])
+        update = orthogonalised(tall[None])[0].to(direction.dtype) * math.sqrt(
+            tall.shape[0] / tall.shape[1]
+        )
         updates.append(update if tall is matrix else update.t())
     return torch.cat(updates)
 
@@ -284,7 +312,31 @@ def orthogonalised(matrices: Tensor) -> Tensor:
         Shape (n, rows, columns) with rows >= columns. Singular values above 1% of the Frobenius
         norm end in about [0.7, 1.2]; smaller ones grow 480-fold.
     """
+    if _in_bf16(matrices):
+        return _orthogonalised_in_bf16(matrices)
     return torch.bmm(*_orthogonal_factors(matrices))
+
+
+def _in_bf16(matrices: Tensor) -> bool:
+    """Whether Newton-Schulz is computed in bf16: on a GPU, which does it 15 times as fast so."""
+    return matrices.is_cuda
+
+
+def _orthogonalised_in_bf16(matrices: Tensor) -> Tensor:
+    """`orthogonalised` as Jordan et al. (2024) compute it, by 4% of an update's norm less exact.
+
+    The long way, on X itself: along the shorter one of `_orthogonal_factors` the rounding of G
+    makes small eigenvalues negative, which then grow without bound.
+    """
+    norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    x = (matrices / (norm + 1e-12)).bfloat16()
+    linear, cubic, quintic = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = torch.bmm(x.mT, x)
+        gram = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
+        x = torch.baddbmm(x, x, gram, beta=linear)
+    orthogonal: Tensor = x
+    return orthogonal
 
 
 def _orthogonal_factors(x: Tensor) -> tuple[Tensor, Tensor]:

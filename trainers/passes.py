@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -48,18 +49,22 @@ def prepared(block: Block, passes: Passes, compute: ComputeBlock | None = None) 
     learns, it may `compute` as it was compiled; where it is evaluated it is as it was written.
     """
     if passes.recomputed or compute is not None:
-        block.__class__ = _Prepared
-        block.compute = compute or Block.forward
-        block.recomputed = passes.recomputed
+        block.__class__ = Prepared
+        changed = cast(Prepared, block)
+        changed.compute = compute or Block.forward
+        changed.recomputed = passes.recomputed
     return block
 
 
-class _Prepared(Block):
+class Prepared(Block):
+    """A block that learns in another way than it was written."""
+
     compute: ComputeBlock
     """A function, not a method: a block that refers to itself would outlive its trial."""
     recomputed: bool
 
     def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
+        """See `Block.forward`."""
         if not torch.is_grad_enabled():
             return super().forward(x, rotation)
         if not self.recomputed:

@@ -59,7 +59,8 @@ def compiled() -> tuple[ComputeBlock, ChunkLoss]:
 
 def make_eager(model: Transformer, error: Exception) -> None:
     """Go on without compiling, since it failed, and warn of it."""
-    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    cause = getattr(error, "inner_exception", error)  # of torch's own, the compiler's
+    reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
     warnings.warn(
         f"torch.compile failed here ({reason}): this trial trains without it, up to twice as long. "
         "It needs a C compiler and Python's headers on each machine that trains",

@@ -58,6 +58,8 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, counted: int, chunk: ChunkLoss
     ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
+        # Compiled code is for inputs that need a gradient, or for such that do not.
+        hidden, head = hidden.detach(), head.detach()
         if counted < len(targets):  # zeros, which have no part in the head's gradient
             hidden = torch.cat([hidden[:counted], torch.zeros_like(hidden[counted:])])
         total, *gradients = sum_and_gradients(hidden, head, targets, wanted, counted, chunk)

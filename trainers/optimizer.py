@@ -257,9 +257,8 @@ def muon_update(direction: Tensor, rows: Sequence[int]) -> Tensor:
     updates = []
     for matrix in torch.split(direction, list(rows)):
         tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.t()
-        update = orthogonalised(tall[None])[0].to(direction.dtype) * math.sqrt(
-            tall.shape[0] / tall.shape[1]
-        )
+        update = orthogonalised(tall[None])[0].to(direction.dtype)
+        update *= math.sqrt(tall.shape[0] / tall.shape[1])
         updates.append(update if tall is matrix else update.t())
     return torch.cat(updates)
 

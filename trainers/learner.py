@@ -5,6 +5,7 @@ What a step is, a loss and a state; when there is one is the business of `traine
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -59,6 +60,8 @@ class Learner:
         """
         h, shape = trial.hyperparameters, trial.shape
         self._context = shape.context
+        self._share = math.ceil(h.batch_tokens / shape.context / ranks.count)
+        """Sequences of a batch that are this rank's, or one more."""
         self._device, self._ranks = device, ranks
         large = _is_large(trial, device, ranks) if sharded is None else sharded
         self._sharded = large and ranks.count > 1
@@ -88,10 +91,9 @@ class Learner:
         if not self._compiles:
             return
         clock = time.perf_counter()
-        shape = (self._passes.sequences, self._context + 1)
-        zeros = torch.zeros(shape, dtype=torch.int64, device=self._device)
         try:
-            self._gradient(zeros, self._passes.sequences * self._ranks.count)
+            while self._tried(zeros := self._zeros(), len(zeros) * self._ranks.count) is None:
+                self._free()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # torch, Triton and compilers raise anything
@@ -99,7 +101,7 @@ class Learner:
                 raise
             compiling.make_eager(self._model, error)
             self._compiles = False
-        self._optimizer.discard()
+        self._free()
         synchronise(self._device)
         self.compile_seconds += time.perf_counter() - clock
 
@@ -114,12 +116,21 @@ class Learner:
         """
         share = self._moved(batch[self._ranks.rank :: self._ranks.count])
         while (loss := self._tried(share, len(batch))) is None:
-            self._optimizer.discard()
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            self._free()
             self.prepare()
         self._optimizer.step(rate)
         return loss
+
+    def _zeros(self) -> Tensor:
+        """Windows of one pass."""
+        shape = (self._passes.sequences, self._context + 1)
+        return torch.zeros(shape, dtype=torch.int64, device=self._device)
+
+    def _free(self) -> None:
+        """Forget the gradients of passes since the last step, and give back what they took."""
+        self._optimizer.discard()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _moved(self, windows: NDArray[np.int64]) -> Tensor:
         """Windows on the device; a GPU fetches them while the process goes on."""
@@ -139,7 +150,7 @@ class Learner:
             smaller = None if self._sharded else self._passes.smaller
             if smaller is None:
                 raise
-        smaller = smaller.even(len(share)) if smaller.filled else smaller
+        smaller = smaller.even(self._share) if smaller.filled else smaller
         warnings.warn(
             f"memory ran out in passes of {self._passes.sequences} sequences: this trial goes on "
             f"in passes of {smaller.sequences}"

@@ -95,6 +95,7 @@ class Optimizer:
         if h.optimizer == "adamw":
             self._adamw.append((self._matrices, h.matrix_rate))
         self._steps = torch.zeros((), device=self.weights.device)
+        self._half = orthogonalises_in_bf16(self.weights.device, h)
 
     @torch.no_grad()
     def step(self, schedule: float) -> None:
@@ -193,7 +194,7 @@ class Optimizer:
         for kind in self._kinds:
             weights, direction = kind.of(self.weights), kind.of(update)
             own = _dealt(kind.count, self._ranks)
-            _orthogonal_step(weights[own], direction[own], rate)
+            _orthogonal_step(weights[own], direction[own], rate, half=self._half)
             if self._ranks.count > 1:
                 self._gather_(weights, own)
 
@@ -211,7 +212,7 @@ def _dealt(count: int, ranks: Ranks) -> slice:
     return slice(min(count, ranks.rank * most), min(count, (ranks.rank + 1) * most))
 
 
-def _orthogonal_step(weights: Tensor, direction: Tensor, rate: float) -> None:
+def _orthogonal_step(weights: Tensor, direction: Tensor, rate: float, *, half: bool) -> None:
     """Muon's step of matrices of one shape, in place, shape (n, rows, columns)."""
     if not len(weights):
         return
@@ -219,8 +220,8 @@ def _orthogonal_step(weights: Tensor, direction: Tensor, rate: float) -> None:
         weights, direction = weights.mT, direction.mT
     rows, columns = weights.shape[1:]
     scale = -rate * math.sqrt(rows / columns)
-    if _in_bf16(direction):
-        weights.add_(orthogonalised(direction), alpha=scale)
+    if half:
+        weights.add_(orthogonalised(direction, half=True), alpha=scale)
     else:
         weights.baddbmm_(*_orthogonal_factors(direction), alpha=scale)
 
@@ -252,12 +253,12 @@ def adamw_step(
     )
 
 
-def muon_update(direction: Tensor, rows: Sequence[int]) -> Tensor:
+def muon_update(direction: Tensor, rows: Sequence[int], *, half: bool = False) -> Tensor:
     """Muon's update at rate 1 of one parameter, made of matrices of so many rows each."""
     updates = []
     for matrix in torch.split(direction, list(rows)):
         tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.t()
-        update = orthogonalised(tall[None])[0].to(direction.dtype)
+        update = orthogonalised(tall[None], half=half)[0].to(direction.dtype)
         update *= math.sqrt(tall.shape[0] / tall.shape[1])
         updates.append(update if tall is matrix else update.t())
     return torch.cat(updates)
@@ -302,7 +303,7 @@ def _kinds(shape: Shape, attention_end: int) -> list[_Kind]:
     return kinds
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
+def orthogonalised(matrices: Tensor, *, half: bool = False) -> Tensor:
     """Replace each matrix of a batch by nearly its closest orthogonal one.
 
     Parameters
@@ -310,22 +311,28 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     matrices
         Shape (n, rows, columns) with rows >= columns. Singular values above 1% of the Frobenius
         norm end in about [0.7, 1.2]; smaller ones grow 480-fold.
+    half
+        Whether in bf16, and so the result.
     """
-    if _in_bf16(matrices):
+    if half:
         return _orthogonalised_in_bf16(matrices)
     return torch.bmm(*_orthogonal_factors(matrices))
 
 
-def _in_bf16(matrices: Tensor) -> bool:
-    """Whether Newton-Schulz is computed in bf16: on a GPU, which does it 15 times as fast so."""
-    return matrices.is_cuda
+def orthogonalises_in_bf16(device: torch.device, h: Hyperparameters) -> bool:
+    """Whether Newton-Schulz is computed in bf16: on a GPU, where the products of the model are.
+
+    A GPU does it 15 times as fast as in fp32, where it would take longer than the model. Of a model
+    in fp32 it takes the same part of a step in fp32.
+    """
+    return device.type == "cuda" and h.precision == "bf16"
 
 
 def _orthogonalised_in_bf16(matrices: Tensor) -> Tensor:
-    """`orthogonalised` as Jordan et al. (2024) compute it, by 4% of an update's norm less exact.
+    """`orthogonalised` as Jordan et al. (2024) compute it: 4% of an update's norm is rounding.
 
-    The long way, on X itself: along the shorter one of `_orthogonal_factors` the rounding of G
-    makes small eigenvalues negative, which then grow without bound.
+    The long way, on X itself. Along the shorter one of `_orthogonal_factors` rounding would make
+    small eigenvalues of G negative, which each step takes further away.
     """
     norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
     x = (matrices / (norm + 1e-12)).bfloat16()

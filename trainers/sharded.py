@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainers.memory import Passes
-from trainers.optimizer import Layout, adamw_step, muon_update
+from trainers.optimizer import Layout, adamw_step, muon_update, orthogonalises_in_bf16
 from trainers.passes import ComputeBlock, prepared
 from trainers.ranks import Ranks
 from trainers.shape import Shape
@@ -72,6 +72,7 @@ class ShardedOptimizer:
         self._first = [torch.zeros_like(p) for p in self._parameters]
         self._second = [torch.zeros_like(p) for p in self._parameters]
         self._steps = torch.zeros((), device=model.embedding.device)
+        self._half = orthogonalises_in_bf16(model.embedding.device, hyperparameters)
         sizes = {i: p.numel() for i, p in enumerate(self._parameters) if self._rates[i][1]}
         self._dealt = dealt(sizes, ranks.count)
         """The rank that orthogonalises each of Muon's parameters."""
@@ -111,7 +112,7 @@ class ShardedOptimizer:
                 own[i] = whole
             del whole
         for i, whole in own.items():  # all ranks at once: there is no message in between
-            own[i] = muon_update(whole, self._layout.rows(i))
+            own[i] = muon_update(whole, self._layout.rows(i), half=self._half)
         for i in directions:
             p = self._parameters[i]
             update = own.pop(i) if i in own else _local(p).new_empty(p.shape)

@@ -329,7 +329,9 @@ def orthogonalises_in_bf16(device: torch.device, h: Hyperparameters) -> bool:
 
 
 def _orthogonalised_in_bf16(matrices: Tensor) -> Tensor:
-    """`orthogonalised` as Jordan et al. (2024) compute it: 4% of an update's norm is rounding.
+    """`orthogonalised` as Jordan et al. (2024) compute it: 1% of an update's norm is rounding.
+
+    At a condition number of 1e4 it is 9%, for torch's Muon 11%.
 
     The long way, on X itself. Along the shorter one of `_orthogonal_factors` rounding would make
     small eigenvalues of G negative, which each step takes further away.

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import distribute_tensor
 from torch.profiler import ProfilerActivity, profile
 
-from trainers import optimizer
+from trainers import compiling, optimizer, passes, transformer
 from trainers.corpus import Markov, heldout_windows, load
 from trainers.evaluation import evaluate
 from trainers.flops import EVALUATION_TOKENS, PASS_TOKENS
@@ -218,6 +219,34 @@ def test_ranks_share_out_what_muon_orthogonalises(make, how: str, depth: int) ->
             assert torch.equal(first[name], weight), name
         else:
             torch.testing.assert_close(first[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def _blockwise(trial: Trial, compiled: bool) -> tuple[list[float], int]:
+    """Losses of three steps of a sharded model, and how many graphs were compiled for them."""
+    with joined(CPU) as ranks, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "BACKEND", "aot_eager")
+        patch.setattr(compiling, "pays", lambda *_: compiled)
+        patch.setattr(transformer, "_on_one_core", lambda *_: False)
+        patch.setattr(passes, "room", lambda device: 1e12)
+        patch.setattr("trainers.memory.pass_sequences", lambda context: 2)
+        learner = Learner(trial, CPU, ranks, sharded=True)
+        counters.clear()
+        learner.prepare()
+        draw = torch.Generator().manual_seed(0)
+        shape = 7, trial.shape.context + 1
+        windows = [torch.randint(0, 16, shape, generator=draw).numpy() for _ in range(3)]
+        losses = [ranks.sum_(learner.step(batch, 1.0)).item() for batch in windows]
+        return losses, counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.slow
+def test_blocks_of_a_model_that_is_shared_out_are_compiled_one_by_one(make) -> None:
+    """Four sequences of seven on one rank, three on the other, in passes of two: to the bit."""
+    trial = make(sequences=7, width=32, depth=3, steps=3)
+    (compiled, graphs), (others, _) = _together(2, partial(_blockwise, trial, True))
+    (eager, none), _ = _together(2, partial(_blockwise, trial, False))
+    assert compiled == others == eager
+    assert (1 < graphs <= 6, none) == (True, 0)
 
 
 def _reductions(trial: Trial, summed: bool) -> tuple[list[float], int]:

@@ -107,12 +107,14 @@ SCHEMA = pa.schema(
         _column("loss_unit", pa.string(), "of the loss of external rows, nats/token where null"),
         _column("resumed_from", pa.int64(), "step of the checkpoint that its attempt started from"),
         _column("loss_step", pa.int64(), "step after which the held-out loss was measured"),
+        _column("compile_seconds", pa.float64(), "seconds to compile, which `seconds` leaves out"),
     ]
 )
 
 LATER = (
     *("budget", "params_given", "flops_given", "weight", "trunk", "domains", "precision"),
     *("probe_rate", "probe_batch", "loss_unit", "resumed_from", "loss_step"),
+    "compile_seconds",
 )
 """Columns that earlier versions had not: null where a file lacks them."""
 

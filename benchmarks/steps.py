@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainers.compiling import compiled
 from trainers.corpus import Batches, Corpus
 from trainers.device import synchronise
+from trainers.head_loss import chunk_loss
 from trainers.optimizer import Optimizer
 from trainers.passes import accumulate, passes_on, prepared
 from trainers.recipes import named
@@ -91,14 +93,16 @@ def ours(work: Work, optimizer_name: Literal["adamw", "muon"]) -> Step:
         precision="bf16" if work.on_gpu else "fp32",
     )
     passes, batch = passes_on(work.device, work.shape, h), batches(work)
-    model = Transformer(work.shape, 0, partial(prepared, passes=passes)).to(work.device)
+    compute, chunk = compiled() if work.on_gpu else (None, chunk_loss)
+    placed = partial(prepared, passes=passes, compute=compute)
+    model = Transformer(work.shape, 0, placed).to(work.device)
+    model.chunk = chunk
     optimizer = Optimizer(model, h)
-    loss: Callable[[Tensor], Tensor] = torch.compile(model.loss) if work.on_gpu else model.loss
     total = torch.zeros((), device=work.device)
 
     def step() -> None:
         nonlocal total
-        total += accumulate(loss, batch(), passes, work.sequences, optimizer.collect)
+        total += accumulate(model.loss, batch(), passes, work.sequences, optimizer.collect)
         optimizer.step(0.01)
 
     return step

@@ -182,6 +182,13 @@ class _RankWorkspace:
             with self.waiting():
                 self.inner.set_aside(path, reason)
 
+    def paused(self) -> AbstractContextManager[None]:
+        return self.waiting()
+
+    def out_of_memory(self) -> int:
+        with self.waiting():
+            return self.inner.out_of_memory()
+
     @property
     def keeps_models(self) -> bool:
         return self.inner.keeps_models

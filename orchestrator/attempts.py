@@ -21,6 +21,10 @@ BLAMED: frozenset[Kind] = frozenset({"raised", "silent", "slow"})
 """Ends that count against `limits.retries`; the others are not the trial's fault."""
 
 
+OUT_OF_MEMORY = "OutOfMemoryError"
+"""Torch's exception, as records name it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
     """One try of one process to measure one observation."""
@@ -56,6 +60,11 @@ class Attempt:
     def open(self) -> bool:
         """Whether no end has been written: it runs, or its process could not write one."""
         return self.kind is None
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether it ended because a GPU's memory did not suffice, in whichever of its ranks."""
+        return OUT_OF_MEMORY in f"{self.error}{self.traceback}"
 
     @property
     def observation(self) -> ObservationId:

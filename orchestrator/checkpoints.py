@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from orchestrator.attempts import Attempts
 from orchestrator.ledger import Ledger
 from orchestrator.models import file_name
 from orchestrator.spec_running import Checkpoints
@@ -47,7 +48,7 @@ class StoredWorkspace:
     tell: Callable[[str], None] = warnings.warn
     """Told what the storage does not do now."""
     paused: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, init=False)
-    """Entered while the storage takes its time."""
+    """Entered while the storage takes its time, or the trainer compiles."""
     resumed_from: int | None = field(default=None, init=False)
     """Step of the checkpoint that was handed out last, and taken."""
     _last: int = field(default=0, init=False)
@@ -122,6 +123,11 @@ class StoredWorkspace:
         except OSError as error:
             reason += f"; it stays where it is: {reason_of(error)}"
         self.tell(f"a checkpoint of {self.key} at step {int(path.name)} is set aside: {reason}")
+
+    def out_of_memory(self) -> int:
+        """See `Workspace`: by the records of its attempts."""
+        before = self._waited(partial(Attempts(self.storage).of, self.key), "read attempts")
+        return sum(attempt.out_of_memory for attempt in before)
 
     @property
     def keeps_models(self) -> bool:

@@ -190,6 +190,7 @@ def _row(trial: Trial, measurement: Measurement) -> dict[str, Any]:
         "versions": json.dumps(measurement.versions),
         "resumed_from": measurement.resumed_from,
         "loss_step": _loss_step(trial, measurement),
+        "compile_seconds": measurement.compile_seconds,
         "finished_at": datetime.now(UTC),
         "schema_version": SCHEMA_VERSION,
     }

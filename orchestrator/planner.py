@@ -311,6 +311,7 @@ def trial_of(
         seed=seed,
         settings=_settings(spec),
         command=command,
+        deterministic=spec.deterministic,
     )
 
 

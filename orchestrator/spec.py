@@ -152,6 +152,8 @@ class SweepSpec(Strict):
     the recipe's rates hold; by default 2, or as few as take a tenth of the FLOPs, or none."""
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Passes over the corpus that a trial may make."""
+    deterministic: bool = False
+    """Whether GPUs take only kernels that give the same bits again; changes no trial's key."""
     limits: Limits = Limits()
     """What the sweep may spend. Like the two tables below, it changes no trial."""
     checkpoints: Checkpoints = Checkpoints()
@@ -171,6 +173,8 @@ class SweepSpec(Strict):
                 raise ValueError(f"{name} has the same value twice")
         if self.limits.money is not None and self.cluster.price_per_gpu_hour is None:
             raise ValueError("limits.money bounds nothing without cluster.price_per_gpu_hour")
+        if self.deterministic and self.trainer != "pretrain":
+            raise ValueError(f'deterministic = true does nothing for trainer = "{self.trainer}"')
         if self.trainer == "command" and self.command is None:
             raise ValueError('trainer = "command" needs a table [command] with run = [...]')
         if self.trainer != "command" and self.command is not None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 
 from trainers.gpus import known_type
-from trainers.memory import CONTEXT_BYTES, HEADROOM
+from trainers.memory import HEADROOM
 from trainers.trial import Precision
 
 PRODUCTS = 30
@@ -54,13 +57,17 @@ def datasheet_flops(name: str, precision: Precision) -> float | None:
 
 
 def room(device: torch.device) -> float | None:
-    """Bytes that training may take on a device; None on a CPU.
+    """Bytes that training may take on a device, by what others leave there; None on a CPU.
 
     There a result is the same to the bit whatever the machine, so nothing may depend on its memory.
     """
     if device.type != "cuda":
         return None
-    return (1 - HEADROOM) * torch.cuda.get_device_properties(device).total_memory - CONTEXT_BYTES
+    # This process's context is not in what is free, and what torch keeps of earlier trials is.
+    free, total = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    permitted = torch.cuda.get_per_process_memory_fraction(device) * total
+    return (1 - HEADROOM) * min(free + kept, permitted)
 
 
 def this_device() -> torch.device:
@@ -74,6 +81,26 @@ def device_name(device: torch.device, count: int = 1) -> str:
     if device.type == "cuda":
         return several + torch.cuda.get_device_name(device)
     return f"{several}{platform.machine()} CPU, 1 thread"
+
+
+@contextmanager
+def reproducible(device: torch.device, wanted: bool) -> Iterator[None]:
+    """Have a GPU take only kernels that give the same bits again, where that is wanted.
+
+    Others add up in the order in which their threads come. An operation that has no other kernel
+    raises, with its name. A CPU is left as it is: one thread adds up in one order.
+    """
+    if not wanted or device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # kernels are not chosen by clock
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def synchronise(device: torch.device) -> None:

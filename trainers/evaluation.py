@@ -18,16 +18,23 @@ def evaluate(
     heldout: HeldoutWindows,
     device: torch.device,
     ranks: Ranks = Ranks(),  # noqa: B008 - a value
+    *,
+    sequences: int | None = None,
 ) -> tuple[float, float | None]:
     """Held-out loss and its standard error, nats/token; None where all of a part is one segment.
 
     Windows of one segment share its style, so they are one cluster: the error is that of a ratio
     estimate over segments, not over windows, which would be too small. How many are of which part
     of a mixture is fixed, so that parts are strata: how they differ is no error. Ranks share the
-    windows: each goes through as many pieces, since those that share out a model meet in each.
+    windows: each goes through as many pieces, since those that share out a model meet in each. They
+    are of `sequences` at most, all about as many; by default of `EVALUATION_TOKENS`, as a core's
+    cache likes them.
     """
     context = heldout.windows.shape[1] - 1
     size = max(1, EVALUATION_TOKENS // context)
+    if sequences is not None:
+        share = math.ceil(len(heldout.windows) / ranks.count)
+        size = math.ceil(share / math.ceil(share / sequences))
     # Written in place: a list of small results pins every piece's freed buffers between them in the
     # heap, 155 MB at context 64.
     sums = torch.zeros(len(heldout.windows), device=device)

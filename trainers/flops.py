@@ -22,6 +22,10 @@ EVALUATION_TOKENS = 4096
 """Tokens of an evaluation batch: larger ones fall out of a core's cache."""
 CHUNK_LOGITS = 1 << 27
 """Logits that exist at once: 0.5 GB in fp32."""
+ALIGNED_SYMBOLS = 64
+"""A GPU's copy of the output head has a multiple of so many symbols: rows that are no multiple of
+128 bytes miss the fast kernels of tensor cores (NVIDIA, Matrix Multiplication Background User's
+Guide, "Tensor Core Requirements")."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,9 @@ What a step is, a loss and a state; when there is one is the business of `traine
 
 from __future__ import annotations
 
+import math
+import time
+import warnings
 from collections.abc import Mapping
 from functools import partial
 
@@ -13,13 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainers import compiling
 from trainers.corpus import HeldoutWindows
+from trainers.device import synchronise
 from trainers.evaluation import evaluate
 from trainers.flops import params
+from trainers.head_loss import chunk_loss
 from trainers.optimizer import Optimizer
 from trainers.passes import accumulate, passes_on, prepared
 from trainers.ranks import Ranks
-from trainers.transformer import Transformer
+from trainers.transformer import Block, Transformer
 from trainers.trial import Trial
 
 SHARED_BYTES = 20
@@ -32,46 +38,150 @@ class Learner:
     """A model that learns. All ranks must call the same methods in the same order."""
 
     def __init__(
-        self, trial: Trial, device: torch.device, ranks: Ranks, *, sharded: bool | None = None
+        self,
+        trial: Trial,
+        device: torch.device,
+        ranks: Ranks,
+        *,
+        sharded: bool | None = None,
+        halvings: int = 0,
     ) -> None:
-        """Of several ranks each has its shards of the model, or all; None: as its size demands."""
+        """Draw the model and place it.
+
+        Parameters
+        ----------
+        trial, device, ranks
+            What is trained, where and by whom.
+        sharded
+            Whether each of several ranks has its shards of the model, or all; None: as its size
+            demands.
+        halvings
+            How many times to halve the passes that should fit: attempts that ran out of memory.
+        """
         h, shape = trial.hyperparameters, trial.shape
+        self._context = shape.context
+        self._share = math.ceil(h.batch_tokens / shape.context / ranks.count)
+        """Sequences of a batch that are this rank's, or one more."""
         self._device, self._ranks = device, ranks
         large = _is_large(trial, device, ranks) if sharded is None else sharded
-        large = large and ranks.count > 1
-        self._passes = passes_on(device, shape, h, ranks, sharded=large)
-        if large:
+        self._sharded = large and ranks.count > 1
+        self._passes = passes_on(device, shape, h, ranks, sharded=self._sharded, halvings=halvings)
+        self._compiles = compiling.pays(trial, device, self._passes, ranks.count)
+        compute, chunk = compiling.compiled() if self._compiles else (None, chunk_loss)
+        if self._sharded:
             from trainers.sharded import ShardedOptimizer, sharded_model
 
-            model = sharded_model(shape, trial.seed, h, device, ranks, self._passes)
+            model = sharded_model(shape, trial.seed, h, device, ranks, self._passes, compute)
             self._optimizer: Optimizer | ShardedOptimizer = ShardedOptimizer(model, h, ranks)
         else:
-            placed = partial(prepared, passes=self._passes)
+            placed = partial(prepared, passes=self._passes, compute=compute)
             model = Transformer(shape, trial.seed, placed).to(device)
             self._optimizer = Optimizer(model, h, ranks)
+        model.chunk = chunk
         self._model = model
-        self._loss = torch.compile(model.loss) if device.type == "cuda" else model.loss
+        self.compile_seconds = 0.0
+        """Taken so far by what is compiled, and by nothing else."""
+
+    def prepare(self) -> None:
+        """Compile what a step needs, so that none takes longer; nothing is learnt from it.
+
+        By a pass over a few zeros, whose gradient is dropped. Where compiling fails, training goes
+        on without; but not where a model is shared out, whose ranks must all compute alike.
+        """
+        if not self._compiles:
+            return
+        clock = time.perf_counter()
+        try:
+            while self._tried(zeros := self._zeros(), len(zeros) * self._ranks.count) is None:
+                self._free()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # torch, Triton and compilers raise anything
+            if self._sharded:
+                raise
+            compiling.make_eager(self._model, error)
+            self._compiles = False
+        self._free()
+        synchronise(self._device)
+        self.compile_seconds += time.perf_counter() - clock
 
     def step(self, batch: NDArray[np.int64], rate: float) -> Tensor:
         """One optimiser step, `rate` as a fraction of the peak, on this rank's share of a batch.
 
+        Where memory runs out before the optimiser has its turn, the batch is begun anew in passes
+        of half as many sequences, and so is all that follows. Not where a model is shared out,
+        whose ranks have met in passes already: there the next attempt takes half.
+
         Returns that share of the batch's mean loss, nats/token.
         """
-        share = torch.from_numpy(batch[self._ranks.rank :: self._ranks.count]).to(self._device)
-        loss = accumulate(
-            self._loss,
-            share,
-            self._passes,
-            len(batch),
-            self._optimizer.collect,
-            ranks=self._ranks.count,
-        )
+        share = self._moved(batch[self._ranks.rank :: self._ranks.count])
+        while (loss := self._tried(share, len(batch))) is None:
+            self._free()
+            self.prepare()
         self._optimizer.step(rate)
         return loss
 
+    def _zeros(self) -> Tensor:
+        """Windows of one pass."""
+        shape = (self._passes.sequences, self._context + 1)
+        return torch.zeros(shape, dtype=torch.int64, device=self._device)
+
+    def _free(self) -> None:
+        """Forget the gradients of passes since the last step, and give back what they took."""
+        self._optimizer.discard()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _moved(self, windows: NDArray[np.int64]) -> Tensor:
+        """Windows on the device; a GPU fetches them while the process goes on."""
+        tensor = torch.from_numpy(np.ascontiguousarray(windows))
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
+
+    def _tried(self, share: Tensor, sequences: int) -> Tensor | None:
+        """The loss, the gradient being there; None where memory ran out and passes are smaller.
+
+        Outside of it nothing holds what the failed pass had: no traceback, and no frame of it.
+        """
+        try:
+            return self._gradient(share, sequences)
+        except torch.OutOfMemoryError:
+            smaller = None if self._sharded else self._passes.smaller
+            if smaller is None:
+                raise
+        smaller = smaller.even(self._share) if smaller.filled else smaller
+        warnings.warn(
+            f"memory ran out in passes of {self._passes.sequences} sequences: this trial goes on "
+            f"in passes of {smaller.sequences}"
+            + (", whose blocks are computed again" if smaller.recomputed else ""),
+            stacklevel=3,
+        )
+        self._passes = smaller
+        if smaller.recomputed:
+            for block in self._model.blocks:
+                if isinstance(block, Block):
+                    prepared(block, smaller, getattr(block, "compute", None))
+        return None
+
+    def _gradient(self, share: Tensor, sequences: int) -> Tensor:
+        return accumulate(
+            self._model.loss,
+            share,
+            self._passes,
+            sequences,
+            self._optimizer.collect,
+            ranks=self._ranks.count,
+            before_pass=self._before_pass,
+        )
+
+    def _before_pass(self, last: bool) -> None:
+        self._optimizer.before_pass(last or not self._passes.summed)
+
     def evaluate(self, windows: HeldoutWindows) -> tuple[float, float | None]:
-        """See `trainers.evaluation.evaluate`."""
-        return evaluate(self._model, windows, self._device, self._ranks)
+        """See `trainers.evaluation.evaluate`. On a GPU in pieces as large as a pass."""
+        sequences = self._passes.sequences if self._device.type == "cuda" else None
+        return evaluate(self._model, windows, self._device, self._ranks, sequences=sequences)
 
     def weights(self) -> dict[str, Tensor]:
         """The model's weights by name, in main memory, on the first rank; nothing on others."""

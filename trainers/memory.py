@@ -7,9 +7,16 @@ In what passes a trial is trained where memory is short follows from it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
-from trainers.flops import CHUNK_LOGITS, EVALUATION_TOKENS, params, pass_sequences
+from trainers.flops import (
+    ALIGNED_SYMBOLS,
+    CHUNK_LOGITS,
+    EVALUATION_TOKENS,
+    params,
+    pass_sequences,
+)
 from trainers.shape import Shape
 from trainers.trial import Hyperparameters
 
@@ -52,6 +59,24 @@ class Passes:
     """Most of one pass."""
     recomputed: bool = False
     """Whether a block keeps its input alone, and computes the rest again in the backward pass."""
+    filled: bool = False
+    """Whether a pass of fewer sequences is filled up with some that do not count: all have one
+    shape then, so that it is compiled once."""
+    summed: bool = False
+    """Whether a rank sums its gradients of a sharded model over its passes, before ranks sum theirs
+    once a step; otherwise they do in every pass."""
+
+    @property
+    def smaller(self) -> Passes | None:
+        """Those of half as many sequences; None where there are none that take less memory."""
+        if self.sequences > 1:
+            return replace(self, sequences=(self.sequences + 1) // 2, summed=False)
+        return None if self.recomputed else replace(self, recomputed=True, summed=False)
+
+    def even(self, share: int) -> Passes:
+        """As few passes through `share` sequences, all as large as they need to be, and filled."""
+        passes = math.ceil(share / self.sequences)
+        return replace(self, sequences=math.ceil(share / passes), filled=True)
 
 
 LEAST = Passes(sequences=1, recomputed=True)
@@ -65,26 +90,37 @@ def fitting_passes(
     *,
     gpus: int = 1,
     sharded: bool = True,
+    halvings: int = 0,
 ) -> Passes:
     """The largest passes in which training takes at most `room` bytes on each GPU.
 
     Fewer sequences a pass cost little, computing blocks again a third more: so that is for where
-    not even one sequence fits otherwise. Full passes if `room` is None; the least if none fit.
+    not even one sequence fits otherwise. The least if none fit. Then halved so many times. On a GPU
+    all passes are as large. If `room` is None, as on a core, they are full ones and a rest: no
+    graph is compiled there, and sums in another order would be other bits.
     """
     share = -(-hyperparameters.batch_tokens // (shape.context * gpus))
     most = min(pass_sequences(shape.context), share)
     if room is None:
-        return Passes(sequences=most)
+        return _halved(Passes(sequences=most, summed=sharded and gpus > 1), halvings)
+
+    def fits(passes: Passes) -> bool:
+        taken = training_memory(shape, hyperparameters, gpus=gpus, sharded=sharded, passes=passes)
+        return taken.peak <= room
+
     halves = [most >> n for n in range(most.bit_length())]
-    for recomputed in (False, True):
-        for sequences in halves:
-            passes = Passes(sequences=sequences, recomputed=recomputed)
-            taken = training_memory(
-                shape, hyperparameters, gpus=gpus, sharded=sharded, passes=passes
-            )
-            if taken.peak <= room:
-                return passes
-    return LEAST
+    ways = [Passes(sequences=n, recomputed=r) for r in (False, True) for n in halves]
+    evened = (way.even(share) for way in ways)
+    chosen = _halved(next(filter(fits, evened), LEAST), halvings)
+    chosen = chosen.even(share)
+    summed = replace(chosen, summed=sharded and gpus > 1)
+    return summed if fits(summed) else chosen
+
+
+def _halved(passes: Passes, times: int) -> Passes:
+    for _ in range(times):
+        passes = passes.smaller or passes
+    return passes
 
 
 def training_memory(
@@ -123,6 +159,8 @@ def training_memory(
     act, shards = HALF if half else FLOAT, gpus if sharded else 1
     parts = FLOAT * count.total / shards  # all parameters, once, of one GPU
     fixed = 4 * parts  # weights, gradient, two moments
+    if passes.summed and n < whole:
+        fixed += FLOAT * count.total - parts  # the gradient of all parameters, of one rank
     if shards > 1:
         fixed += _gathered(shape) * act / FLOAT
     elif half:
@@ -130,6 +168,8 @@ def training_memory(
     gradients = parts if n < whole and not half else 0.0  # of earlier passes
     inputs = INDEX * (whole + 2 * n)  # windows of the batch; a pass's inputs and targets
     block, within = _block(shape)
+    if not half and shape.architecture.queries_per_key > 1:
+        block += 2 * (shape.width - shape.key_width)  # keys and values, copied for each head
     width, depth, symbols = shape.width, shape.depth, shape.vocabulary
     blocks = act * count.non_embedding / shards
     table = act * symbols * width / shards
@@ -142,6 +182,8 @@ def training_memory(
     logits = min(n, CHUNK_LOGITS / symbols) * symbols * (2 * FLOAT + (HALF if half else 0))
     summed = FLOAT * symbols * width / shards if half and n * symbols > CHUNK_LOGITS else 0.0
     headed = act * 4 * n * width + logits + table + summed
+    if symbols % ALIGNED_SYMBOLS:  # the head with more columns, and its gradient
+        headed += 2 * act * symbols * width
     return Memory(
         forward=fixed + gradients + activations + headed,
         backward=fixed

@@ -95,6 +95,7 @@ class Optimizer:
         if h.optimizer == "adamw":
             self._adamw.append((self._matrices, h.matrix_rate))
         self._steps = torch.zeros((), device=self.weights.device)
+        self._half = orthogonalises_in_bf16(self.weights.device, h)
 
     @torch.no_grad()
     def step(self, schedule: float) -> None:
@@ -118,6 +119,15 @@ class Optimizer:
             self._gradients += torch.cat(self._parts())
             self._drop()
 
+    def before_pass(self, meet: bool) -> None:
+        """Do nothing: ranks that have the whole model sum their gradients once a step."""
+
+    def discard(self) -> None:
+        """Forget the gradients of passes since the last step."""
+        self._drop()
+        if self._rounded is not None:
+            self._gradients.zero_()
+
     def model_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every matrix by its name, as the model computes with it."""
         yield from zip(self._names, self._parameters, strict=True)
@@ -131,9 +141,8 @@ class Optimizer:
 
     def _clear(self) -> None:
         """After a step: nothing of its gradients is left, and the model has the new weights."""
-        self._drop()
+        self.discard()
         if self._rounded is not None:
-            self._gradients.zero_()
             self._rounded.copy_(self.weights)
 
     def state(self) -> dict[str, Tensor]:
@@ -184,11 +193,37 @@ class Optimizer:
         update = gradient.lerp_(momentum, self._h.momentum)  # Nesterov
         for kind in self._kinds:
             weights, direction = kind.of(self.weights), kind.of(update)
-            if weights.shape[1] < weights.shape[2]:
-                weights, direction = weights.mT, direction.mT
-            rows, columns = weights.shape[1:]
-            left, right = _orthogonal_factors(direction)
-            weights.baddbmm_(left, right, alpha=-rate * math.sqrt(rows / columns))
+            own = _dealt(kind.count, self._ranks)
+            _orthogonal_step(weights[own], direction[own], rate, half=self._half)
+            if self._ranks.count > 1:
+                self._gather_(weights, own)
+
+    def _gather_(self, matrices: Tensor, own: slice) -> None:
+        """Give every rank the matrices of the others, each of which has changed its `own`."""
+        most = math.ceil(len(matrices) / self._ranks.count)
+        part = matrices.new_zeros((most, *matrices.shape[1:]))
+        part[: own.stop - own.start] = matrices[own]
+        matrices.copy_(self._ranks.gathered(part)[: len(matrices)])
+
+
+def _dealt(count: int, ranks: Ranks) -> slice:
+    """Which of so many matrices of one shape are this rank's to orthogonalise."""
+    most = math.ceil(count / ranks.count)
+    return slice(min(count, ranks.rank * most), min(count, (ranks.rank + 1) * most))
+
+
+def _orthogonal_step(weights: Tensor, direction: Tensor, rate: float, *, half: bool) -> None:
+    """Muon's step of matrices of one shape, in place, shape (n, rows, columns)."""
+    if not len(weights):
+        return
+    if weights.shape[1] < weights.shape[2]:
+        weights, direction = weights.mT, direction.mT
+    rows, columns = weights.shape[1:]
+    scale = -rate * math.sqrt(rows / columns)
+    if half:
+        weights.add_(orthogonalised(direction, half=True), alpha=scale)
+    else:
+        weights.baddbmm_(*_orthogonal_factors(direction), alpha=scale)
 
 
 def adamw_step(
@@ -218,12 +253,13 @@ def adamw_step(
     )
 
 
-def muon_update(direction: Tensor, rows: Sequence[int]) -> Tensor:
+def muon_update(direction: Tensor, rows: Sequence[int], *, half: bool = False) -> Tensor:
     """Muon's update at rate 1 of one parameter, made of matrices of so many rows each."""
     updates = []
     for matrix in torch.split(direction, list(rows)):
         tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.t()
-        update = orthogonalised(tall[None])[0] * math.sqrt(tall.shape[0] / tall.shape[1])
+        update = orthogonalised(tall[None], half=half)[0].to(direction.dtype)
+        update *= math.sqrt(tall.shape[0] / tall.shape[1])
         updates.append(update if tall is matrix else update.t())
     return torch.cat(updates)
 
@@ -267,7 +303,7 @@ def _kinds(shape: Shape, attention_end: int) -> list[_Kind]:
     return kinds
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
+def orthogonalised(matrices: Tensor, *, half: bool = False) -> Tensor:
     """Replace each matrix of a batch by nearly its closest orthogonal one.
 
     Parameters
@@ -275,8 +311,40 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     matrices
         Shape (n, rows, columns) with rows >= columns. Singular values above 1% of the Frobenius
         norm end in about [0.7, 1.2]; smaller ones grow 480-fold.
+    half
+        Whether in bf16, and so the result.
     """
+    if half:
+        return _orthogonalised_in_bf16(matrices)
     return torch.bmm(*_orthogonal_factors(matrices))
+
+
+def orthogonalises_in_bf16(device: torch.device, h: Hyperparameters) -> bool:
+    """Whether Newton-Schulz is computed in bf16: on a GPU, where the products of the model are.
+
+    A GPU does it 15 times as fast as in fp32, where it would take longer than the model. Of a model
+    in fp32 it takes the same part of a step in fp32.
+    """
+    return device.type == "cuda" and h.precision == "bf16"
+
+
+def _orthogonalised_in_bf16(matrices: Tensor) -> Tensor:
+    """`orthogonalised` as Jordan et al. (2024) compute it: 1% of an update's norm is rounding.
+
+    At a condition number of 1e4 it is 9%, for torch's Muon 11%.
+
+    The long way, on X itself. Along the shorter one of `_orthogonal_factors` rounding would make
+    small eigenvalues of G negative, which each step takes further away.
+    """
+    norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    x = (matrices / (norm + 1e-12)).bfloat16()
+    linear, cubic, quintic = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = torch.bmm(x.mT, x)
+        gram = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
+        x = torch.baddbmm(x, x, gram, beta=linear)
+    orthogonal: Tensor = x
+    return orthogonal
 
 
 def _orthogonal_factors(x: Tensor) -> tuple[Tensor, Tensor]:

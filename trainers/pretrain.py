@@ -18,7 +18,13 @@ import torch
 
 from analysis.errors import InputError
 from trainers.corpus import Batches, Corpus, HeldoutWindows, domain_windows, heldout_windows, load
-from trainers.device import device_name, peak_flops, synchronise, this_device
+from trainers.device import (
+    device_name,
+    peak_flops,
+    reproducible,
+    synchronise,
+    this_device,
+)
 from trainers.evaluation import bits_per_byte, diverged
 from trainers.flops import flops_per_token
 from trainers.learner import Learner
@@ -52,10 +58,13 @@ class Pretrain:
         device = this_device()
         if device.type == "cpu":
             torch.set_num_threads(1)  # a trial is one core: bit for bit the same result
-        with joined(device) as ranks:
+        with reproducible(device, trial.deterministic), joined(device) as ranks:
             _require_shares(trial, ranks)
             corpus = _load_verified(trial)
-            learner = Learner(trial, device, ranks, sharded=self._sharded)
+            halvings = ranks.from_first(workspace.out_of_memory())
+            learner = Learner(trial, device, ranks, sharded=self._sharded, halvings=halvings)
+            with workspace.paused():  # that nothing is learnt meanwhile is no silence
+                learner.prepare()
             run = _Run(trial, corpus, learner, device, ranks, started)
             run.resume(workspace)
             for tokens in trial.measured_at:
@@ -106,6 +115,8 @@ class _Run:
         """This rank's part of the sum of the training losses since the last point of the curve."""
         self._told = 0, 0.0, 0.0
         """What the last row accounts for: steps done, seconds, seconds of training."""
+        self._compiled = 0.0
+        """What the last row accounts for of the seconds to compile, which are in no others."""
         self._begun_at = 0
         """Steps done before those that this attempt does for its next measurement."""
         self._ahead = trial.measured_at
@@ -142,7 +153,7 @@ class _Run:
             if math.isfinite(found[0]):
                 loss, stderr = found
                 curve[-1] = dataclasses.replace(curve[-1], heldout_loss=loss)
-        text, now = self._corpus.bytes_per_token, time.perf_counter() - self._started
+        text, now = self._corpus.bytes_per_token, self._seconds
         steps, seconds, training = self._told
         flops = (self._done - steps) * self._flops_per_step
         peak = peak_flops(self._device, self._trial.hyperparameters.precision) * self._ranks.count
@@ -165,12 +176,14 @@ class _Run:
             steps=self._done - self._begun_at,
             resumed_from=self._resumed_from,
             flops_spent=flops,
+            compile_seconds=self._learner.compile_seconds - self._compiled,
         )
         if loss is not None:
             clock = time.perf_counter()
             self._keep(tokens, loss, workspace)
             self._started += time.perf_counter() - clock  # training and evaluation alone count
         self._told, self._begun_at = (self._done, now, self._training_seconds), self._done
+        self._compiled = self._learner.compile_seconds
         self._ahead = tuple(further for further in self._ahead if further > tokens)
         if self._trunk is not None:
             self._become(*self._trunk)
@@ -197,6 +210,11 @@ class _Run:
         return tuple(found)
 
     @property
+    def _seconds(self) -> float:
+        """Of training and evaluation so far, in all attempts, without those of compiling."""
+        return time.perf_counter() - self._started - self._learner.compile_seconds
+
+    @property
     def _flops_per_step(self) -> float:
         h = self._trial.hyperparameters
         return flops_per_token(self._trial.shape) * h.batch_tokens
@@ -206,12 +224,13 @@ class _Run:
     ) -> Iterator[Step | Progress]:
         """Train on to a step, with points of the curve, and at some of them a held-out loss."""
         while self._position < end and self._non_finite is None:
-            clock = time.perf_counter()
+            clock = time.perf_counter() - self._learner.compile_seconds
             self._total += self._learner.step(self._batches.batch(self._position), self._rate())
             self._position += 1
             self._done += 1
             mean = self._mean() if self._position in points else None
-            self._training_seconds += time.perf_counter() - clock
+            compiled = self._learner.compile_seconds
+            self._training_seconds += time.perf_counter() - compiled - clock
             if mean is not None:
                 yield self._add_point(mean, self._part if self._position in heldout else None)
             due = self._ranks.from_first(workspace.due(self._done))
@@ -319,7 +338,7 @@ class _Run:
             done=self._done,
             told=self._told,
             ahead=self._ahead,
-            seconds=time.perf_counter() - self._started,
+            seconds=self._seconds,
             training_seconds=self._training_seconds,
         )
         if self._ranks.rank == 0:

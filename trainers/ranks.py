@@ -37,6 +37,14 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def gathered(self, tensor: Tensor) -> Tensor:
+        """Everybody's tensors of one shape, in the order of ranks, one after another."""
+        if self.count == 1:
+            return tensor
+        every = tensor.new_empty((self.count * len(tensor), *tensor.shape[1:]))
+        dist.all_gather_into_tensor(every, tensor.contiguous())
+        return every
+
     def copy_first_(self, tensor: Tensor) -> Tensor:
         """Give everybody the first rank's tensor, in place."""
         if self.count > 1:

@@ -19,8 +19,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainers.memory import Passes
-from trainers.optimizer import Layout, adamw_step, muon_update
-from trainers.passes import prepared
+from trainers.optimizer import Layout, adamw_step, muon_update, orthogonalises_in_bf16
+from trainers.passes import ComputeBlock, prepared
 from trainers.ranks import Ranks
 from trainers.shape import Shape
 from trainers.transformer import Block, Transformer
@@ -34,6 +34,7 @@ def sharded_model(
     device: torch.device,
     ranks: Ranks,
     passes: Passes,
+    compute: ComputeBlock | None = None,
 ) -> Transformer:
     """The same model as of one rank, of which this rank has its shards, on the device.
 
@@ -50,7 +51,7 @@ def sharded_model(
     )
 
     def placed(block: Block) -> Block:
-        share(prepared(block, passes))
+        share(prepared(block, passes, compute))
         return block
 
     model = Transformer(shape, seed, placed)
@@ -71,6 +72,10 @@ class ShardedOptimizer:
         self._first = [torch.zeros_like(p) for p in self._parameters]
         self._second = [torch.zeros_like(p) for p in self._parameters]
         self._steps = torch.zeros((), device=model.embedding.device)
+        self._half = orthogonalises_in_bf16(model.embedding.device, hyperparameters)
+        sizes = {i: p.numel() for i, p in enumerate(self._parameters) if self._rates[i][1]}
+        self._dealt = dealt(sizes, ranks.count)
+        """The rank that orthogonalises each of Muon's parameters."""
 
     @torch.no_grad()
     def step(self, schedule: float) -> None:
@@ -81,28 +86,52 @@ class ShardedOptimizer:
         norm = self._ranks.sum_(squares).sqrt()
         factor = (self._h.clip / (norm + 1e-12)).clamp(max=1.0)
         self._steps += 1
+        directions = {}
         for i, (p, gradient) in enumerate(zip(self._parameters, gradients, strict=True)):
             gradient.mul_(factor)
             rate, muon = self._rates[i]
             if muon:
-                self._muon_step(i, gradient, rate * schedule)
+                momentum = _local(self._first[i])
+                momentum.lerp_(gradient, 1 - self._h.momentum)
+                directions[i] = gradient.lerp_(momentum, self._h.momentum)  # Nesterov
             else:
                 moments = _local(self._first[i]), _local(self._second[i])
                 adamw_step(_local(p), gradient, *moments, self._steps, rate * schedule, self._h)
             p.grad = None
+        self._muon_step(directions, schedule)
 
-    def _muon_step(self, i: int, gradient: Tensor, rate: float) -> None:
-        """Every rank orthogonalises the whole matrix, and takes its rows of the update."""
-        p = self._parameters[i]
-        momentum = _local(self._first[i])
-        momentum.lerp_(gradient, 1 - self._h.momentum)
-        whole = _whole(p, gradient.lerp_(momentum, self._h.momentum))  # Nesterov
-        update = muon_update(whole, self._layout.rows(i))
-        own = distribute_tensor(update, self._mesh, p.placements, src_data_rank=None)
-        _local(p).add_(_local(own), alpha=-rate)
+    def _muon_step(self, directions: Mapping[int, Tensor], schedule: float) -> None:
+        """Orthogonalise each matrix whole, on the rank that it is dealt to; others get their rows.
+
+        A rank has no more whole matrices at once than its part of all, and one more.
+        """
+        rank, own = self._ranks.rank, {}
+        for i, direction in directions.items():
+            whole = _whole(self._parameters[i], direction)
+            if self._dealt[i] == rank:
+                own[i] = whole
+            del whole
+        for i, whole in own.items():  # all ranks at once: there is no message in between
+            own[i] = muon_update(whole, self._layout.rows(i), half=self._half)
+        for i in directions:
+            p = self._parameters[i]
+            update = own.pop(i) if i in own else _local(p).new_empty(p.shape)
+            shares = distribute_tensor(
+                update, self._mesh, p.placements, src_data_rank=self._dealt[i]
+            )
+            _local(p).add_(_local(shares), alpha=-self._rates[i][0] * schedule)
+
+    def before_pass(self, meet: bool) -> None:
+        """Have ranks sum the gradients of this pass, with those that each kept of earlier ones."""
+        cast(FSDPModule, self._model).set_requires_gradient_sync(meet)
 
     def collect(self) -> None:
         """Torch sums shards in fp32 already."""
+
+    def discard(self) -> None:
+        """See `Optimizer.discard`: of a pass in which ranks met, which leaves them shards alone."""
+        for p in self._parameters:
+            p.grad = None
 
     def model_weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Optimizer.model_weights`: gathered one by one, so every rank must go through it."""
@@ -165,6 +194,19 @@ class ShardedOptimizer:
 
     def _state(self) -> dict[str, list[Any]]:
         return {"weights": self._parameters, "first": self._first, "second": self._second}
+
+
+def dealt(sizes: Mapping[int, float], ranks: int) -> dict[int, int]:
+    """Which rank does each piece of work: the largest first, to whom has least so far.
+
+    >>> dealt({0: 3.0, 1: 1.0, 2: 3.0, 3: 1.0}, 2)
+    {0: 0, 2: 1, 1: 0, 3: 1}
+    """
+    loads, found = [0.0] * ranks, {}
+    for i in sorted(sizes, key=lambda i: -sizes[i]):
+        found[i] = loads.index(min(loads))
+        loads[found[i]] += sizes[i]
+    return found
 
 
 def _local(tensor: Any) -> Tensor:

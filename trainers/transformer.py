@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainers import one_core
 from trainers.flops import LONG_CONTEXT
-from trainers.head_loss import head_loss
+from trainers.head_loss import ChunkLoss, chunk_loss, head_loss, token_losses
 from trainers.shape import Architecture, Shape
 
 
@@ -53,14 +53,7 @@ class Block(nn.Module):
         q, k, v = torch.split(qkv, [shape.heads, keys, keys], dim=1)
         if a.qk_norm:
             q, k = (F.rms_norm(part, part.shape[-1:], eps=one_core.NORM_EPSILON) for part in (q, k))
-        mixed = F.scaled_dot_product_attention(
-            turned(q, rotation),
-            turned(k, rotation),
-            v,
-            is_causal=True,
-            scale=1.0,  # it is in the rotation
-            enable_gqa=a.queries_per_key > 1,
-        )
+        mixed = attended(turned(q, rotation), turned(k, rotation), v, a.queries_per_key)
         return mixed.transpose(1, 2).flatten(2) @ self.attention_out
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -86,6 +79,8 @@ class Transformer(nn.Module):
     """A decoder-only transformer of `shape`, initialised from `seed`."""
 
     rotation: Tensor
+    chunk: ChunkLoss
+    """What takes the loss of a part of a pass, in training; see `trainers.compiling`."""
 
     def __init__(
         self, shape: Shape, seed: int, placed: Callable[[Block], Block] = lambda block: block
@@ -102,9 +97,14 @@ class Transformer(nn.Module):
         self.embedding = _drawn(table, a.embedding_std, generator)
         self.head = None if a.tied else _drawn(table[::-1], a.head_std, generator)
         self.register_buffer("rotation", _rotation(shape), persistent=False)
+        self.chunk = chunk_loss
 
     def forward(
-        self, inputs: Tensor, targets: Tensor | None = None, reduction: str = "mean"
+        self,
+        inputs: Tensor,
+        targets: Tensor | None = None,
+        reduction: str = "mean",
+        counted: int | None = None,
     ) -> Tensor:
         """Logits of `inputs`, or the loss of `targets`.
 
@@ -114,6 +114,8 @@ class Transformer(nn.Module):
             Shape (batch, context).
         reduction
             `mean`, or `none` for the loss of every target.
+        counted
+            How many of the sequences, the first ones, have a part in the mean; all by default.
 
         Returns
         -------
@@ -121,7 +123,8 @@ class Transformer(nn.Module):
         shape (batch, context).
         """
         rotation = self.rotation[: inputs.shape[1]]
-        if targets is not None and reduction == "mean" and (weights := self._by_hand(inputs)):
+        mean = targets is not None and reduction == "mean" and counted is None
+        if targets is not None and mean and (weights := self._by_hand(inputs)):
             return one_core.loss(inputs, targets, rotation, self.shape.heads, weights)
         x = F.embedding(inputs, self.embedding)
         for block in self.blocks:
@@ -132,9 +135,9 @@ class Transformer(nn.Module):
             return x @ head
         flat, index = x.flatten(0, 1), targets.flatten()
         if reduction == "mean":
-            return head_loss(flat, head, index)
-        losses = F.cross_entropy((flat @ head).float(), index, reduction="none")
-        return losses.view(targets.shape)
+            tokens = None if counted is None else counted * targets.shape[1]
+            return head_loss(flat, head, index, tokens, self.chunk)
+        return token_losses(flat, head, index).view(targets.shape)
 
     def _by_hand(self, inputs: Tensor) -> one_core.Weights | None:
         """All weights where one core trains them by hand; None where it does not.
@@ -148,9 +151,12 @@ class Transformer(nn.Module):
             return None
         return self.embedding, self.head, [block.matrices for block in blocks]
 
-    def loss(self, windows: Tensor) -> Tensor:
-        """Mean loss in nats/token on windows of shape (batch, context + 1). For training."""
-        loss: Tensor = self(windows[:, :-1], windows[:, 1:])
+    def loss(self, windows: Tensor, counted: int | None = None) -> Tensor:
+        """Mean loss in nats/token on windows of shape (batch, context + 1). For training.
+
+        Of the first `counted` of them, where others only fill up the batch.
+        """
+        loss: Tensor = self(windows[:, :-1], windows[:, 1:], counted=counted)
         return loss
 
     @torch.no_grad()
@@ -171,6 +177,31 @@ def turned(x: Tensor, rotation: Tensor) -> Tensor:
     a, b = x.view(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = rotation.to(x.dtype).unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, queries_per_key: int) -> Tensor:
+    """Causal attention of heads, shape (batch, heads, context, head width), not scaled again."""
+    shared = queries_per_key > 1
+    if shared and _repeats_keys(q):
+        k, v = (part.repeat_interleave(queries_per_key, 1) for part in (k, v))
+        shared = False
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        is_causal=True,
+        scale=1.0,  # it is in the rotation
+        enable_gqa=shared,
+    )
+
+
+def _repeats_keys(x: Tensor) -> bool:
+    """Whether each head is given keys and values of its own, copies where heads share them.
+
+    In fp32 a GPU's fused kernels have no heads that share: torch would take plain products, which
+    keep the context^2 weights of every head.
+    """
+    return x.is_cuda and x.dtype == torch.float32
 
 
 def _is_simple(a: Architecture) -> bool:

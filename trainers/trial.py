@@ -147,6 +147,9 @@ class Trial:
     """The program that trains it, where the trainer is `command`."""
     probe: Probe | None = None
     """In the key: so that nobody's grid takes a probe's row for one of its own."""
+    deterministic: bool = field(default=False, metadata=_NOT_IN_KEY)
+    """Whether GPUs compute only what they compute again to the bit. Another rounding, no other
+    trial."""
     horizons: tuple[int, ...] = field(default=(), metadata=_NOT_IN_KEY)
     """Of a trunk (schedule `wsd`): where it is measured, tokens, ascending. A trunk can be extended
     by further ones. Its hyperparameters' steps are what set its batch and rates."""
@@ -310,8 +313,8 @@ class Measurement:
     """Its standard error, nats/token, clustered by held-out segment."""
     bits_per_byte: float | None
     seconds: float
-    """Wall time, training and evaluation, of all attempts up to their checkpoints; of a trunk,
-    since its last horizon."""
+    """Wall time, training and evaluation without compiling, of all attempts up to their
+    checkpoints; of a trunk, since its last horizon."""
     mfu: float | None
     """Exact training FLOPs over seconds of training and the device's peak, as
     `trainers.device.peak_flops` has it."""
@@ -333,6 +336,9 @@ class Measurement:
     """Parameters by convention (`trainers.flops.Params`), where they are not those of the shape."""
     flops: float | None = None
     """Exact training FLOPs, where they are not those of the shape and the tokens."""
+    compile_seconds: float | None = None
+    """Seconds that compiling took in this attempt, of a trunk since its last horizon; in neither
+    `seconds` nor `mfu`. 0 where nothing was compiled, None where nobody knows."""
 
 
 Event = Step | Progress | Measurement

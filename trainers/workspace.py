@@ -9,6 +9,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -69,6 +70,14 @@ class Workspace(Protocol):
 
     def set_aside(self, path: Path, reason: str) -> None:
         """Keep a checkpoint that cannot be read out of the way of later attempts, and warn."""
+        ...
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Return what is entered while a trainer is silent and yet at work, as when it compiles."""
+        ...
+
+    def out_of_memory(self) -> int:
+        """Count the earlier attempts at this trial that ended because memory ran out."""
         ...
 
     @property
@@ -170,6 +179,14 @@ class Scratch:
         """Rename it, so that it is no checkpoint any more."""
         path.replace(path.with_suffix(".unreadable"))
         warnings.warn(f"checkpoint {path} is set aside: {reason}", stacklevel=2)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Return what does nothing: nobody watches."""
+        return nullcontext()
+
+    def out_of_memory(self) -> int:
+        """Return 0: nobody keeps account of attempts."""
+        return 0
 
     def keep_model(self, tokens: int, write: Callable[[Path], None]) -> None:
         """Write a file beside the others, sync it, name it."""

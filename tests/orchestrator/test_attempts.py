@@ -3,15 +3,19 @@
 import json
 import multiprocessing
 import os
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from analysis.errors import InputError
 from orchestrator.attempts import Attempt, Attempts
+from orchestrator.checkpoints import StoredWorkspace
 from orchestrator.planner import make_plan
 from orchestrator.spec import parse_spec
+from orchestrator.spec_running import Checkpoints
 from orchestrator.storage import Storage, open_storage
 from trainers.trial import Trial
 
@@ -52,6 +56,33 @@ def test_a_failed_attempt_keeps_its_reason(storage: Storage, trial: Trial) -> No
     record = json.loads(storage.read(f"attempts/{trial.key}-1.json"))
     assert (record["trial"], record["kind"]) == (trial.key, "raised")
     assert record["started_at"] <= record["ended_at"]
+
+
+def test_the_next_attempt_knows_how_many_ran_out_of_memory(
+    storage: Storage, trial: Trial, tmp_path: Path
+) -> None:
+    """In whichever rank: the leader's sentence may name another error, its note has them all."""
+    attempts, full = Attempts(storage), torch.OutOfMemoryError("CUDA out of memory.")
+    workspace = StoredWorkspace(
+        directory=tmp_path,
+        storage=storage,
+        key=trial.key,
+        settings=Checkpoints(),
+        stop=lambda: False,
+    )
+    counts = [workspace.out_of_memory()]
+    gang = RuntimeError("rank 1 raised")
+    gang.add_note("".join(traceback.format_exception(full)))
+    for error in (full, ValueError("loss"), gang):
+        attempts.fail(
+            _begin(attempts, trial),
+            kind="raised",
+            error=f"{type(error).__name__}: {error}",
+            traceback="".join(traceback.format_exception(error)),
+        )
+        _begin(attempts, trial)  # one that is open has run out of nothing
+        counts.append(workspace.out_of_memory())
+    assert counts == [0, 1, 1, 2]
 
 
 def test_the_first_end_stays(storage: Storage, trial: Trial) -> None:

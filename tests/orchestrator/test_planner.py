@@ -1,6 +1,7 @@
 """Plans: the trials of a spec, their cost, and the refusals."""
 
 import json
+import math
 import socket
 from collections import Counter
 from pathlib import Path
@@ -8,12 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from analysis.errors import InputError
 from analysis.numerals import PF_DAY
 from orchestrator.planner import Plan, make_plan
 from orchestrator.spec import parse_spec, read_spec
-from trainers.flops import flops_per_token, params, trial_flops
+from trainers.flops import flops_per_token, params, pass_sequences, trial_flops
+from trainers.memory import fitting_passes
+from trainers.passes import accumulate
+from trainers.trial import Trial
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +83,51 @@ def test_cluster_example_is_planned_without_a_network(monkeypatch: pytest.Monkey
     assert set(first["horizons"][0]) == {
         "tokens", "budget", "flops_exact", "flops_spent", "role",
     }  # fmt: skip
+
+
+def test_no_trial_of_the_cluster_example_has_passes_of_two_sizes() -> None:
+    """On an H100: its passes are as large as each other, and few sequences fill them up."""
+    plan = make_plan(read_spec(ROOT / "examples/cluster.toml"))
+    room, uneven, filled, trained = 0.9 * 80e9, 0, 0, 0
+    for trial in plan.trials:
+        h, shape = trial.hyperparameters, trial.shape
+        share = h.batch_tokens // shape.context
+        way = fitting_passes(shape, h, room, gpus=1, sharded=False)
+        sizes = []
+
+        def loss(windows: torch.Tensor, counted: int | None = None, sizes=sizes) -> torch.Tensor:
+            sizes.append((len(windows), len(windows) if counted is None else counted))
+            return torch.zeros((), requires_grad=True)
+
+        accumulate(loss, torch.zeros(share, 1), way)
+        assert len({size for size, _ in sizes}) == 1
+        assert sum(counted for _, counted in sizes) == share  # exactly the tokens of its row
+        assert len(sizes) == math.ceil(share / pass_sequences(shape.context))
+        uneven += share % pass_sequences(shape.context) > 0 and len(sizes) > 1
+        filled += (sum(size for size, _ in sizes) - share) * h.steps
+        trained += share * h.steps
+    assert uneven > 60  # as many had a last pass of another size
+    assert filled < 0.04 * trained
+
+
+def test_deterministic_kernels_make_no_other_trials() -> None:
+    plain = {"name": "x", "budgets": [1e10], "sizes": 3}
+    plans = [
+        make_plan(parse_spec(plain | more, source=Path("x.toml")))
+        for more in ({}, {"deterministic": True})
+    ]
+    keys, wanted = zip(
+        *[([t.key for t in p.trials], {t.deterministic for t in p.trials}) for p in plans],
+        strict=True,
+    )
+    assert keys[0] == keys[1]
+    assert wanted == ({False}, {True})
+    (first, *_) = plans[1].trials
+    assert Trial.from_dict(json.loads(json.dumps(first.to_dict()))) == first
+    older = {name: value for name, value in first.to_dict().items() if name != "deterministic"}
+    assert not Trial.from_dict(older).deterministic
+    with pytest.raises(InputError, match="deterministic = true does nothing"):
+        parse_spec(plain | {"trainer": "simulated", "deterministic": True}, source=Path("x.toml"))
 
 
 def test_replicates_are_the_other_seeds() -> None:

@@ -60,3 +60,39 @@ def test_nothing_is_measured_on_a_gpu_that_is_known(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L40S")
     monkeypatch.setattr(torch, "randn", None)
     assert peak_flops(torch.device("cuda"), "bf16") == 362e12
+
+
+@pytest.mark.parametrize(
+    ("free", "kept", "fraction", "expected"),
+    [
+        (80e9, 0, 1.0, 72e9),
+        (30e9, 0, 1.0, 27e9),  # another process has the rest
+        (30e9, 10e9, 1.0, 36e9),  # of which 10 GB are what torch keeps of an earlier trial
+        (80e9, 0, 0.25, 18e9),  # a share
+    ],
+)
+def test_there_is_as_much_room_as_others_leave(
+    monkeypatch: pytest.MonkeyPatch, free: float, kept: float, fraction: float, expected: float
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80e9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: kept + 1e9)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1e9)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: fraction)
+    assert device.room(torch.device("cuda")) == pytest.approx(expected)
+    assert device.room(CPU) is None
+
+
+def test_a_gpu_computes_the_same_bits_again_only_where_that_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr("os.environ", {})
+    for place, wanted, expected in ((gpu, True, True), (gpu, False, False), (CPU, True, False)):
+        with device.reproducible(place, wanted):
+            assert torch.are_deterministic_algorithms_enabled() == expected
+            assert ("CUBLAS_WORKSPACE_CONFIG" in device.os.environ) == (place == gpu and wanted)
+            device.os.environ.clear()
+        assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(KeyboardInterrupt), device.reproducible(gpu, True):
+        raise KeyboardInterrupt
+    assert not torch.are_deterministic_algorithms_enabled()

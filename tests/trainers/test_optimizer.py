@@ -1,8 +1,12 @@
 """The flat optimiser against torch's own AdamW and Muon, parameter by parameter."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
+from trainers import optimizer as module
 from trainers.optimizer import Optimizer, orthogonalised
 from trainers.recipes import named
 from trainers.shape import Shape
@@ -172,3 +176,38 @@ def test_parameters_share_the_flat_buffer() -> None:
     for p, old in zip(model.parameters(), before, strict=True):
         assert torch.equal(p, old)
         assert p.untyped_storage().data_ptr() == optimizer.weights.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("rows", [24, 64])
+@pytest.mark.parametrize(("condition", "most"), [(10.0, 0.02), (1e8, 0.3)])
+def test_in_bf16_as_on_a_gpu_directions_stay_those_of_newton_schulz(
+    rows: int, condition: float, most: float
+) -> None:
+    """Of nearly singular matrices rounding fills the small directions, but none grows beyond 1."""
+    generator = torch.Generator().manual_seed(0)
+    u, _ = torch.linalg.qr(torch.randn(4, rows, 24, generator=generator).double())
+    v, _ = torch.linalg.qr(torch.randn(4, 24, 24, generator=generator).double())
+    values = torch.logspace(-math.log10(condition), 0, 24).double()
+    matrices = u @ torch.diag(values) @ v.mT
+    exact = orthogonalised(matrices)
+    found = orthogonalised(matrices.float(), half=True)
+    assert found.dtype == torch.bfloat16
+    error = (found.double() - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2))
+    assert error.max() < most
+    assert torch.linalg.matrix_norm(found.double(), 2).max() < 1.3
+    assert not orthogonalised(torch.zeros(2, rows, 24), half=True).any()
+
+
+def test_steps_in_bf16_go_where_those_in_fp32_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, (exact, h) = Transformer(SHAPE, seed=0), _trained("mini")
+    assert not module.orthogonalises_in_bf16(torch.device("cuda"), h)
+    assert module.orthogonalises_in_bf16(torch.device("cuda"), replace(h, precision="bf16"))
+    assert not module.orthogonalises_in_bf16(torch.device("cpu"), replace(h, precision="bf16"))
+    monkeypatch.setattr(module, "orthogonalises_in_bf16", lambda *_: True)
+    half, _ = _trained("mini")
+    for name, p in half.named_parameters():
+        assert p.dtype == torch.float32
+        moved = (p - start.get_parameter(name)).detach()
+        expected = (exact.get_parameter(name) - start.get_parameter(name)).detach()
+        cosine = (moved * expected).sum() / (moved.norm() * expected.norm())
+        assert cosine > 0.998, name

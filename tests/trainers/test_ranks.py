@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch.distributed.tensor import distribute_tensor
 from torch.profiler import ProfilerActivity, profile
 
+from trainers import compiling, optimizer, passes, transformer
 from trainers.corpus import Markov, heldout_windows, load
 from trainers.evaluation import evaluate
 from trainers.flops import EVALUATION_TOKENS, PASS_TOKENS
@@ -173,6 +176,101 @@ def test_any_number_of_ranks_goes_on_from_what_others_saved(
     for found in _train(trial, tmp_path / "two", after, how=how):
         assert [row.resumed_from for row in found] == [53, 53]
         assert [row[:3] for row in found] == [_as(_found(row))[:3] for row in alone]
+
+
+def _orthogonalised(trial: Trial, how: str) -> tuple[dict[str, Any], int]:
+    """Weights after three steps by gradients that are the same on any number of ranks.
+
+    And how many numbers this rank orthogonalised.
+    """
+    counted = []
+    with joined(CPU) as ranks, pytest.MonkeyPatch.context() as patch:
+        exact = optimizer._orthogonal_factors
+        patch.setattr(
+            optimizer, "_orthogonal_factors", lambda x: counted.append(x.numel()) or exact(x)
+        )
+        learner = Learner(trial, CPU, ranks, sharded=how == "sharded")
+        draw = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for p in learner._optimizer._parameters:
+                whole = torch.randn(p.shape, generator=draw)
+                # Of two ranks each has half: their sum is the whole to the bit.
+                p.grad = whole / ranks.count
+                if how == "sharded":
+                    p.grad = distribute_tensor(whole / ranks.count, p.device_mesh, p.placements)
+            learner._optimizer.step(1.0)
+        return learner.weights(), sum(counted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["whole", "sharded"])
+@pytest.mark.parametrize("depth", [3, 4])
+def test_ranks_share_out_what_muon_orthogonalises(make, how: str, depth: int) -> None:
+    """No matrix twice, and the weights are those of one rank: to the bit where each has all."""
+    trial = make(sequences=4, width=32, depth=depth, steps=3)
+    h = dataclasses.replace(trial.hyperparameters, optimizer="muon", matrix_rate=0.1)
+    trial = dataclasses.replace(trial, hyperparameters=h)
+    alone, whole = _orthogonalised(trial, "whole")
+    (first, one), (_, other) = _together(2, partial(_orthogonalised, trial, how))
+    assert one + other == whole
+    assert max(one, other) <= 0.7 * whole
+    for name, weight in alone.items():
+        if how == "whole":
+            assert torch.equal(first[name], weight), name
+        else:
+            torch.testing.assert_close(first[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def _blockwise(trial: Trial, compiled: bool) -> tuple[list[float], int]:
+    """Losses of three steps of a sharded model, and how many graphs were compiled for them."""
+    with joined(CPU) as ranks, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "BACKEND", "aot_eager")
+        patch.setattr(compiling, "pays", lambda *_: compiled)
+        patch.setattr(transformer, "_on_one_core", lambda *_: False)
+        patch.setattr(passes, "room", lambda device: 1e12)
+        patch.setattr("trainers.memory.pass_sequences", lambda context: 2)
+        learner = Learner(trial, CPU, ranks, sharded=True)
+        counters.clear()
+        learner.prepare()
+        draw = torch.Generator().manual_seed(0)
+        shape = 7, trial.shape.context + 1
+        windows = [torch.randint(0, 16, shape, generator=draw).numpy() for _ in range(3)]
+        losses = [ranks.sum_(learner.step(batch, 1.0)).item() for batch in windows]
+        return losses, counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.slow
+def test_blocks_of_a_model_that_is_shared_out_are_compiled_one_by_one(make) -> None:
+    """Four sequences of seven on one rank, three on the other, in passes of two: to the bit."""
+    trial = make(sequences=7, width=32, depth=3, steps=3)
+    (compiled, graphs), (others, _) = _together(2, partial(_blockwise, trial, True))
+    (eager, none), _ = _together(2, partial(_blockwise, trial, False))
+    assert compiled == others == eager
+    assert (1 < graphs <= 6, none) == (True, 0)
+
+
+def _reductions(trial: Trial, summed: bool) -> tuple[list[float], int]:
+    """Losses of three steps of two passes each, and how often gradients were reduced."""
+    with joined(CPU) as ranks:
+        learner = Learner(trial, CPU, ranks, sharded=True)
+        learner._passes = Passes(sequences=1, summed=summed)
+        windows = torch.zeros(4, trial.shape.context + 1, dtype=torch.int64).random_(
+            0, 16, generator=torch.Generator().manual_seed(0)
+        )
+        losses = []
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            for _ in range(3):
+                losses.append(ranks.sum_(learner.step(windows.numpy(), 1.0)).item())
+        return losses, sum("reduce_scatter" in e.name for e in profiler.events())
+
+
+@pytest.mark.slow
+def test_ranks_that_share_out_a_model_sum_gradients_once_a_step(make) -> None:
+    trial = make(sequences=4, width=32, steps=3)
+    (once, few), _ = _together(2, partial(_reductions, trial, True))
+    (each, many), _ = _together(2, partial(_reductions, trial, False))
+    assert once == pytest.approx(each, rel=1e-6)
+    assert 0 < 2 * few == many
 
 
 def _shared_out(trial: Trial) -> dict[str, Any]:

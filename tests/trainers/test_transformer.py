@@ -1,5 +1,6 @@
 """The model: causal, exactly differentiated, and ignorant at the start."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from trainers import transformer
+from trainers.decoders import LLAMA
 from trainers.shape import Shape
 from trainers.transformer import Transformer
 
@@ -111,6 +113,32 @@ def test_loss_and_gradients_are_those_of_the_network_by_the_book(
 
 def test_evaluation_and_training_agree(model: Transformer, windows: torch.Tensor) -> None:
     torch.testing.assert_close(model.token_losses(windows).mean(), model.loss(windows))
+
+
+@pytest.mark.parametrize("queries_per_key", [2, 4])
+def test_keys_that_heads_share_may_be_copied_for_each(
+    monkeypatch: pytest.MonkeyPatch, queries_per_key: int
+) -> None:
+    """As a GPU does it in fp32, where its fused kernels have none that heads share."""
+    llama = dataclasses.replace(LLAMA, queries_per_key=queries_per_key)
+    shape = Shape(width=32, depth=2, heads=4, vocabulary=64, context=32, architecture=llama)
+    windows = torch.randint(0, 64, (3, 33), generator=torch.Generator().manual_seed(0))
+    attention, shared, found = F.scaled_dot_product_attention, [], []
+
+    def seen(*args: torch.Tensor, **how: object) -> torch.Tensor:
+        shared.append(how["enable_gqa"])
+        assert not shared[-1] or args[0].shape[1] == queries_per_key * args[1].shape[1]
+        return attention(*args, **how)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", seen)
+    for copied in (False, True):
+        monkeypatch.setattr(transformer, "_repeats_keys", lambda _, copied=copied: copied)
+        model = Transformer(shape, 0)
+        loss = model.loss(windows)
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert shared == [True] * 2 + [False] * 2
+    for copies, together in zip(*found, strict=True):
+        torch.testing.assert_close(copies, together)
 
 
 def test_the_seed_decides_the_weights() -> None:

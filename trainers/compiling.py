@@ -1,0 +1,72 @@
+"""What `torch.compile` makes of a model for a trial: one block, and a chunk of the loss.
+
+A graph of the whole model has all its blocks one after another, and takes as long to compile as
+there are blocks. All blocks of a model are one function of their weights, so that one is compiled
+and serves all. What is between them is a few kernels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+
+import torch
+
+from trainers.device import peak_flops
+from trainers.flops import trial_flops
+from trainers.head_loss import ChunkLoss, chunk_loss
+from trainers.memory import Passes
+from trainers.passes import ComputeBlock, Prepared
+from trainers.transformer import Block, Transformer
+from trainers.trial import Trial
+
+BACKEND = "inductor"
+COMPILE_SECONDS = 15.0
+"""Allowance for compiling a block and a chunk for a GPU, forward and backward, in one process."""
+EAGER_UTILISATION = 0.3
+"""Share of a GPU's peak that eager training is taken to reach at most; own allowance."""
+EAGER_BLOCK_SECONDS = 0.4e-3
+"""Seconds that a pass through a block takes at least where it is eager: some 40 kernels at 10
+microseconds each, as `cluster.placement` has it."""
+SAVED = 1 / 3
+"""Share of eager training's time that compiled training is taken to save; own allowance."""
+
+
+def pays(trial: Trial, device: torch.device, passes: Passes, gpus: int = 1) -> bool:
+    """Whether a trial is expected to save the time that compiling it takes, on a GPU.
+
+    By the trial's whole length, so that every attempt at it computes alike.
+    """
+    if device.type != "cuda":
+        return False
+    h, shape = trial.hyperparameters, trial.shape
+    share = -(-h.batch_tokens // (shape.context * gpus))
+    launched = trial.total_steps * -(-share // passes.sequences) * shape.depth
+    computed = trial_flops(trial) / gpus / (EAGER_UTILISATION * peak_flops(device, h.precision))
+    return SAVED * max(launched * EAGER_BLOCK_SECONDS, computed) > COMPILE_SECONDS
+
+
+def compiled() -> tuple[ComputeBlock, ChunkLoss]:
+    """Return a block's and a chunk's functions; torch compiles each where it is first called.
+
+    What was compiled for earlier trials of this process is forgotten: torch compiles a function for
+    eight shapes at most, and from then on runs it eagerly.
+    """
+    torch.compiler.reset()
+    make = partial(torch.compile, dynamic=False, backend=BACKEND)
+    return make(Block.forward), make(chunk_loss)
+
+
+def make_eager(model: Transformer, error: Exception) -> None:
+    """Go on without compiling, since it failed, and warn of it."""
+    cause = getattr(error, "inner_exception", error)  # of torch's own, the compiler's
+    reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
+    warnings.warn(
+        f"torch.compile failed here ({reason}): this trial trains without it, up to twice as long. "
+        "It needs a C compiler and Python's headers on each machine that trains",
+        stacklevel=2,
+    )
+    for block in model.blocks:
+        if isinstance(block, Prepared):
+            block.compute = Block.forward
+    model.chunk = chunk_loss

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.errors import InputError
 from cluster.rank import Home, MakeWorkspace, Rank, Sign
 from trainers.registry import trainer
-from trainers.template import NODE_GPUS
+from trainers.template import NODE_GPUS, RANK_ADDRESSES
 from trainers.trial import Event, Measurement, Trainer, Trial
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ def environments(homes: Sequence[Home]) -> list[dict[str, str]]:
             "MASTER_ADDR": homes[0].address,
             "MASTER_PORT": homes[0].port,
             NODE_GPUS: gpus[home.node],
+            RANK_ADDRESSES: " ".join(home.address for home in homes),
         }
         made.append({name: str(value) for name, value in values.items()})
         seen[home.node] += 1

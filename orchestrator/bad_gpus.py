@@ -8,6 +8,7 @@ that met it keeps it for a while, doing nothing, and its trial starts again on a
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -61,7 +62,9 @@ def fault_line(text: str) -> str | None:
     return next((line.strip() for line in text.splitlines() if _FAULT.search(line)), None)
 
 
-def fault_of(error: Exception, log: str | None, *, gpus: str, node: str) -> GpuFault | None:
+def fault_of(
+    error: Exception, log: str | None, *, gpus: Callable[[], str], node: str
+) -> GpuFault | None:
     """Return which GPU ended a trial, if one did.
 
     Parameters
@@ -69,12 +72,16 @@ def fault_of(error: Exception, log: str | None, *, gpus: str, node: str) -> GpuF
     error, log
         What the trial raised, and the end of what it printed, where a program says why it exits.
     gpus, node
-        Those of this process; of a gang, those of the rank that failed are taken.
+        What gives those of this process; of a gang, those of the rank that failed are taken.
     """
     line = fault_line(first_line(error, named=True)) or fault_line(f"{error}\n{log or ''}")
+    if line is None:
+        return None
     if isinstance(error, GangError) and error.home is not None:
-        gpus, node = error.home.gpu, error.home.address
-    return GpuFault(gpu=gpus, node=node, error=line) if line and gpus else None
+        gpu, node = error.home.gpu, error.home.address
+    else:
+        gpu = gpus()
+    return GpuFault(gpu=gpu, node=node, error=line) if gpu else None
 
 
 def own_gpus() -> str:

@@ -93,9 +93,11 @@ class Work:
         except Interrupted:
             self.report({"status": "interrupted"})
             return
-        except Exception:
-            if self.fault is not None:
-                self._hold(self.fault)
+        except Exception as error:
+            # Before the attempt, too, a GPU may show what it is.
+            fault = self.fault or fault_of(error, None, gpus=own_gpus, node=socket.gethostname())
+            if fault is not None:
+                self._hold(fault)
                 return
             self.report({})  # where it was, which it may not have told yet
             raise
@@ -212,7 +214,7 @@ class Work:
             lost = isinstance(error, GangError) and error.lost
             plain = lost or isinstance(error, InputError | CommandError)  # sentences for people
             text = str(error) if plain else f"{type(error).__name__}: {error}"
-            self.fault = fault_of(error, logs.tail(log), gpus=own_gpus(), node=host)
+            self.fault = fault_of(error, logs.tail(log), gpus=own_gpus, node=host)
             if self.fault is not None:
                 text += f" (GPU {self.fault.gpu})"
             fail("worker lost" if lost else "raised", text, traceback.format_exc())

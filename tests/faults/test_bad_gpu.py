@@ -18,23 +18,19 @@ from tests.faults.processes import Cluster, Steps, environment
 pytestmark = pytest.mark.slow
 
 GPUS = 4
-PROGRAM = """
-import json, os, sys, time
-if os.environ["CUDA_VISIBLE_DEVICES"] == "0":  # the one that Ray gives first
-    raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
-time.sleep(1)
-print(json.dumps({"loss": 3.0, "tokens": int(sys.argv[1])}))
-"""
 SWEEP = """
 name = "gpus"
-trainer = "command"
-corpus = {kind = "declared", name = "x", version = "1", vocabulary = 50, tokens = 9_000_000_000}
-[[budgets]]
-flops = 1e11
-widths = [64, 80, 96, 112, 128, 144]
-[command]
-run = ["{python}", "train.py", "{tokens}", "{width} {steps} {batch_tokens}"]
-files = ["train.py"]
+trainer = "simulated"
+recipe = "llama-adamw"
+budgets = [1e16, 1e17]
+sizes = 4
+[shapes]
+aspect = 64
+head_width = 32
+context = 1024
+width_multiple = 32
+[simulated]
+seconds = 1.0
 gpus = 1.0
 [limits]
 retries = 0
@@ -44,7 +40,7 @@ retries = 0
 @pytest.fixture
 def node(steps: Steps) -> Iterator[Cluster]:
     """A head, and one node of fake GPUs."""
-    cluster = Cluster(steps.directory)
+    cluster = Cluster(steps.directory, FAULTS_BAD_GPU="0")  # the one that Ray gives first
     try:
         cluster.add(GPUS, GPUS)
         yield cluster
@@ -56,7 +52,6 @@ def test_one_bad_gpu_of_a_node_costs_no_trial_and_is_named(
     node: Cluster, steps: Steps, tmp_path: Path
 ) -> None:
     """Though no trial that raises is tried again; the end does not wait for the GPU."""
-    (tmp_path / "train.py").write_text(PROGRAM)
     (tmp_path / "sweep.toml").write_text(SWEEP)
     command = [sys.executable, "-P", "-m", "orchestrator", "run", str(tmp_path / "sweep.toml")]
     command += ["--project", str(tmp_path / "project"), "--address", node.address, "--json"]

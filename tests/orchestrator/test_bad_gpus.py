@@ -141,18 +141,18 @@ def test_room_that_is_set_apart_stays_taken_though_the_cluster_changes() -> None
 def test_what_a_gpu_did_is_told_from_what_a_program_did(
     error: Exception, log: str | None, expected: str | None
 ) -> None:
-    fault = fault_of(error, log, gpus="3", node="here")
+    fault = fault_of(error, log, gpus=lambda: "3", node="here")
     assert (fault is None) == (expected is None)
     if fault is not None:
         assert expected in fault.error
         assert str(fault) == "GPU 3 of here"
-    assert fault_of(error, log, gpus="", node="here") is None  # it had none
+    assert fault_of(error, log, gpus=lambda: "", node="here") is None  # it had none
 
 
 def test_of_a_gang_the_gpu_of_the_rank_that_failed_is_named() -> None:
     error = GangError("rank 1 raised RuntimeError: CUDA error: unspecified launch failure")
     error.home = Home(node="id", address="10.0.0.2", pid=1, port=2, gpu="5")
-    assert str(fault_of(error, None, gpus="", node="here")) == "GPU 5 of 10.0.0.2"
+    assert str(fault_of(error, None, gpus=lambda: "", node="here")) == "GPU 5 of 10.0.0.2"
 
 
 def test_a_lease_tells_which_gpus_are_held_and_the_end_which_failed() -> None:

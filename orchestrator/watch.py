@@ -156,6 +156,7 @@ class Watch(Callback):
         ] = {}  # trials whose failure was shown, by the gist of its cause
         self.gpus = GpuRecord()
         """GPUs that ended trials, and those that are held."""
+        self._holders: dict[str, list[Any]] = {}  # workers that keep a GPU, by the trial it ended
         self._runs: dict[str, _Run] = {}
         self._paces: list[float] = []
         self._moved: set[str] = set()
@@ -220,6 +221,7 @@ class Watch(Callback):
             ray.kill(run.actor)
             return
         del self._runs[key]
+        self._holders.setdefault(key, []).append(run.actor)
         self._progress.say(f"{self.gpus.hold(name, fault)}: its trial starts again on another")
         self._progress.waiting(key)
 
@@ -276,6 +278,9 @@ class Watch(Callback):
             self._progress.waiting(key)
         else:
             self._progress.failed(key)
+            holders = self._holders.pop(key, [])
+            for actor in holders if len(holders) > 1 else ():  # it fails on any GPU
+                ray.kill(actor)
 
     def _show(self, key: str, reason: str, cause: str, log: str, *, again: bool) -> None:
         """Tell a person of a trial's first failure, with the log of the first of its cause."""

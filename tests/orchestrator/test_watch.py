@@ -168,6 +168,13 @@ class Eye:
         self.errors[key] = error
         self.watch.on_trial_error(0, [], self._trial(key))
 
+    def fail_as(self, name: str, key: str, error: BaseException) -> None:
+        """Fail a trial that Tune calls `name`: those before it may only keep a GPU."""
+        self.errors[key] = error
+        trial = self._trial(key)
+        trial.trial_id = name
+        self.watch.on_trial_error(0, [], trial)
+
     def wait(self, seconds: float, *, reporting: tuple[str, ...] = ()) -> None:
         """Time goes by, in looks."""
         until = self.now + seconds
@@ -482,6 +489,19 @@ def test_a_gpu_that_is_not_to_be_held_is_an_end_like_any_other(eye: Eye) -> None
     assert eye.grid.told[-1] == ("failed", key, "raised")
     (attempt,) = eye.watch._attempts.all()
     assert attempt.error == f"{FAULT['error']} (GPU 3 of here)"
+
+
+def test_gpus_are_free_again_once_a_trial_that_many_ended_is_given_up(eye: Eye) -> None:
+    key = eye.keys[0]
+    for gpu in "345":
+        eye.start(key)
+        eye.report(key, gpu_fault={**FAULT, "gpu": gpu})
+    assert (eye.killed, len(eye.progress.news)) == ([], 3)
+    eye.grid.retries = 0
+    eye.start(key)
+    eye.report(key, gpu_fault={**FAULT, "gpu": "6"})
+    eye.fail_as("another attempt", key, RuntimeError("killed"))
+    assert eye.killed == [key] * 4
 
 
 def test_a_sweep_ends_once_nothing_is_left_but_gpus_that_are_held(eye: Eye) -> None:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError
 from cluster.rank import Home, MakeWorkspace, Rank, Sign
+from cluster.rank_errors import RankError, by_cause, others_in_a_clause
 from trainers.registry import trainer
-from trainers.template import NODE_GPUS
+from trainers.template import NODE_GPUS, RANK_ADDRESSES
 from trainers.trial import Event, Measurement, Trainer, Trial
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ GRACE_SECONDS = 120.0
 """For a rank that is asked to stop: a step and a checkpoint."""
 ANSWER_SECONDS = 5.0
 """For a living rank to say that it lives, once another has raised."""
+OTHERS_SECONDS = 2.0
+"""How long the errors of other ranks are waited for, once one has raised: the first to be heard is
+often of one that only lost its connection to the one that failed."""
 SIGN_SECONDS = 2.0
 """Between questions to the ranks whether they wait for the storage: a small part of any silence
 that is worth permitting."""
@@ -48,6 +52,8 @@ class GangError(Exception):
 
     lost: bool = False
     """Whether a process died or never started, no fault of the trial's; otherwise it raised."""
+    home: Home | None = None
+    """Where the rank is that raised or died first, if it is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +150,7 @@ def environments(homes: Sequence[Home]) -> list[dict[str, str]]:
             "MASTER_ADDR": homes[0].address,
             "MASTER_PORT": homes[0].port,
             NODE_GPUS: gpus[home.node],
+            RANK_ADDRESSES: " ".join(home.address for home in homes),
         }
         made.append({name: str(value) for name, value in values.items()})
         seen[home.node] += 1
@@ -277,26 +284,57 @@ class _Gang:
         try:
             return ray.get(ref)
         except ray.exceptions.RayTaskError as error:
+            errors = [RankError(rank, error.cause, str(error)), *self._other_errors(rank)]
             # A rank whose peer has died raises too, often before Ray knows of the death.
-            dead = self._dead(except_for=rank)
+            dead = self._dead(except_for={other.rank for other in errors})
             if dead:
                 raise self._death(*dead) from error
-            cause = error.cause
-            if isinstance(cause, InputError):
-                raise cause from error
-            raise _noted(
-                f"{self._name(rank)} raised {type(cause).__name__}: {cause}", str(error)
-            ) from error
+            first, *others = by_cause(errors)
+            if isinstance(first.cause, InputError):
+                raise first.cause from error
+            what = f"raised {type(first.cause).__name__}: {first.cause}"
+            failed = _noted(
+                f"{self._name(first.rank)} {what}{others_in_a_clause(others)}",
+                *(other.account for other in (first, *others)),
+            )
+            failed.home = self._home(first.rank)
+            raise failed from error
         except ray.exceptions.RayActorError as error:
             raise self._death(rank, error) from error
 
-    def _dead(self, *, except_for: int) -> tuple[int, RayError] | None:
+    def _other_errors(self, failed: int) -> Iterator[RankError]:
+        """What other ranks raise within `OTHERS_SECONDS` after one has `failed`."""
+        import ray
+
+        deadline = time.monotonic() + OTHERS_SECONDS
+        while True:
+            waited = list(self._followers)
+            if self._stream is not None and failed:
+                waited.append(self._stream)
+            left = deadline - time.monotonic()
+            if not waited or left <= 0:
+                return
+            ready, _ = ray.wait(waited, num_returns=1, timeout=left)
+            for ref in ready:
+                rank = self._followers.pop(ref, 0)
+                try:
+                    ray.get(ref if rank else next(self._stream))  # rank 0's events are dropped
+                except StopIteration:
+                    self._stream = None
+                except ray.exceptions.RayError as error:  # of one that died is asked next
+                    if not rank:
+                        self._stream = None
+                    if isinstance(error, ray.exceptions.RayTaskError):
+                        yield RankError(rank, error.cause, str(error))
+
+    def _dead(self, *, except_for: Collection[int]) -> tuple[int, RayError] | None:
+        """One of the other ranks that has died, and Ray's word for it."""
         import ray
 
         asked = {
             actor.home.remote(): rank
             for rank, actor in enumerate(self._actors)
-            if rank != except_for
+            if rank not in except_for
         }
         answered: list[Any] = []
         if asked:  # Ray refuses to wait for nothing
@@ -312,20 +350,24 @@ class _Gang:
         gone = _noted(
             f"{self._name(rank)} died: its process crashed, was killed or lost its node", str(error)
         )
-        gone.lost = True
+        gone.lost, gone.home = True, self._home(rank)
         return gone
+
+    def _home(self, rank: int) -> Home | None:
+        return self._homes[rank] if rank < len(self._homes) else None
 
     def _name(self, rank: int) -> str:
         name = f"rank {rank} of {len(self._actors)}"
-        if rank >= len(self._homes):
+        home = self._home(rank)
+        if home is None:
             return f"{name}, which was starting,"
-        home = self._homes[rank]
         return f"{name} on node {home.address} ({home.node[:8]}, process {home.pid})"
 
 
-def _noted(message: str, note: str) -> GangError:
+def _noted(message: str, *notes: str) -> GangError:
     error = GangError(message)
-    error.add_note(note)
+    for note in notes:
+        error.add_note(note)
     return error
 
 

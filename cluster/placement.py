@@ -16,7 +16,7 @@ from cluster.gpus import variants
 from cluster.machines import WORKER_BYTES, Cluster
 from trainers.flops import flops_per_token, pass_sequences, trial_flops
 from trainers.gpus import GpuType
-from trainers.memory import CONTEXT_BYTES, HEADROOM, LEAST, Passes, training_memory
+from trainers.memory import CONTEXT_BYTES, HEADROOM, LEAST, NCCL_BYTES, Passes, training_memory
 from trainers.simulated import SimulatedSettings
 from trainers.trial import Trial
 
@@ -175,7 +175,8 @@ def _on_gpus(
 
 def _bytes(trial: Trial, gpus: float, passes: Passes | None) -> float:
     shape, h, gpus = trial.shape, trial.hyperparameters, max(1, int(gpus))
-    return CONTEXT_BYTES + training_memory(shape, h, gpus=gpus, passes=passes).peak
+    own = CONTEXT_BYTES + (NCCL_BYTES if gpus > 1 else 0.0)
+    return own + training_memory(shape, h, gpus=gpus, passes=passes).peak
 
 
 def _usable(gpu: GpuType) -> float:

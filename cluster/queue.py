@@ -88,6 +88,7 @@ class Queue:
         self._avoided: dict[str, Names] = {}  # nodes, by key
         self._jobs: dict[str, Job] = {}
         self._running: dict[str, _Running] = {}
+        self._apart: dict[str, _Running] = {}  # room in which nothing runs, by name
         self._crowded = False  # whether something runs that has no room, for all that is known
         self.held: dict[str, str] = {}
         """Keys of trials that are not started, with the cap that holds them back."""
@@ -192,15 +193,27 @@ class Queue:
         self._settle()
 
     def ended(self, key: str, now: float) -> None:
-        """`key` has ended for good."""
+        """`key` has ended for good, or what was `set_apart` by that name."""
         self._leave(key, now)
 
     def lost(self, key: str, now: float) -> None:
         """`key` has to start again and takes its place in the order."""
-        job = self._leave(key, now)
-        self._purse.commit(-job.flops, 0.0)  # promised again when it starts again
-        self._wait(job)
-        self._admit()
+        self._wait_again(self._leave(key, now))
+
+    def set_apart(self, key: str, name: str, seconds: float, now: float) -> None:
+        """Have `key` start again, and nothing else in its room until `name` has `ended`.
+
+        That is expected in so many seconds.
+        """
+        run = self._running.pop(key)
+        self._settle_account(run, now)
+        job = Job(key=name, placement=run.job.placement, seconds=seconds)
+        self._jobs[name] = job
+        self._apart[name] = _Running(job, now, begun=True, nodes=run.nodes, settled=True)
+        room = self._room.release(key)
+        if room is not None:
+            self._room.take(name, room.placement, room.spot, now + _length(job))
+        self._wait_again(run.job)
 
     def keep_back(self, but: Collection[str] = ()) -> None:
         """Start none of the trials that wait now, `but` these, until `let_go`."""
@@ -251,8 +264,13 @@ class Queue:
         self._purse.commit(job.flops, job.gpu_seconds)
         return job.key
 
+    def _wait_again(self, job: Job) -> None:
+        self._purse.commit(-job.flops, 0.0)  # promised again when it starts again
+        self._wait(job)
+        self._admit()
+
     def _leave(self, key: str, now: float) -> Job:
-        run = self._running.pop(key)
+        run = self._running.pop(key, None) or self._apart.pop(key)
         self._room.release(key)
         if self._crowded:
             self._settle()
@@ -275,12 +293,13 @@ class Queue:
         What finds no room holds none: the guess was wrong, or its node has gone.
         """
         sent: dict[str, Names] = {}
-        for key in self._running:
+        taken = self._running | self._apart
+        for key in taken:
             held = self._room.release(key)
             sent[key] = self._room.named(held.spot) if held is not None else NONE
         self._room = room or self._room
         self._crowded = False
-        for key, run in sorted(self._running.items(), key=lambda item: item[1].nodes is None):
+        for key, run in sorted(taken.items(), key=lambda item: item[1].nodes is None):
             placement = run.job.placement
             spot = self._room.on(run.nodes or sent[key], placement)
             if spot is None and not run.nodes:

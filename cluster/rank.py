@@ -10,12 +10,14 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.addresses import reserve_port, socket_interfaces
 from trainers.trial import Event, Step, Trainer, Trial
+from trainers.visible_gpus import visible_gpus
 from trainers.workspace import Workspace
 
 STEP_EVERY_SECONDS = 0.2
@@ -31,9 +33,10 @@ class Home:
     address: str
     pid: int
     port: int
-    """One that was free on this node just now."""
+    """One that nobody else is given as long as the rank's process lives."""
     gpu: str
-    """What it sees, as CUDA_VISIBLE_DEVICES names it; empty if nothing."""
+    """The GPU that it is given, as CUDA_VISIBLE_DEVICES or AMD's HIP_VISIBLE_DEVICES names it;
+    empty where it is given none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class Rank:
         self._stop = threading.Event()
         self._waits = False
         self._troubles: deque[str] = deque()
+        self._reserved: socket.socket | None = None
 
     def home(self) -> Home:
         """Where it runs; that it answers at all says that it lives."""
@@ -62,12 +66,15 @@ class Rank:
 
         # Ray leaves functions like this one without types.
         address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            port = probe.getsockname()[1]
-        node = ray.get_runtime_context().get_node_id()
-        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        return Home(node=node, address=address, pid=os.getpid(), port=port, gpu=gpu)
+        if self._reserved is None:
+            self._reserved = reserve_port(address)
+        return Home(
+            node=ray.get_runtime_context().get_node_id(),
+            address=address,
+            pid=os.getpid(),
+            port=self._reserved.getsockname()[1],
+            gpu=visible_gpus(os.environ),
+        )
 
     def lead(
         self,
@@ -77,7 +84,7 @@ class Rank:
         make: Callable[[str], Trainer],
     ) -> Iterator[Event]:
         """Train as rank 0, until the end or the first checkpoint after `stop`."""
-        os.environ.update(environment)
+        _enter(environment)
         own = self._workspace(workspace, saves=True)
         passed_on = 0.0
         for event in make(trial.trainer).train(trial, own):
@@ -100,7 +107,7 @@ class Rank:
         make: Callable[[str], Trainer],
     ) -> None:
         """Train as another rank. Its events are rank 0's as well, and are dropped."""
-        os.environ.update(environment)
+        _enter(environment)
         own = self._workspace(workspace, saves=False)
         for _ in make(trial.trainer).train(trial, own):
             pass
@@ -131,6 +138,16 @@ class Rank:
             yield
         finally:
             self._waits = False
+
+
+def _enter(environment: Mapping[str, str]) -> None:
+    """Set a gang's environment, and the interface that Ray itself uses, where none is chosen."""
+    import ray
+
+    os.environ.update(environment)
+    # Ray leaves functions like this one without types.
+    for name, value in socket_interfaces(ray.util.get_node_ip_address()).items():  # type: ignore[no-untyped-call]
+        os.environ.setdefault(name, value)
 
 
 @dataclass

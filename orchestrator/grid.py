@@ -24,6 +24,7 @@ from cluster.machines import Cluster
 from cluster.placement import Placement
 from cluster.queue import Queue
 from orchestrator.attempts import BLAMED, Kind
+from orchestrator.bad_gpus import MOST_HELD
 from orchestrator.nodes import Nodes
 from orchestrator.order import Order
 from orchestrator.spec_running import Limits
@@ -121,6 +122,8 @@ class Grid(Searcher):
         self._actors: dict[str, _Actor] = {}
         self._nodes: dict[str, str] = {}  # by actor
         self._free_lines: dict[Placement, list[str]] = {}
+        self._holds: set[str] = set()  # names in the queue of room that workers keep from others
+        self._bad_gpus: dict[str, set[str]] = {}  # those that ended a trial, by key
         self._failures: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
         self._reached: Counter[str] = Counter()
@@ -138,8 +141,7 @@ class Grid(Searcher):
         if key is None:
             if not self._keys:
                 self._idle()
-            unfinished = self.queue.waiting or self.queue.running - self._rows
-            return None if unfinished else Searcher.FINISHED
+            return None if self._unfinished else Searcher.FINISHED
         self._keys[trial_id] = key
         placement = self.queue.job(key).placement
         asked = {
@@ -155,8 +157,8 @@ class Grid(Searcher):
     ) -> None:
         """Tune is done with a trial; of one that failed `failed` tells more."""
         key = self._keys.pop(trial_id)
-        if key in self._rows:
-            if key in self.queue.running:
+        if key in self._holds or key in self._rows:
+            if key in self._holds or key in self.queue.running:
                 self._leave(key, again=False)
         elif not error and not self._stop.wanted:  # it stopped, and nobody had wanted it to
             self.failed(key, "node lost")
@@ -221,6 +223,39 @@ class Grid(Searcher):
         self._leave(key, again=again)
         return again
 
+    def hold_gpu(self, key: str, gpu: str, seconds: float) -> str | None:
+        """Start a trial again elsewhere, while its worker keeps the GPU that ended it from others.
+
+        Return Tune's name of the trial whose worker that is. None, and nothing has changed, where
+        too many GPUs would be held, or where the trial has no try left: the first GPU costs it
+        none, however often it is given that one, but every other one does.
+        """
+        placement = self.queue.job(key).placement
+        held = sum(self.queue.job(name).placement.gpus for name in self._holds)
+        if placement.nodes > 1 or held + placement.gpus > MOST_HELD * self._known.gpus:
+            return None
+        bad = self._bad_gpus.setdefault(key, {gpu})
+        if gpu not in bad and not self.may_fail(key):
+            return None
+        self._failures[key] += gpu not in bad
+        bad.add(gpu)
+        trial_id = next(name for name, own in self._keys.items() if own == key)
+        name = f"{key} {trial_id}"
+        self._holds.add(name)
+        self._keys[trial_id], self._actors[name] = name, self._actors.pop(key)
+        self.queue.set_apart(key, name, seconds, self.clock())
+        return trial_id
+
+    @property
+    def only_holds(self) -> bool:
+        """Whether all that Tune still has are workers that keep a GPU, and no trial is left."""
+        mine = self._keys.values()
+        return bool(mine) and self._holds.issuperset(mine) and not self._unfinished
+
+    @property
+    def _unfinished(self) -> bool:
+        return bool(self.queue.waiting or self.queue.running - self._rows)
+
     def hold_back(self, failed: Collection[str]) -> str | None:
         """Start no trial that waits, but for the smallest one if a cause of size may spare it.
 
@@ -254,6 +289,8 @@ class Grid(Searcher):
     def lacks(self) -> str:
         """Why no trial may have a worker though some wait."""
         n = len(self._out)
+        if self._holds and not n:
+            return "GPUs that failed are held for a while, and the others have no room"
         if n:
             rest = ", and the others have no room" if self._known.nodes else ""
             return f"{n} node{'s are' if n > 1 else ' is'} left out for a while{rest}"
@@ -318,6 +355,7 @@ class Grid(Searcher):
             if leaving.again:
                 self.queue.lost(key, now)
             else:
+                self._holds.discard(key)
                 self.queue.ended(key, now)
 
     def _place(self, key: str, node: str | None) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from analysis.rungs import COLUMNS, Rung, rungs, rungs_json, undertuned, verdict
 from orchestrator.attempts import Attempt
+from orchestrator.bad_gpus import held_gpus
 from orchestrator.exclusion import SELECTORS, read_exclusions, rule_out
 from orchestrator.external import external_counts
 from orchestrator.lease import LeaseRecord
@@ -121,6 +122,8 @@ def show_status(console: Console, found: Status) -> None:
         text = f"! {which}, since the first ones all failed alike ({item.reason}): {MEND}"
         console.print(Text(text, style="yellow"))
     console.print(_who(found.activity.driver), markup=False)
+    for gpu in held_gpus(found.activity.driver.note if found.activity.driver else {}):
+        console.print(Text(f"! {gpu}", style="yellow"))
     if found.activity.running:
         console.print(_runs(found))
     if found.activity.over:

@@ -133,6 +133,8 @@ def train(
             with interruptible(stop, lambda: quit_now(wished.forget)):
                 _tune(grid, watch, directory)
             watch.record()
+    for line in watch.gpus.summary():
+        progress.say(line)
     reason = watch.first_failures.reason
     end = End(
         interrupted=stop.interrupted,

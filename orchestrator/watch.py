@@ -21,6 +21,7 @@ from ray.tune import Callback, Stopper
 from analysis.errors import InputError, first_line, last_line
 from analysis.observations import ObservationId
 from orchestrator.attempts import Attempt, Attempts, Kind
+from orchestrator.bad_gpus import HOLD_SECONDS, GpuFault, GpuRecord
 from orchestrator.checkpoints import directory_of
 from orchestrator.first_failures import FirstFailures, gist
 from orchestrator.grid import Grid
@@ -153,6 +154,9 @@ class Watch(Callback):
         self._shown: dict[
             str, set[str]
         ] = {}  # trials whose failure was shown, by the gist of its cause
+        self.gpus = GpuRecord()
+        """GPUs that ended trials, and those that are held."""
+        self._holders: dict[str, list[Any]] = {}  # workers that keep a GPU, by the trial it ended
         self._runs: dict[str, _Run] = {}
         self._paces: list[float] = []
         self._moved: set[str] = set()
@@ -187,7 +191,9 @@ class Watch(Callback):
         run.heard = now
         if "node" in result:
             self._grid.seen(key, _name(run.actor), result["node"], result["group"])
-        if "trouble" in result:
+        if "gpu_fault" in result:
+            self._faulted(key, run, GpuFault(**result["gpu_fault"]))
+        elif "trouble" in result:
             self._progress.trouble(result["trouble"])
         elif "horizon" in result:
             self._measured((key, result["horizon"]), result)
@@ -206,6 +212,19 @@ class Watch(Callback):
                 self._paces.append((run.heard - run.since) / max(self._expected(key), 1e-9))
             self._measured((key, self._trials[key].tokens), result)
 
+    def _faulted(self, key: str, run: _Run, fault: GpuFault) -> None:
+        """A GPU ended a trial, whose worker waits with it: have it wait on, or end it."""
+        self.gpus.failed(fault)
+        name = None if self._stop.wanted else self._grid.hold_gpu(key, str(fault), HOLD_SECONDS)
+        if name is None:
+            run.doomed = "raised", f"{fault.error} ({fault})"
+            ray.kill(run.actor)
+            return
+        del self._runs[key]
+        self._holders.setdefault(key, []).append(run.actor)
+        self._progress.say(f"{self.gpus.hold(name, fault)}: its trial starts again on another")
+        self._progress.waiting(key)
+
     def _measured(self, name: ObservationId, result: dict[str, Any]) -> None:
         """A row is in the ledger; one that an attempt found there may have been told of before."""
         if not result["found"]:
@@ -219,10 +238,16 @@ class Watch(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's function has returned."""
+        if self.gpus.holds(trial.trial_id):  # its key may run again by now
+            self.gpus.let_go(trial.trial_id)
+            return
         self._runs.pop(trial.config["key"], None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial raised, or its actor is gone."""
+        if self.gpus.holds(trial.trial_id):
+            self.gpus.let_go(trial.trial_id)
+            return
         key = trial.config["key"]
         run = self._runs.pop(key, None)
         if run is not None and run.measured:  # it died of nothing that matters any more
@@ -253,6 +278,9 @@ class Watch(Callback):
             self._progress.waiting(key)
         else:
             self._progress.failed(key)
+            holders = self._holders.pop(key, [])
+            for actor in holders if len(holders) > 1 else ():  # it fails on any GPU
+                ray.kill(actor)
 
     def _show(self, key: str, reason: str, cause: str, log: str, *, again: bool) -> None:
         """Tell a person of a trial's first failure, with the log of the first of its cause."""
@@ -303,8 +331,13 @@ class Watch(Callback):
         self.record()
 
     def over(self) -> bool:
-        """Whether Tune should end what it still has: all that could stop by itself has stopped."""
-        return self._stop.wanted and (not self._runs or self._stop.seconds > STOP_SECONDS)
+        """Whether Tune should end what it still has: all that could stop by itself has stopped.
+
+        Or all that is left are workers that keep a GPU from trials which do not come any more.
+        """
+        return self._grid.only_holds or (
+            self._stop.wanted and (not self._runs or self._stop.seconds > STOP_SECONDS)
+        )
 
     def record(self) -> None:
         """Explain what could not be explained before, if that is possible now."""
@@ -354,7 +387,10 @@ class Watch(Callback):
             key: {"fraction": run.fraction, "loss": run.loss if _is_finite(run.loss) else None}
             for key, run in self._runs.items()
         }
-        return {"stopping": self._stop.wanted, "running": runs}
+        held = self.gpus.note()
+        return {"stopping": self._stop.wanted, "running": runs} | (
+            {"held_gpus": held} if held else {}
+        )
 
     def _ask_for_the_lease(self) -> None:
         """Whether it is still ours, which a worker may find out some seconds before the next beat.

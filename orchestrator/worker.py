@@ -33,6 +33,7 @@ from cluster.rank import Sign
 from orchestrator import lease, logs
 from orchestrator.advance import Advance
 from orchestrator.attempts import Attempts, Kind
+from orchestrator.bad_gpus import HOLD_SECONDS, GpuFault, fault_of, own_gpus
 from orchestrator.checkpoints import StoredWorkspace, directory_of
 from orchestrator.ledger import Ledger
 from orchestrator.order import Order
@@ -76,6 +77,8 @@ class Work:
         """Whether that row was in the ledger before this attempt."""
         self.whole = False
         """Whether this attempt trained the trial from its beginning to its end."""
+        self.fault: GpuFault | None = None
+        """The GPU that ended this attempt, if one did."""
         self.will = DriversWill(self.storage, order.generation)
 
     def do(self) -> None:
@@ -90,7 +93,12 @@ class Work:
         except Interrupted:
             self.report({"status": "interrupted"})
             return
-        except Exception:
+        except Exception as error:
+            # Before the attempt, too, a GPU may show what it is.
+            fault = self.fault or fault_of(error, None, gpus=own_gpus, node=socket.gethostname())
+            if fault is not None:
+                self._hold(fault)
+                return
             self.report({})  # where it was, which it may not have told yet
             raise
         finally:
@@ -99,6 +107,16 @@ class Work:
             f"{self.trial.trainer} ended without measuring {self.trial.key}"
         )
         self.report(self._told(self.row) | {"whole": self.whole})
+
+    def _hold(self, fault: GpuFault) -> None:
+        """Tell the driver which GPU failed, and keep it from other trials for a while.
+
+        The driver ends this process earlier if it does not want that, or once nothing is left.
+        """
+        self.report({"gpu_fault": vars(fault)})
+        until = time.monotonic() + HOLD_SECONDS
+        while time.monotonic() < until and not self.will.stop():
+            time.sleep(LOOK_SECONDS)
 
     def _known(self, tokens: int) -> bool:
         """Whether the ledger has the row of a horizon, which is then told of unless it is last."""
@@ -196,6 +214,9 @@ class Work:
             lost = isinstance(error, GangError) and error.lost
             plain = lost or isinstance(error, InputError | CommandError)  # sentences for people
             text = str(error) if plain else f"{type(error).__name__}: {error}"
+            self.fault = fault_of(error, logs.tail(log), gpus=own_gpus, node=host)
+            if self.fault is not None:
+                text += f" (GPU {self.fault.gpu})"
             fail("worker lost" if lost else "raised", text, traceback.format_exc())
             raise
 

@@ -29,6 +29,7 @@ from trainers.shape import DIMENSIONS
 from trainers.template import NODE_GPUS, Command, expand, file_hash
 from trainers.told import CommandError, Point, ProtocolError, Result, Saved, heard
 from trainers.trial import Event, Measurement, Progress, Step, Trial
+from trainers.visible_gpus import visible_variable
 from trainers.workspace import Workspace, resume
 
 GRACE_SECONDS = 30.0
@@ -140,7 +141,7 @@ class _Run:
         command = self._command
         env = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if gpus := env.pop(NODE_GPUS, ""):  # one of several ranks, among which LOCAL_RANK chooses
-            env["CUDA_VISIBLE_DEVICES"] = gpus
+            env[visible_variable(env)] = gpus
         if not command.gpus:
             env["OMP_NUM_THREADS"] = "1"  # a trial is one core
         env |= {name: expand(value, self._values) for name, value in command.env}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from trainers.device import room
-from trainers.memory import Passes, fitting_passes
+from trainers.memory import NCCL_BYTES, Passes, fitting_passes
 from trainers.ranks import Ranks
 from trainers.shape import Shape
 from trainers.transformer import Block
@@ -32,7 +32,8 @@ def passes_on(
 ) -> Passes:
     """The passes that fit on this device, and on that of each other rank; halved so many times."""
     there = room(device)
-    least = None if there is None else ranks.least(there)
+    buffers = NCCL_BYTES if ranks.count > 1 else 0.0  # not there before the first message
+    least = None if there is None else ranks.least(there) - buffers
     return fitting_passes(
         shape, hyperparameters, least, gpus=ranks.count, sharded=sharded, halvings=halvings
     )

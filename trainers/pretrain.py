@@ -31,7 +31,15 @@ from trainers.learner import Learner
 from trainers.models import write_model
 from trainers.ranks import Ranks, joined
 from trainers.schedule import branch, cosine, trunk
-from trainers.states import Place, State, Tensors, read_state, write_state
+from trainers.states import (
+    Place,
+    State,
+    Tensors,
+    read_state,
+    state_from_dict,
+    state_to_dict,
+    write_state,
+)
 from trainers.trial import DomainLoss, Event, Measurement, Progress, Step, Trial
 from trainers.workspace import Workspace, resume
 
@@ -285,9 +293,10 @@ class _Run:
         if self._ranks.rank == 0:
             found = resume(workspace, partial(read_state, key=self._trial.key), self._is_before)
             paid = found is not None and self._is_paid(found[0], workspace)
-        state, paid = self._ranks.from_first((found and found[0], paid))
-        if state is None:
+        data, paid = self._ranks.from_first((found and state_to_dict(found[0]), paid))
+        if data is None:
             return
+        state = state_from_dict(data)
         tensors = found[1] if found else {}
         self._done = self._begun_at = self._resumed_from = state.done
         self._training_seconds = state.training_seconds

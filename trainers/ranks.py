@@ -1,27 +1,32 @@
 """The processes that train one trial together, and what they tell each other.
 
 As `cluster.gang` sets their environment, where each sees its own GPU alone. Each has the whole
-model and an even share of every batch: data parallelism, with one message a step.
+model and an even share of every batch: data parallelism, with one message a step. What they tell
+each other is numbers and JSON, never pickled objects: whoever reaches a rank's port could send it
+code otherwise.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-Value = TypeVar("Value")
+from trainers.rendezvous import meet
 
 PATIENCE = timedelta(days=30)
-"""Of a process that waits for the others, while the first one waits for the storage: torch's 10 and
-30 minutes would end them all. Who hangs is noticed by the leader's watchdog, who dies by Ray."""
+"""How long a process waits for the others in training, while the first one waits for the storage:
+torch's 10 and 30 minutes would end them all. Who hangs is noticed by the leader's watchdog, who
+dies by Ray. To meet at first they have `trainers.rendezvous.RENDEZVOUS_SECONDS`."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +64,36 @@ class Ranks:
         dist.all_reduce(found, dist.ReduceOp.MIN)
         return found.item()
 
-    def from_first(self, value: Value) -> Value:
-        """The first rank's value, everywhere."""
+    def from_first(self, value: Any) -> Any:
+        """Return the first rank's value, everywhere, as JSON gives it back."""
         if self.count == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box)
-        return box[0]
+        text = json.dumps(value).encode() if self.rank == 0 else b""
+        length = int(self.copy_first_(torch.tensor(len(text))))
+        data = torch.frombuffer(bytearray(text.ljust(length)), dtype=torch.uint8)
+        return json.loads(self.copy_first_(data).numpy().tobytes())
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """Meet the other processes, if there are any, and part from them at the end."""
+    """Meet the other processes, if there are any, and part from them at a clean end.
+
+    After an error, or where the caller stops early, the process stays in the group and has to end:
+    with NCCL a rank that leaves waits for all others to leave, and those may wait for it, so that
+    its error would be heard by nobody.
+
+    Raises
+    ------
+    RendezvousError
+        If they do not meet.
+    """
     count = int(os.environ.get("WORLD_SIZE") or 1)
     if count == 1:
         yield Ranks()
         return
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=PATIENCE)
-    try:
-        yield Ranks(dist.get_rank(), count)
-    finally:
-        dist.destroy_process_group()
+    rank = int(os.environ["RANK"])
+    store = PrefixStore("training", meet())
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    yield Ranks(rank, count)
+    dist.destroy_process_group()

@@ -190,7 +190,8 @@ class ShardedOptimizer:
                 own = distribute_tensor(part.view(tensor.shape), self._mesh, tensor.placements)
                 shards.append(_local(own).reshape(-1).cpu())
             found[name] = torch.cat(shards)
-        return found | {"steps": self._ranks.from_first(state.get("steps", self._steps))}
+        steps = self._ranks.from_first(float(state.get("steps", self._steps)))
+        return found | {"steps": torch.tensor(steps)}
 
     def _state(self) -> dict[str, list[Any]]:
         return {"weights": self._parameters, "first": self._first, "second": self._second}

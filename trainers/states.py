@@ -70,7 +70,7 @@ def write_state(state: State, tensors: Mapping[str, Tensors], path: Path, *, key
     content = {
         "version": CHECKPOINT_VERSION,
         "key": key,
-        "state": dataclasses.asdict(state),
+        "state": state_to_dict(state),
         "tensors": dict(tensors),
     }
     with path.open("w+b") as file:
@@ -113,9 +113,20 @@ def read_state(path: Path, *, key: str) -> tuple[State, dict[str, Tensors]]:
                 f"torch cannot read it ({type(error).__name__}: {reason})"
             ) from error
     found = verify(content, key=key, version=CHECKPOINT_VERSION)
-    state, trunk = found["state"], found["state"]["trunk"]
-    places = {"here": _place(state["here"]), "trunk": trunk and _place(trunk)}
-    return State(**{**state, **places}), found["tensors"]
+    return state_from_dict(found["state"]), found["tensors"]
+
+
+def state_to_dict(state: State) -> dict[str, Any]:
+    """Return a state as numbers and texts, which JSON can carry."""
+    return dataclasses.asdict(state)
+
+
+def state_from_dict(data: Mapping[str, Any]) -> State:
+    """Return the state that `state_to_dict` made `data` of, though JSON made lists of tuples."""
+    trunk = data["trunk"]
+    places = {"here": _place(data["here"]), "trunk": trunk and _place(trunk)}
+    numbers = {name: tuple(data[name]) for name in ("told", "ahead")}
+    return State(**{**data, **places, **numbers})
 
 
 def _place(data: dict[str, Any]) -> Place:

@@ -44,7 +44,10 @@ PLACEHOLDERS: Mapping[str, str] = {
 
 NODE_GPUS = "ISOFLOP_NODE_GPUS"
 """The variable that says to a rank which GPUs its node's ranks have, in their order; as
-CUDA_VISIBLE_DEVICES does to a program under torchrun, where LOCAL_RANK chooses among them."""
+CUDA_VISIBLE_DEVICES (of AMD's: HIP_VISIBLE_DEVICES) does to a program under torchrun, where
+LOCAL_RANK chooses among them."""
+RANK_ADDRESSES = "ISOFLOP_RANK_ADDRESSES"
+"""The variable that says to a rank the address of each rank's node, in the order of ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)

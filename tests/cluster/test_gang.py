@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from analysis.errors import InputError
-from cluster.gang import GangError, train_in_gang
+from cluster.gang import GRACE_SECONDS, GangError, train_in_gang
 from cluster.rank import Sign
 from tests.waiting import wait
 from trainers.registry import trainer
@@ -89,6 +90,15 @@ class Leader:
         seen = [next(events)]
         events.close()
         return seen, time.monotonic() - asked[-1]
+
+    def train_and_close(self, trial: Trial, directory: Path, make: Callable[[str], Any]) -> float:
+        """Seconds that it takes to end after a few events."""
+        events = train_in_gang(trial, lambda tell: Scratch(directory), make=make)
+        for _ in range(5):
+            next(events)
+        closing = time.monotonic()
+        events.close()
+        return time.monotonic() - closing
 
     def begin(self, trial: Trial, directory: Path, make: Callable[[str], Any]) -> Event:
         self._events = train_in_gang(trial, lambda tell: Scratch(directory), make=make)
@@ -304,9 +314,88 @@ def test_a_rank_that_raises_ends_all_and_gives_its_traceback(
         )
     error = caught.value.cause
     assert not error.lost
-    assert str(error).endswith("raised ValueError: rank 1 has had enough")
+    assert "raised ValueError: rank 1 has had enough" in str(error)
     assert "in train" in error.__notes__[0]
     pids = [place["pid"] for place in _places(tmp_path)]
+    wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+class Leaving:
+    """Trains in `trainers.ranks`' group, which none can leave before all do: so it is with NCCL.
+
+    Where there is a `culprit` it raises after a few rounds; the first of the others loses its
+    connection earlier, and the last one never notices.
+    """
+
+    def __init__(self, culprit: int | None = None) -> None:
+        self._culprit = culprit
+
+    def train(self, trial: Trial, workspace: Workspace) -> Iterator[Event]:
+        import torch
+        import torch.distributed as dist
+
+        from trainers.ranks import joined
+
+        def leave() -> None:
+            while True:
+                time.sleep(1)
+
+        with joined(torch.device("cpu")) as ranks:
+            dist.destroy_process_group = leave
+            (workspace.directory / f"{ranks.rank}.pid").write_text(str(os.getpid()))
+            for i in range(10_000):
+                ranks.sum_(torch.ones(()))
+                workspace.due(i)
+                yield Step(i + 1)
+                time.sleep(0.02)
+                if self._culprit is None or i < 20:
+                    continue
+                if ranks.rank == self._culprit:
+                    time.sleep(0.5)
+                    raise ValueError("has had enough")
+                if ranks.rank == (self._culprit + 1) % ranks.count:
+                    raise RuntimeError("[pair.cc:537] Connection closed by peer [10.0.0.2]:1234")
+                time.sleep(600)
+
+
+def _pids(directory: Path) -> list[int]:
+    return [int(path.read_text()) for path in sorted(directory.glob("*.pid"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("culprit", [0, 3])
+def test_a_ranks_error_is_heard_with_its_own_cause_though_none_can_leave_the_group(
+    leader, trial: Trial, tmp_path: Path, culprit: int
+) -> None:
+    actor = leader(ON_TWO_NODES)
+    other = (culprit + 1) % 4
+    with pytest.raises(GangError) as caught:
+        ray.get(actor.train.remote(trial, tmp_path, lambda name: Leaving(culprit)), timeout=120)
+    error = caught.value.cause
+    assert re.fullmatch(
+        rf"rank {culprit} of 4 on node .* raised ValueError: has had enough; "
+        rf"rank {other} lost its connection",
+        str(error),
+    )
+    assert not error.lost
+    own, lost = error.__notes__
+    assert ("has had enough" in own, "pair.cc" in lost) == (True, True)
+    pids = _pids(tmp_path)
+    assert len(pids) == 4
+    wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+@pytest.mark.slow
+def test_a_gang_is_stopped_though_none_can_leave_the_group(
+    leader, trial: Trial, tmp_path: Path
+) -> None:
+    """It ends at rank 0's next step, long before those who do not end are ended."""
+    actor = leader(ON_ONE_NODE)
+    seconds = ray.get(
+        actor.train_and_close.remote(trial, tmp_path, lambda name: Leaving()), timeout=120
+    )
+    assert seconds < GRACE_SECONDS / 2
+    pids = _pids(tmp_path)
     wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 

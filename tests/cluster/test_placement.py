@@ -7,7 +7,13 @@ import pytest
 
 from cluster.machines import Cluster, Node, as_told, uniform
 from cluster.placement import PROCESS_BYTES, Placement, Unplaceable, busy_share, place
-from trainers.memory import CONTEXT_BYTES, HEADROOM, fitting_passes, training_memory
+from trainers.memory import (
+    CONTEXT_BYTES,
+    HEADROOM,
+    NCCL_BYTES,
+    fitting_passes,
+    training_memory,
+)
 from trainers.shape import Shape
 from trainers.trial import Trial
 
@@ -78,6 +84,14 @@ def test_a_share_holds_the_model_and_its_own_context(large) -> None:
     found = _placed(trial, cluster)
     assert found.bytes == pytest.approx(taken)
     assert found.gpus * 16e9 * 0.9 > taken
+
+
+def test_a_gang_has_room_for_the_buffers_of_its_messages(large) -> None:
+    found = _placed(large(2368), H100S)
+    assert found.gpus > 1
+    trial = large(2368)
+    taken = training_memory(trial.shape, trial.hyperparameters, gpus=int(found.gpus)).peak
+    assert found.bytes == pytest.approx(CONTEXT_BYTES + NCCL_BYTES + taken)
 
 
 def test_a_sequence_that_fits_nowhere_whole_is_computed_in_parts(large) -> None:

@@ -63,7 +63,8 @@ def kill_marked(marker: str) -> None:
 class Cluster:
     """Several raylets on loopback: a head where the driver is, and nodes where trials run."""
 
-    def __init__(self, steps: Path) -> None:
+    def __init__(self, steps: Path, **more: str) -> None:
+        """Count steps below a directory; `more` is of the nodes' environment."""
         self.marker = uuid.uuid4().hex
         # Sockets' paths are short: not below pytest's own directory.
         self._directory = tempfile.mkdtemp(prefix="ray")
@@ -77,7 +78,7 @@ class Cluster:
         with open(f"{self._directory}/log", "w") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", HERE / "raylets.py"],
-                env=environment(steps, **self.environment, **{MARKER: self.marker})
+                env=environment(steps, **self.environment, **{MARKER: self.marker}, **more)
                 | {"RAY_TMPDIR": self._directory},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -89,10 +90,10 @@ class Cluster:
         self.nodes: list[psutil.Process] = []
         """The raylets where trials run."""
 
-    def add(self, cpus: int = 2) -> psutil.Process:
-        """One more node."""
+    def add(self, cpus: int = 2, gpus: int = 0) -> psutil.Process:
+        """One more node, which claims to have so many GPUs."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{cpus}\n")
+        self._process.stdin.write(f"{cpus} {gpus}\n")
         self._process.stdin.flush()
         self.nodes.append(psutil.Process(self._said()["pid"]))
         return self.nodes[-1]

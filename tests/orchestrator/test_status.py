@@ -15,6 +15,7 @@ from rich.console import Console
 
 from orchestrator import status as status_module
 from orchestrator.attempts import Attempt
+from orchestrator.bad_gpus import GpuFault, GpuRecord
 from orchestrator.lease import Lease, current, hold
 from orchestrator.planner import Plan, make_plan
 from orchestrator.project import Activity, Project, create_project, open_project
@@ -200,3 +201,14 @@ dddddddddddddddd 1     silent     1e+10     20  2026-11-22 09:30 UTC node-7  no 
                                                                              (limits.silent_seconds), at step 1,234
 tracebacks and logs: s3://ours/p/attempts/
 """  # noqa: E501 - as wide as the terminal
+
+
+def test_a_gpu_that_the_driver_holds_is_named(project: Project, isoflop: Run) -> None:
+    with _at_work(project) as (lease, _):
+        record = GpuRecord()
+        held = record.hold("trial 7", GpuFault(gpu="3", node="node-7", error="CUDA error: [x] ECC"))
+        lease.note({"running": {}, "held_gpus": record.note()}, at_once=True)
+        wait(lambda: "held_gpus" in current(project.storage).note)
+        code, out, _ = isoflop("status", project.uri)
+    assert code == 0
+    assert f"! {held}" in " ".join(out.split())

@@ -48,6 +48,7 @@ class Grid:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
         self.retries = 1
+        self.only_holds = False
         self.lacks = "the cluster has no nodes"
         self.kept_back: list[str] = []
         self.queue = SimpleNamespace(
@@ -74,6 +75,10 @@ class Grid:
 
     def unfit(self, key: str) -> None:
         self.told.append(("unfit", key))
+
+    def hold_gpu(self, key: str, gpu: str, seconds: float) -> str | None:
+        self.told.append(("hold", key, gpu))
+        return f"of {key}" if self.retries else None
 
     def may_fail(self, key: str) -> bool:
         return self.retries > 0
@@ -143,7 +148,7 @@ class Eye:
     def _trial(self, key: str) -> Any:
         actor = SimpleNamespace(_actor_id=SimpleNamespace(hex=lambda: f"actor of {key}"), key=key)
         state = SimpleNamespace(ray_actor=actor)
-        return SimpleNamespace(config={"key": key}, temporary_state=state)
+        return SimpleNamespace(config={"key": key}, temporary_state=state, trial_id=f"of {key}")
 
     def start(self, *keys: str) -> None:
         for key in keys:
@@ -162,6 +167,13 @@ class Eye:
     def fail(self, key: str, error: BaseException) -> None:
         self.errors[key] = error
         self.watch.on_trial_error(0, [], self._trial(key))
+
+    def fail_as(self, name: str, key: str, error: BaseException) -> None:
+        """Fail a trial that Tune calls `name`: those before it may only keep a GPU."""
+        self.errors[key] = error
+        trial = self._trial(key)
+        trial.trial_id = name
+        self.watch.on_trial_error(0, [], trial)
 
     def wait(self, seconds: float, *, reporting: tuple[str, ...] = ()) -> None:
         """Time goes by, in looks."""
@@ -443,3 +455,56 @@ def test_an_end_that_cannot_be_recorded_now_is_recorded_later(
     assert eye.watch._attempts.all() == []
     eye.wait(2.0)
     assert [a.kind for a in eye.watch._attempts.all()] == ["raised"]
+
+
+FAULT = {"gpu": "3", "node": "here", "error": "CUDA error: uncorrectable ECC error encountered"}
+
+
+def test_a_gpu_that_ended_a_trial_is_held_and_its_worker_is_no_trial_any_more(eye: Eye) -> None:
+    key = eye.keys[0]
+    eye.start(key)
+    eye.report(key, gpu_fault=FAULT)
+    assert eye.grid.told[-1] == ("hold", key, "GPU 3 of here")
+    (news,) = eye.progress.news
+    assert news.startswith("GPU 3 of here is not used until ")
+    assert FAULT["error"] in news
+    eye.wait(300.0)  # in silence
+    assert (eye.killed, eye.grid.told[-1][0]) == ([], "hold")
+    assert [gpu["gpu"] for gpu in eye.notes[-1]["held_gpus"]] == ["3"]
+    eye.watch.on_trial_complete(0, [], eye._trial(key))
+    eye.wait(2.0)
+    assert "held_gpus" not in eye.notes[-1]
+    assert eye.watch.gpus.summary() == [
+        f"GPU 3 of here ended 1 trial: have it checked ({FAULT['error']})"
+    ]
+
+
+def test_a_gpu_that_is_not_to_be_held_is_an_end_like_any_other(eye: Eye) -> None:
+    key = eye.keys[0]
+    eye.grid.retries = 0
+    eye.start(key)
+    eye.report(key, gpu_fault=FAULT)
+    assert eye.killed == [key]
+    eye.fail(key, RuntimeError("killed"))
+    assert eye.grid.told[-1] == ("failed", key, "raised")
+    (attempt,) = eye.watch._attempts.all()
+    assert attempt.error == f"{FAULT['error']} (GPU 3 of here)"
+
+
+def test_gpus_are_free_again_once_a_trial_that_many_ended_is_given_up(eye: Eye) -> None:
+    key = eye.keys[0]
+    for gpu in "345":
+        eye.start(key)
+        eye.report(key, gpu_fault={**FAULT, "gpu": gpu})
+    assert (eye.killed, len(eye.progress.news)) == ([], 3)
+    eye.grid.retries = 0
+    eye.start(key)
+    eye.report(key, gpu_fault={**FAULT, "gpu": "6"})
+    eye.fail_as("another attempt", key, RuntimeError("killed"))
+    assert eye.killed == [key] * 4
+
+
+def test_a_sweep_ends_once_nothing_is_left_but_gpus_that_are_held(eye: Eye) -> None:
+    assert not eye.watch.over()
+    eye.grid.only_holds = True
+    assert eye.watch.over()

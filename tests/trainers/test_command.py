@@ -38,16 +38,19 @@ def test_a_program_gets_what_the_trial_has(commanded: MakeCommand, workspace: Sc
     assert int(expected["steps"]) * h.batch_tokens == int(expected["tokens"]) == trial.tokens
 
 
+@pytest.mark.parametrize("variable", ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"])
 def test_a_rank_of_several_sees_all_gpus_of_its_node(
-    commanded: MakeCommand, workspace: Scratch, monkeypatch: pytest.MonkeyPatch
+    commanded: MakeCommand, workspace: Scratch, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """As under torchrun: LOCAL_RANK is an index among them."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    """As under torchrun: LOCAL_RANK is an index among them. Ray sets AMD's variable for AMD's."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv(variable, "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv(NODE_GPUS, "4,2")
     program = """
         import json, os
-        seen = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+        names = {"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"} & set(os.environ)
+        (seen,) = [os.environ[name].split(",") for name in names]
         print(json.dumps({"loss": float(seen[int(os.environ["LOCAL_RANK"])]), "tokens": 25600}))
     """
     assert measure(commanded(program), workspace).loss == 2.0

@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from trainers import passes as passes_module
 from trainers import transformer
 from trainers.flops import EVALUATION_TOKENS, PASS_TOKENS, params
 from trainers.memory import LEAST, Passes, fitting_passes, training_memory
 from trainers.optimizer import Optimizer
-from trainers.passes import accumulate, prepared
+from trainers.passes import accumulate, passes_on, prepared
+from trainers.ranks import Ranks
 from trainers.recipes import named
 from trainers.shape import Shape
 from trainers.transformer import Transformer
@@ -169,3 +171,19 @@ def test_of_a_batch_of_many_passes_only_the_gradients_and_the_windows_stay() -> 
     four = dataclasses.replace(one, batch_tokens=4 * PASS_TOKENS)
     more = training_memory(shape, four).forward - training_memory(shape, one).forward
     assert more == 4 * params(shape).total + 8 * 3 * PASS_TOKENS
+
+
+def test_ranks_leave_room_for_the_buffers_of_their_messages(
+    make_trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one process just has room for is too much for each of several."""
+    trial = make_trial(64, 1e12)
+    shape = trial.shape
+    h = dataclasses.replace(trial.hyperparameters, batch_tokens=64 * shape.context)
+    most = training_memory(shape, h, passes=Passes(sequences=64)).peak
+    monkeypatch.setattr(passes_module, "room", lambda device: most)
+    alone = passes_on(torch.device("cpu"), shape, h)
+    assert alone.sequences == 64
+    monkeypatch.setattr(Ranks, "least", lambda self, number: number)
+    together = passes_on(torch.device("cpu"), shape, h, Ranks(rank=0, count=2))
+    assert together.sequences < 32

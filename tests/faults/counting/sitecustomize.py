@@ -2,7 +2,8 @@
 
 Wherever this directory is on PYTHONPATH and FAULTS_STEPS names a directory, every process that
 trains appends a line an event to a file of its own there: time in ns, the trial's key, the step;
-step 0 is the start of an attempt. What a killed process has written stays.
+step 0 is the start of an attempt. What a killed process has written stays. Where FAULTS_BAD_GPU
+names a GPU, whatever trains on that one fails as CUDA would have it.
 """
 
 import os
@@ -26,6 +27,8 @@ class Counted:
 
     def train(self, trial, workspace):
         self._write(trial, 0)
+        if os.environ.get("FAULTS_BAD_GPU", "none") == os.environ.get("CUDA_VISIBLE_DEVICES"):
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
         yield from self._trainer.train(trial, Watched(workspace, partial(self._write, trial)))
 
     def _write(self, trial, step):

@@ -14,6 +14,16 @@ import pytest
 STRANGER = 54321
 """A user ID that no account has."""
 
+PREAMBLE = """
+import encodings.idna, http.client, json, os, signal, socket, stat, sys, time
+import urllib.error, urllib.request
+os.setgroups([])
+os.setgid({0})
+os.setuid({0})
+os.chdir("/")
+"""
+"""What runs before an attacker's program: the interpreter may lie where a stranger cannot read."""
+
 needs_stranger = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root can start a process as another user"
 )
@@ -22,14 +32,11 @@ needs_stranger = pytest.mark.skipif(
 def start(program: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
     """Start a Python program as a user who may do nothing here but what everybody may.
 
-    It imports the standard library only: the stranger may not be able to read ours.
+    It may use the modules of `PREAMBLE`.
     """
+    source = PREAMBLE.format(STRANGER) + program
     return subprocess.Popen(
-        [sys.executable, "-I", "-c", program, *map(str, arguments)],
-        user=STRANGER,
-        group=STRANGER,
-        extra_groups=[],
-        cwd="/",
+        [sys.executable, "-I", "-c", source, *map(str, arguments)],
         stdout=subprocess.PIPE,
         text=True,
         **options,

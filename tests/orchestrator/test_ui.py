@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -30,13 +31,12 @@ PLANTED = "open({!r}, 'w').write('ran')\n"
 
 ATTACK = """
 import json, os, sys, urllib.error, urllib.request
-address, own, victim, password = sys.argv[1:]
-headers = {"Authorization": password} if password else {}
+address, own, victim = sys.argv[1:]
 
 def ask(path, data=None, kind="application/json"):
     data = json.dumps(data).encode() if isinstance(data, dict) else data
-    given = {**headers, "Content-Type": kind}
-    request = urllib.request.Request(f"{address}/{path}", data=data, headers=given)
+    headers = {"Content-Type": kind}
+    request = urllib.request.Request(f"{address}/{path}", data=data, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read().decode(errors="replace")
@@ -83,9 +83,11 @@ def _shown(project: Project, directory: Path, *options: str) -> Iterator[tuple[s
         lines = [process.stdout.readline().strip()]
         if options:
             lines.append(process.stdout.readline().strip())
-        yield f"http://127.0.0.1:{port}", lines
-        process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
+        try:
+            yield f"http://127.0.0.1:{port}", lines
+        finally:
+            process.send_signal(signal.SIGINT)
+            rest, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert rest == ""
     with socket.socket() as probe:  # the server is gone, not orphaned
@@ -132,23 +134,21 @@ def test_the_ui_serves_the_projects_runs_and_ends_on_interrupt(
         assert _code(address, upload, b"x", method="PUT") == 503
 
 
-def _attack(address: str, tmp_path: Path, password: str = "") -> tuple[dict[str, int], str, bool]:
+def _attack(address: str) -> tuple[dict[str, int], str, bool]:
     """Statuses of a stranger's requests, what they read, and whether they wrote."""
-    victim = tmp_path / "private"
-    victim.mkdir(mode=0o700)
-    (victim / "key").write_text("secret")
-    for parent in (tmp_path, *tmp_path.parents[:3]):  # pytest's are private
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/tmp"):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    own = give(tmp_path / "theirs")
-    outcome = run(ATTACK, address, own, victim, password)
-    return outcome["codes"], outcome["stolen"], (victim / "planted").exists()
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        victim = Path(directory, "private")
+        victim.mkdir(mode=0o700)
+        (victim / "key").write_text("secret")
+        outcome = run(ATTACK, address, give(Path(directory, "theirs")), victim)
+        return outcome["codes"], outcome["stolen"], (victim / "planted").exists()
 
 
 @needs_stranger
 def test_another_user_of_the_machine_is_refused(project: Project, tmp_path: Path) -> None:
     with _shown(project, tmp_path / "here") as (address, _):
-        codes, stolen, planted = _attack(address, tmp_path)
+        codes, stolen, planted = _attack(address)
     assert set(codes.values()) == {403}
     assert (stolen, planted) == ("", False)
 
@@ -160,11 +160,12 @@ def test_a_password_refuses_others_and_is_in_no_list_of_processes(
     with _shown(project, tmp_path / "here", "--password") as (address, lines):
         name, password = lines[1].removeprefix("user ").split(", password ")
         assert (name, len(password)) == (USER_NAME, 22)
-        codes, stolen, planted = _attack(address, tmp_path)
+        codes, stolen, planted = _attack(address)
         assert set(codes.values()) == {401}
         assert (stolen, planted) == ("", False)
         assert _code(address, "") == 401  # from ourselves, too
-        request = urllib.request.Request(address, headers={"Authorization": authorization(password)})
+        headers = {"Authorization": authorization(password)}
+        request = urllib.request.Request(address, headers=headers)
         with urllib.request.urlopen(request, timeout=60) as answer:
             assert answer.status == 200
         commands = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]

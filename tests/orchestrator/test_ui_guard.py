@@ -56,20 +56,23 @@ def test_a_closed_connection_is_nobodys() -> None:
 
 @needs_stranger
 def test_a_connection_of_another_user_is_known_as_theirs() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        with start(CONNECT, server.getsockname()[1], stdin=subprocess.PIPE) as stranger:
-            accepted, _ = server.accept()
-            with accepted:
-                ends = accepted.getpeername(), accepted.getsockname()
-                assert user_of(*ends) == STRANGER
-                assert _status(None, accepted) == "403 Forbidden"
-                assert _status("secret", accepted) == "401 Unauthorized"
-                assert _status("secret", accepted, authorization("secret")) == "200 OK"
-            assert stranger.stdin is not None
-            stranger.stdin.close()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        start(CONNECT, server.getsockname()[1], stdin=subprocess.PIPE) as stranger,
+    ):
+        accepted, _ = server.accept()
+        with accepted:
+            assert user_of(accepted.getpeername(), accepted.getsockname()) == STRANGER
+            assert _status(None, accepted) == "403 Forbidden"
+            assert _status("secret", accepted) == "401 Unauthorized"
+            assert _status("secret", accepted, authorization("secret")) == "200 OK"
+        assert stranger.stdin is not None
+        stranger.stdin.close()
 
 
-@pytest.mark.parametrize("header", ["", "Basic", "Basic aXNvZmxvcDpndWVzcw==", "Bearer secret", "é"])
+@pytest.mark.parametrize(
+    "header", ["", "Basic", "Basic aXNvZmxvcDpndWVzcw==", "Bearer secret", "Basic é"]
+)
 def test_a_wrong_password_is_refused_also_from_ourselves(header: str) -> None:
     with _connection() as (_, accepted):
         assert _status("secret", accepted, header) == "401 Unauthorized"

@@ -39,7 +39,9 @@ def post_worker_init(worker: object) -> None:
     """Put the guard before all of MLflow's routes; called by Gunicorn in each worker."""
     from mlflow.server import app
 
-    app.wsgi_app = guarded(app.wsgi_app, os.environ.get(PASSWORD_VARIABLE))  # type: ignore[method-assign]
+    inner: Application = app.wsgi_app
+    password = os.environ.get(PASSWORD_VARIABLE)
+    app.wsgi_app = guarded(inner, password)  # type: ignore[method-assign, assignment] # Flask's way
 
 
 def guarded(application: Application, password: str | None) -> Application:

@@ -276,7 +276,7 @@ done = []
 def attempt(name, act):
     try:
         act()
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):  # not found: after it was swapped
         return
     done.append(name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,7 +25,7 @@ from orchestrator.sync import sync
 from orchestrator.tracking import store_of, store_uri
 from orchestrator.ui_guard import USER_NAME, authorization
 from tests.strangers import give, needs_stranger, run
-from tests.waiting import free_ports
+from tests.waiting import free_ports, wait
 
 pytestmark = pytest.mark.slow
 
@@ -102,8 +104,8 @@ def project(simulated_project: Callable[..., Project]) -> Project:
     return project
 
 
-def _code(address: str, path: str, data: bytes | None = None, method: str | None = None) -> int:
-    request = urllib.request.Request(f"{address}/{path}", data=data, method=method)
+def _code(address: str, path: str, data: bytes | None = None, **options: Any) -> int:
+    request = urllib.request.Request(f"{address}/{path}", data=data, **options)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return int(answer.status)
@@ -171,3 +173,52 @@ def test_a_password_refuses_others_and_is_in_no_list_of_processes(
         commands = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
         assert any(address.rpartition(":")[2] in command for command in commands)
         assert not [command for command in commands if password in command]
+
+
+def test_the_server_that_the_documents_tell_to_run_has_no_assistant(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    lines = (Path(__file__).parents[2] / "docs/cluster.md").read_text().splitlines()
+    words = shlex.split(next(line for line in lines if line.strip().startswith("mlflow server")))
+    port = free_ports(1)[0]
+    artifacts = tmp_path / "artifacts"
+    here = {
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--backend-store-uri": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "--default-artifact-root": artifacts.as_uri(),
+    }
+    for option, value in here.items():
+        words[words.index(option) + 1] = value
+    setting = next(line for line in lines if line.strip().startswith("export MLFLOW_SERVER_ENABLE"))
+    name, _, value = setting.split()[1].partition("=")
+    environment = {**os.environ, name: value, "MLFLOW_SERVER_ALLOWED_HOSTS": f"tracking:{port}"}
+    address = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", *words],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            wait(lambda: process.poll() is not None or _is_healthy(address), 300)
+            assert process.poll() is None
+            host = {"Host": f"tracking:{port}"}
+            path = "ajax-api/3.0/mlflow/assistant/config"
+            assert _code(address, path, headers=host) == 404
+            assert _code(address, "", headers={"Host": f"elsewhere:{port}"}) == 403
+            assert _code(address, "", headers=host) == 200
+        finally:
+            process.terminate()
+            process.wait()
+    assert MlflowClient(here["--backend-store-uri"]).get_experiment("0").artifact_location == (
+        f"{artifacts.as_uri()}/0"
+    )
+
+
+def _is_healthy(address: str) -> bool:
+    try:
+        return _code(address, "health") == 200
+    except urllib.error.URLError:
+        return False

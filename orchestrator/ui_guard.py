@@ -32,7 +32,10 @@ LOOKUPS = 3
 Environ = dict[str, Any]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
-control_socket_disable = True  # Gunicorn reads this name: nobody needs to manage the server
+# Settings that Gunicorn reads by these names. With threads a connection that sends nothing, as
+# browsers open in advance and others might to annoy, keeps nobody waiting.
+threads = 8
+control_socket_disable = True  # nobody needs to manage the server
 
 
 def post_worker_init(worker: object) -> None:

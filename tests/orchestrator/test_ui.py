@@ -13,9 +13,10 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -116,7 +117,9 @@ def _code(address: str, path: str, data: bytes | None = None, **options: Any) ->
 def test_the_ui_serves_the_projects_runs_and_ends_on_interrupt(
     project: Project, tmp_path: Path
 ) -> None:
-    with _shown(project, tmp_path / "here") as (address, lines):
+    with _shown(project, tmp_path / "here") as (address, lines), ExitStack() as idle:
+        for _ in range(20):
+            idle.enter_context(socket.create_connection(("127.0.0.1", urlsplit(address).port)))
         runs = f"{address}/#/experiments/1/runs"
         assert lines == [f"MLflow for shown: {runs}  (Ctrl-C ends)"]
         request = urllib.request.Request(

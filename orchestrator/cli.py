@@ -192,15 +192,23 @@ def ui(
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")
     ] = 5000,
+    password: Annotated[
+        bool,
+        typer.Option("--password", help="Let in whoever knows a new password, which is printed."),
+    ] = False,
 ) -> None:
     """Open the project in the MLflow UI, on this machine only. Ctrl-C ends it.
+
+    Other users of this machine see that it runs, on which port and on which project, and are
+    refused: on Linux it answers your own processes only, elsewhere it asks for a password. Whoever
+    is let in can read and change the runs, and any file that you can: see docs/trust.md.
 
     Example: `isoflop ui projects/mini --port 5001`
     """
     from orchestrator.project import open_project
     from orchestrator.ui import serve
 
-    serve(open_project(project), port, console())
+    serve(open_project(project), port, console(), ask_password=password)
 
 
 def _run(spec: Path, running: Running, as_json: bool, *, address: str | None = None) -> None:

@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from analysis.errors import InputError, first_line
 from cluster.machines import Cluster, cluster_from_ray, cpu_slots
-from orchestrator.scratch import PREFIX, scratch
+from orchestrator.scratch import only_we_can_rename_in, scratch
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -42,6 +44,10 @@ SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
 """Longest path of a Unix socket, in bytes: sizeof(sun_path) less its zero byte."""
 LONGEST_SOCKET = "session_2026-11-30_23-59-59_999999_4194304/sockets/plasma_store"
 """Longest path of a socket below Ray's directory, with the largest process id."""
+PREFIX = "isoflop-r-"
+"""Prefix of the directory of a Ray of this machine; short, for the paths of its sockets."""
+RAYLET = "raylet"
+"""Name of the program that runs on each node of a Ray cluster."""
 CONNECT_SECONDS = 5.0
 CONNECT_RETRIES = "5"
 """Of Ray's attempts to connect, a second each where it is refused; by default there are 20."""
@@ -71,8 +77,11 @@ def prepare(address: str | None) -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
 
 
-def check(address: str) -> None:
+def check(address: str) -> str:
     """Refuse an address that cannot be one of a cluster, or where nobody listens.
+
+    Returns HOST:PORT of the cluster's head. `auto` is what RAY_ADDRESS says, or the cluster that
+    this user runs a node of on this machine.
 
     Raises
     ------
@@ -80,9 +89,9 @@ def check(address: str) -> None:
         Saying which.
     """
     if address == "auto":  # Ray's own name for a job's cluster is what it will look at
-        address = os.environ.get("RAY_ADDRESS", address)
+        address = os.environ.get("RAY_ADDRESS") or address
     if address == "auto":
-        return
+        address = _own_cluster()
     if address.startswith("ray://"):
         raise InputError(
             f"--address {address} is a Ray client's: trials would be scheduled in a process that "
@@ -104,6 +113,40 @@ def check(address: str) -> None:
             f"no Ray cluster answers at {address} ({error}): is it running, and is this its head's "
             "address?"
         ) from error
+    return address
+
+
+def _own_cluster() -> str:
+    """Return the address of the head of the cluster whose raylet this user runs here.
+
+    Ray would believe any process whose command line begins with `raylet`, and send it the token.
+
+    Raises
+    ------
+    InputError
+        If there is none, or more than one.
+    """
+    addresses = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.uids().real != os.geteuid() or Path(process.exe()).name != RAYLET:
+                continue
+            options = dict(word.partition("=")[::2] for word in process.cmdline())
+            temporary = f"/{PREFIX}" in options.get("--session_dir", "")  # of another `isoflop run`
+            if not temporary and (head := options.get("--gcs-address")):
+                addresses.add(head)
+    if len(addresses) == 1:
+        return addresses.pop()
+    if addresses:
+        raise InputError(
+            f"you run nodes of several Ray clusters on this machine, whose heads are at "
+            f"{' and '.join(sorted(addresses))}: name one with --address HOST:PORT"
+        )
+    raise InputError(
+        "you run no node of a Ray cluster on this machine, and RAY_ADDRESS is not set: start one "
+        "with `ray start`, or give --address HOST:PORT of a cluster's head (other users' Rays are "
+        "not looked at)"
+    )
 
 
 def _greet(found: socket.socket) -> None:
@@ -125,7 +168,7 @@ def connected(address: str | None = None) -> Iterator[None]:
     """
     prepare(address)
     if address is not None:
-        check(address)
+        address = check(address)
     import ray
 
     if ray.is_initialized():
@@ -140,9 +183,9 @@ def connected(address: str | None = None) -> Iterator[None]:
         empty = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         with contextlib.chdir(directories.enter_context(empty)):
             if address is None:
-                short = directories.enter_context(_short_directory())
+                private = directories.enter_context(_private_directory())
                 ray.init(
-                    _temp_dir=short and str(short),
+                    _temp_dir=str(private),
                     address="local",
                     num_cpus=cpu_slots(),
                     include_dashboard=False,
@@ -159,34 +202,45 @@ def connected(address: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _short_directory() -> Iterator[Path | None]:
-    """A directory for Ray's sockets, None where the one that Ray chooses has a short enough path.
+def _private_directory() -> Iterator[Path]:
+    """A directory for Ray's session that no other user can reach, gone with the block.
+
+    Ray lets everybody write into the directory that it is given, where others could put their code
+    in the place of a job's, or links in that of logs. So it gets one within a private one.
 
     Raises
     ------
     InputError
-        If RAY_TMPDIR is too long, or TMPDIR is and no other directory can be written to.
+        If the path in RAY_TMPDIR is too long or not safe, or no directory can be written to.
     """
     chosen = os.environ.get("RAY_TMPDIR")
-    usual = Path(chosen or os.environ.get("TMPDIR", "/tmp"))
-    # Ray takes a relative path for one in the directory of each of its processes.
-    if usual.is_absolute() and _holds_sockets(usual / "ray"):
-        yield None
-        return
-    for place in () if chosen else _temporary_directories():
-        if _holds_sockets(place / f"{PREFIX}12345678") and os.access(place, os.W_OK | os.X_OK):
-            with scratch(place) as directory:
-                yield directory
+    for place in [Path(chosen)] if chosen else _temporary_directories():
+        if _holds_sockets(_session_parent(place / f"{PREFIX}12345678")) and _is_usable(place):
+            with scratch(place, PREFIX) as directory:
+                yield _session_parent(directory)
             return
+    name, value = ("RAY_TMPDIR", chosen) if chosen else ("TMPDIR", os.environ.get("TMPDIR", "/tmp"))
     raise InputError(
-        f"{'RAY_TMPDIR' if chosen else 'TMPDIR'} is {usual}, but Ray needs an absolute path whose "
-        f"sockets' names have at most {SOCKET_PATH_BYTES} bytes: set RAY_TMPDIR to a short path, "
-        "such as /tmp"
+        f"{name} is {value}, but Ray needs an absolute path whose sockets' names have at most "
+        f"{SOCKET_PATH_BYTES} bytes, in which you can write and other users cannot rename what is "
+        "yours: set RAY_TMPDIR to a short path, such as /tmp"
     )
 
 
+def _session_parent(private: Path) -> Path:
+    return private / "r"
+
+
+def _is_usable(place: Path) -> bool:
+    # Ray takes a relative path for one in the directory of each of its processes.
+    writable = place.is_absolute() and os.access(place, os.W_OK | os.X_OK)
+    return writable and only_we_can_rename_in(place)
+
+
 def _temporary_directories() -> Iterator[Path]:
-    """Yield the directories in which a short temporary directory may be made."""
+    """Yield the directories in which Ray's may be made, the usual place first."""
+    if place := os.environ.get("TMPDIR"):
+        yield Path(place)
     yield Path("/tmp")
     yield Path("/var/tmp")
     if place := os.environ.get("XDG_RUNTIME_DIR"):
@@ -213,8 +267,7 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
                 "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's, or "
                 "RAY_AUTH_MODE=disabled if it asks for none"
             ) from error
-        where = "on this machine" if address == "auto" else f"at {address}"
-        raise InputError(f"no Ray cluster answers {where}: {first_line(error)}") from error
+        raise InputError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
 
 
 def machines() -> Cluster:

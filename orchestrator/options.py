@@ -57,7 +57,8 @@ Address = Annotated[
     typer.Option(
         "--address",
         metavar="auto|HOST:PORT",
-        help="A running Ray cluster, of which this machine is a node. Default: this machine.",
+        help="A running Ray cluster, of which this machine is a node; auto: what RAY_ADDRESS says, "
+        "else the one of which you run a node here. Default: this machine.",
     ),
 ]
 TrackingUri = Annotated[

@@ -37,6 +37,7 @@ from orchestrator.planner import Plan
 from orchestrator.progress import Progress
 from orchestrator.project import Project, missing
 from orchestrator.proof import forget_drivers_before, nonce_name, prove_nodes
+from orchestrator.propagation import keep_secrets_here
 from orchestrator.scratch import scratch
 from orchestrator.stop import Stop, interruptible
 from orchestrator.stopped import forget_stopped, note_stopped
@@ -104,6 +105,8 @@ def train(
         work = _lay_out(project, plan, trials)
         progress.joined(str(work.coming), work.slots)
         progress.doing("starting workers …")
+        if warning := keep_secrets_here():
+            progress.trouble(warning)
         stop = Stop(lease)
         with _shared(project, lease) as nonce, wish(work.named) as wished:
             orders = _orders(project, plan, lease, nonce, work)

@@ -121,6 +121,7 @@ def _described(node: Node) -> str:
     notes = [f"taken for {'T4s' if node.gpus > 1 else 'a T4'}"] if node.unknown else []
     if node.gpu.memory_bytes != _usual_memory(node.gpu):
         notes.append(f"{node.gpu.memory_bytes / 1e9:.3g} GB each")
+    notes += ["MPS"] if node.mps else []
     notes += ["one process each"] if node.exclusive else []
     noted = f" ({', '.join(notes)})" if notes else ""
     return f"{gpus}{noted} and {cores}"
@@ -136,13 +137,14 @@ def unknown_types(cluster: Cluster) -> str | None:
     if not nodes:
         return None
     names = sorted({node.gpu.name for node in nodes} - {UNKNOWN})
-    least = min(node.gpu.memory_bytes for node in nodes)
     which = f" ({', '.join(names)})" if names else ""
-    has = "the node reports" if all(node.reported for node in nodes) else "is assumed"
+    least = min(node.gpu.memory_bytes for node in nodes)
+    memory = least == UNKNOWN_GPU.memory_bytes and not all(node.reported for node in nodes)
     return (
-        f"the type of some GPUs is not known{which}: the speed of a T4 is assumed, so times are "
-        f"likely too long and shares too few, and {least / 1e9:.3g} GB of memory {has}; set "
-        "[cluster] gpu to a known type, or gpu_memory to the GB of each"
+        f"the type of some GPUs is not known{which}: the speed of a T4 is assumed"
+        + (f", and {least / 1e9:g} GB of memory" if memory else "")
+        + ", so times are likely too long and shares too few; set [cluster] gpu to a known type"
+        + (", or gpu_memory to the GB of each" if memory else "")
     )
 
 

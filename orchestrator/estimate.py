@@ -24,7 +24,7 @@ from orchestrator.probes import cautions_json, probe_cost
 from orchestrator.project import directory_for, is_project, open_project
 from orchestrator.spec_running import Checkpoints
 from orchestrator.storage import open_storage
-from trainers.flops import params, trial_flops
+from trainers.flops import params
 from trainers.trial import Precision, Trial
 
 CHECKPOINT_BYTES_PER_PARAM = 12

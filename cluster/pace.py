@@ -60,8 +60,9 @@ class Pace:
     def from_rows(rows: Iterable[Mapping[str, Any]]) -> Pace:
         """Measure it by a ledger's rows, as `Observations` has them.
 
-        Simulated rows say nothing. `compile_seconds` of 0 is training that was not compiled. Where
-        there is none, as in rows of other programs, nothing is known of it.
+        Simulated rows say nothing. A row's `seconds` do not count its `compile_seconds`; where
+        these are 0, training was not compiled. Where there are none, as in rows of other programs,
+        nothing is known of it.
         """
         measured: dict[Class, list[tuple[float, float]]] = {}
         compiled: list[tuple[int, float]] = []
@@ -69,9 +70,7 @@ class Pace:
             device, seconds = row.get("device"), row.get("seconds")
             if not device or device == "simulated" or not seconds or not row.get("batch_tokens"):
                 continue
-            compiling = row.get("compile_seconds") or 0.0
-            if compiling >= seconds:
-                continue
+            compiling = row.get("compile_seconds")
             effort = _effort_of_row(row)
             count, name, mps = split_device(device)
             if CPU in name:
@@ -80,11 +79,11 @@ class Pace:
                 gpu = known_type(name) or unknown_gpu(name)
                 which = (gpu.name, min(1.0, count))
                 expected = effort.on_gpus(gpu, count, mps=mps)
-                if row.get("compile_seconds") == 0.0:
-                    expected *= EAGER_FACTOR
                 if compiling:
                     compiled.append((row["depth"], compiling))
-            ratio = math.log(effort.params_total), (seconds - compiling) / expected
+                elif compiling == 0.0:
+                    expected *= EAGER_FACTOR
+            ratio = math.log(effort.params_total), seconds / expected
             measured.setdefault(which, []).append(ratio)
         return Pace({c: tuple(sorted(r)) for c, r in measured.items()}, tuple(sorted(compiled)))
 

@@ -22,7 +22,7 @@ from analysis.errors import InputError
 from analysis.observations import ObservationId, observation_ids
 from cluster.budget import HOUR, Caps
 from cluster.machines import Cluster, as_told, unknown_types
-from cluster.pace import PACE_COLUMNS, Pace
+from cluster.pace import CPU, PACE_COLUMNS, Pace, split_device
 from cluster.placement import Unplaceable, place
 from cluster.queue import Job, Queue
 from orchestrator.checkpoints import directory_of
@@ -180,7 +180,7 @@ def _lay_out(
     named = spec.cluster() if spec.autoscaling else None
     coming = present if named is None else announced(present, named)
     pace = Pace.from_rows(project.ledger.read(columns=PACE_COLUMNS).to_pylist())
-    caps = _caps(project, plan, coming, pace)
+    caps = _caps(project, plan, coming)
     layout = lay_out(
         trials.values(),
         coming,
@@ -253,18 +253,18 @@ def _shared(project: Project, lease: Lease) -> Iterator[str]:
             project.storage.remove(name)
 
 
-def _caps(project: Project, plan: Plan, cluster: Cluster, pace: Pace) -> Caps:
-    """What earlier runs of the plan have left of its caps; GPUs as they would be placed now."""
+def _caps(project: Project, plan: Plan, cluster: Cluster) -> Caps:
+    """What earlier runs of the plan have left of its caps."""
     caps = plan.spec.limits.caps(plan.spec.cluster.price_per_gpu_hour, datetime.now(UTC))
     if caps.flops is caps.gpu_hours is caps.money is None:
         return caps
     trials = {p.id: p.trial for p in plan.planned}
-    table = project.ledger.read(set(trials), ("trial", "tokens", "flops_spent", "seconds"))
+    table = project.ledger.read(set(trials), ("trial", *PACE_COLUMNS))
     flops = hours = 0.0
     for name, row in zip(observation_ids(table), table.to_pylist(), strict=True):
-        found = place(trials[name], cluster, pace)
         flops += row["flops_spent"]
-        hours += 0.0 if isinstance(found, Unplaceable) else row["seconds"] / HOUR * found.gpus
+        took = row["seconds"] + (row.get("compile_seconds") or 0.0)
+        hours += took / HOUR * _gpus_of(trials[name], row["device"], cluster)
     price = caps.price_per_gpu_hour or 0.0
     return replace(
         caps,
@@ -272,6 +272,14 @@ def _caps(project: Project, plan: Plan, cluster: Cluster, pace: Pace) -> Caps:
         gpu_hours=None if caps.gpu_hours is None else max(0.0, caps.gpu_hours - hours),
         money=None if caps.money is None else max(0.0, caps.money - hours * price),
     )
+
+
+def _gpus_of(trial: Trial, device: str, cluster: Cluster) -> float:
+    """GPUs that a trial was measured on, by its row; of other programs, as many as it asks for."""
+    if trial.trainer == "pretrain":
+        return 0.0 if CPU in device else split_device(device)[0]
+    placed = place(trial, cluster)
+    return 0.0 if isinstance(placed, Unplaceable) else placed.gpus
 
 
 def _left_of(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.capacity import Pace
 from cluster.machines import Cluster, Node, uniform
+from cluster.pace import Pace
 from orchestrator.estimate import Estimate, estimate, measured_pace
 from orchestrator.planner import make_plan
 from orchestrator.project import create_project

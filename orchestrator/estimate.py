@@ -185,7 +185,9 @@ def estimate(plan: Plan, cluster: Cluster | None = None, pace: Pace | None = Non
         caps=spec.limits.caps(spec.cluster.price_per_gpu_hour, datetime.now(UTC)),
     )
     layout = laid_out(there)
-    with_mps = None if there.shares_by_mps(None) else laid_out(there.with_mps).sharing
+    may_share = any(trial.trainer == "pretrain" for trial in plan.trials)
+    has_mps = there.shares_by_mps(None)
+    with_mps = laid_out(there.with_mps).sharing if may_share and not has_mps else None
     trials = {trial.key: trial for trial in plan.trials}
     placed = {}
     for job in layout.jobs:

@@ -63,12 +63,11 @@ def lay_out(
     jobs, refused = jobs_of(trials, cluster, pace)
     jobs = adjust(jobs)
     schedule = simulate(jobs, cluster, slots=slots, caps=caps)
-    if not any(0 < job.placement.gpus < 1 for job in jobs):
+    chosen = {trial.key for trial in trials if trial.trainer == "pretrain"}  # others ask for theirs
+    if not any(0 < job.placement.gpus < 1 and job.key in chosen for job in jobs):
         return Layout(jobs=jobs, refused=refused, schedule=schedule, sharing=None)
     whole = adjust(jobs_of(trials, cluster, pace, shares=False)[0])
     changed = sum(a.placement != b.placement for a, b in zip(jobs, whole, strict=True))
-    if not changed:
-        return Layout(jobs=jobs, refused=refused, schedule=schedule, sharing=None)
     unshared = simulate(whole, cluster, slots=slots, caps=caps)
     used = _rank(schedule) < _rank(unshared)
     sharing = Sharing(

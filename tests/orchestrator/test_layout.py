@@ -66,7 +66,7 @@ def test_one_trial_alone_gains_nothing_by_a_share(trials) -> None:
     found = _lay_out(trials(1))
     assert found.sharing is not None
     assert not found.sharing.used
-    assert found.jobs[0].placement == Placement(gpus=1)
+    assert found.jobs[0].placement.gpus == 1
 
 
 def test_trials_that_fill_a_gpu_do_not_share_it(trials) -> None:

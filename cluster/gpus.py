@@ -64,11 +64,11 @@ def reported_type(name: str, memory_bytes: float | None) -> GpuType | None:
     >>> reported_type("NVIDIA A100-SXM4-80GB", 20e9).memory_bytes
     20000000000.0
     """
-    known = known_type(name)
-    if known is None or memory_bytes is None:
-        return known
-    same = [item for item in variants(known) if item.peak_flops == known.peak_flops]
+    gpu = known_type(name)
+    if gpu is None or memory_bytes is None:
+        return gpu
+    same = [item for item in variants(gpu) if item.peak_flops == gpu.peak_flops]
     fitting = [item for item in same if item.memory_bytes <= memory_bytes]
     if not fitting:
-        return replace(known, memory_bytes=memory_bytes)
+        return replace(gpu, memory_bytes=memory_bytes)
     return max(fitting, key=lambda item: item.memory_bytes)

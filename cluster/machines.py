@@ -200,14 +200,14 @@ def as_told(cluster: Cluster, gpu_type: str | None, gpu_memory: float | None = N
     """
     if gpu_type is None and gpu_memory is None:
         return cluster
-    known, named = known_type(gpu_type), _as_named(gpu_type, gpu_memory)
+    gpu, in_table = _as_named(gpu_type, gpu_memory), known_type(gpu_type) is not None
 
     def is_meant(node: Node) -> bool:
         if node.reported or not node.gpus:
             return False
-        return node.unknown if known is None else node.gpu_type in (None, ray_name(named))
+        return node.gpu_type in (None, ray_name(gpu)) if in_table else node.unknown
 
-    return Cluster(nodes=tuple(replace(n, told=named) if is_meant(n) else n for n in cluster.nodes))
+    return Cluster(nodes=tuple(replace(n, told=gpu) if is_meant(n) else n for n in cluster.nodes))
 
 
 def cluster_from_ray(
@@ -238,10 +238,10 @@ def _node(item: Mapping[str, Any], report: GpuReport | None) -> Node:
     )
     if report is None or not gpus:
         return node
-    reported = reported_type(report.name, report.memory_bytes)
+    gpu = reported_type(report.name, report.memory_bytes)
     return replace(
         node,
-        told=reported or unknown_gpu(report.name, report.memory_bytes),
+        told=gpu or unknown_gpu(report.name, report.memory_bytes),
         reported=report.memory_bytes is not None,
         mps=report.mps,
         exclusive=report.exclusive,

@@ -122,7 +122,7 @@ class Unplaceable:
 def place(
     trial: Trial, cluster: Cluster, pace: Pace | None = None, *, shares: bool = True
 ) -> Placement | Unplaceable:
-    """The class in which `trial` takes least and fits with `HEADROOM`, or why there is none.
+    """Return the class in which `trial` fits with `HEADROOM` and takes least, or why there is none.
 
     Where it fits nowhere in full passes, the smallest in which smaller ones do, as the trainer
     finds by itself (`trainers.memory.fitting_passes`).
@@ -146,19 +146,19 @@ def place(
     fitting = full or _on_any(trial, ways, cluster, LEAST)
     if not fitting:
         return _too_large(trial, cluster)
-    chosen = min(fitting, key=lambda p: p.gpus)
-    if chosen.gpus > 1:
-        return chosen
-    gpu = next(gpu for gpu, name in ways if name == chosen.gpu_type)
-    mps = cluster.shares_by_mps(chosen.gpu_type)
+    placement = min(fitting, key=lambda p: p.gpus)
+    if placement.gpus > 1:
+        return placement
+    gpu = next(gpu for gpu, name in ways if name == placement.gpu_type)
+    mps = cluster.shares_by_mps(placement.gpu_type)
     times = _OneGpu(Effort.of(trial), gpu, mps, pace or Pace())
-    if shares and full and not cluster.is_exclusive(chosen.gpu_type):
-        chosen = _on_a_share(chosen, times)
+    if shares and full and not cluster.is_exclusive(placement.gpu_type):
+        placement = _on_a_share(placement, times)
     core = _one_core(trial, peak, cluster)
-    on_gpu = CUDA_SECONDS + times.on_a_gpu(chosen.gpus)
+    on_gpu = CUDA_SECONDS + times.on_a_gpu(placement.gpus)
     if isinstance(core, Placement) and times.on_a_core() <= on_gpu:
         return core
-    return chosen
+    return placement
 
 
 @dataclass(frozen=True)
@@ -184,20 +184,20 @@ def _on_a_share(whole: Placement, times: _OneGpu) -> Placement:
 
     While one trial compiles or launches kernels, others use the GPU.
     """
-    chosen, least = whole, times.on_a_gpu()
+    placement, least = whole, times.on_a_gpu()
     for share in reversed(SHARES):
         takes = share * times.on_a_gpu(share)
         if whole.bytes <= share * _usable(times.gpu) and takes * SHARE_GAIN <= least:
-            chosen, least = replace(whole, gpus=share), takes
-    return chosen
+            placement, least = replace(whole, gpus=share), takes
+    return placement
 
 
 def _least_of_each_type(cluster: Cluster) -> dict[str | None, GpuType]:
     """The GPU of least memory by Ray's name, since a trial may be sent to any node of that name."""
     types: dict[str | None, GpuType] = {}
     for node in cluster.of_type(None):
-        known = types.setdefault(node.gpu_type, node.gpu)
-        if (node.gpu.memory_bytes, node.gpu.peak_flops) < (known.memory_bytes, known.peak_flops):
+        least = types.setdefault(node.gpu_type, node.gpu)
+        if (node.gpu.memory_bytes, node.gpu.peak_flops) < (least.memory_bytes, least.peak_flops):
             types[node.gpu_type] = node.gpu
     return types
 

@@ -63,15 +63,16 @@ def lay_out(
     jobs, refused = jobs_of(trials, cluster, pace)
     jobs = adjust(jobs)
     schedule = simulate(jobs, cluster, slots=slots, caps=caps)
-    chosen = {trial.key for trial in trials if trial.trainer == "pretrain"}  # others ask for theirs
-    if not any(0 < job.placement.gpus < 1 and job.key in chosen for job in jobs):
+    # Other trials have a share because they ask for one.
+    by_choice = {trial.key for trial in trials if trial.trainer == "pretrain"}
+    if not any(0 < job.placement.gpus < 1 and job.key in by_choice for job in jobs):
         return Layout(jobs=jobs, refused=refused, schedule=schedule, sharing=None)
     whole = adjust(jobs_of(trials, cluster, pace, shares=False)[0])
-    changed = sum(a.placement != b.placement for a, b in zip(jobs, whole, strict=True))
+    sharers = sum(a.placement != b.placement for a, b in zip(jobs, whole, strict=True))
     unshared = simulate(whole, cluster, slots=slots, caps=caps)
     used = _rank(schedule) < _rank(unshared)
     sharing = Sharing(
-        trials=changed,
+        trials=sharers,
         used=used,
         makespan=schedule.makespan,
         gpu_seconds=_gpu_seconds(jobs, schedule),
@@ -92,13 +93,13 @@ def jobs_of(
     """Trials as the queue sees them, each in its class; and those that fit nowhere on `cluster`."""
     jobs, refused = [], []
     for trial in trials:
-        found = place(trial, cluster, pace, shares=shares)
-        if isinstance(found, Unplaceable):
-            refused.append(found)
+        placement = place(trial, cluster, pace, shares=shares)
+        if isinstance(placement, Unplaceable):
+            refused.append(placement)
             continue
-        expected = seconds(trial, found, cluster, pace)
+        expected = seconds(trial, placement, cluster, pace)
         flops = trial_flops(trial)
-        jobs.append(Job(key=trial.key, placement=found, seconds=expected, flops=flops))
+        jobs.append(Job(key=trial.key, placement=placement, seconds=expected, flops=flops))
     return jobs, refused
 
 

@@ -230,8 +230,8 @@ def _orders(
 
 def _machines(plan: Plan, reports: GpuReports, *, wait: float = 0.0) -> Cluster:
     """The nodes that there are, now."""
-    told = plan.spec.cluster
-    return as_told(machines(reports, wait=wait), told.gpu, told.gpu_bytes)
+    spec = plan.spec.cluster
+    return as_told(machines(reports, wait=wait), spec.gpu, spec.gpu_bytes)
 
 
 def _seconds_since(started: float) -> Callable[[], float]:

@@ -23,6 +23,7 @@ from cluster.queue import Job
 from cluster.simulation import simulate
 from orchestrator.connection import OBJECT_STORE_BYTES, machines
 from orchestrator.estimate import Estimate, estimate
+from orchestrator.gpu_reports import GpuReports
 from orchestrator.lease import hold
 from orchestrator.mirror import Mirror
 from orchestrator.planner import Plan, Planned
@@ -85,7 +86,7 @@ def real(scale: float, directory: str) -> dict[str, Any]:
     """
     project = create_project(directory)
     with _raylets() as address, Path(os.devnull).open("w") as nowhere:
-        foretold = estimate(_uneven(scale), machines())
+        foretold = estimate(_uneven(scale), machines(GpuReports()))
         plan = foretold.plan
         with hold(project.storage, NAME) as lease:
             project.save_plan(plan)

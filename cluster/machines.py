@@ -10,19 +10,34 @@ from typing import Any
 
 import psutil
 
-from cluster.gpus import ray_name
+from cluster.gpus import ray_name, reported_type
+from cluster.nvidia import GpuReport
 from trainers.gpus import GpuType, gpu_type, known_type
 
 WORKER_BYTES = 1.5e9
 """Memory to allow a CPU worker: Ray and torch take 0.6 GB of it, a mini trial the rest."""
 CPUS_PER_GPU = 8
 """Of a planned node, unless told: one for each of the eight trials that can share a GPU."""
-UNKNOWN_GPU = replace(
-    gpu_type("T4"),
-    name="of unknown type",
-    source="own assumption: no less than the T4, the weakest type in the table",
-)
-"""What is assumed of GPUs whose type nobody told."""
+UNKNOWN = "of unknown type"
+_ASSUMED = "own assumption: no less than the T4, the weakest type in the table"
+
+
+def unknown_gpu(name: str = UNKNOWN, memory_bytes: float | None = None) -> GpuType:
+    """A type that is not in the table: as fast as a T4, and with its memory unless that is known.
+
+    Examples
+    --------
+    >>> unknown_gpu("NVIDIA X1", 24e9).memory_bytes, unknown_gpu().memory_bytes
+    (24000000000.0, 16000000000.0)
+    """
+    least = gpu_type("T4")
+    return replace(
+        least, name=name, source=_ASSUMED, memory_bytes=memory_bytes or least.memory_bytes
+    )
+
+
+UNKNOWN_GPU = unknown_gpu()
+"""What is assumed of GPUs of which nothing is known."""
 _TYPE_RESOURCE = "accelerator_type:"
 """Ray's name of the resource that says which GPUs a node has."""
 
@@ -39,13 +54,24 @@ class Node:
     gpu_type: str | None = None
     """As Ray names it, since a trial that needs this type asks Ray for it by that name."""
     told: GpuType | None = None
-    """Which GPUs they are, where a person has said it: Ray tells neither form nor memory."""
+    """Which GPUs they are, where the node or a person has said it: Ray tells no form or memory."""
+    reported: bool = False
+    """Whether the node itself has said which GPUs they are."""
+    mps: bool = False
+    """Whether processes share a GPU by MPS, so that their kernels may run at once."""
+    exclusive: bool = False
+    """Whether a GPU refuses a second process."""
     memory_bytes: float = float("inf")
 
     @property
     def gpu(self) -> GpuType:
-        """What is known of its GPUs."""
-        return self.told or known_type(self.gpu_type) or UNKNOWN_GPU
+        """The type of its GPUs, as far as it is known."""
+        return self.told or known_type(self.gpu_type) or unknown_gpu(self.gpu_type or UNKNOWN)
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it has GPUs of a type that is not in the table."""
+        return self.gpus > 0 and self.gpu.source == _ASSUMED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +94,19 @@ class Cluster:
         """Nodes with GPUs of that type; of any type for None."""
         return [n for n in self.nodes if n.gpus and gpu_type in (None, n.gpu_type)]
 
+    def shares_by_mps(self, gpu_type: str | None) -> bool:
+        """Whether MPS runs wherever a trial on a share of that type may be sent."""
+        return all(node.mps for node in self.of_type(gpu_type))
+
+    @property
+    def with_mps(self) -> Cluster:
+        """The same machines, if MPS ran on all of them."""
+        return Cluster(nodes=tuple(replace(n, mps=True, exclusive=False) for n in self.nodes))
+
+    def is_exclusive(self, gpu_type: str | None) -> bool:
+        """Whether a trial on a share of that type may meet a GPU that refuses it."""
+        return any(node.exclusive for node in self.of_type(gpu_type))
+
     def __str__(self) -> str:
         counts = Counter(map(_described, self.nodes))
         parts = [f"{n} node{'s' * (n > 1)} of {text}" for text, n in counts.items()]
@@ -79,9 +118,34 @@ def _described(node: Node) -> str:
     if not node.gpus:
         return cores
     gpus = f"{node.gpus} GPU{'s' * (node.gpus > 1)} {node.gpu.name}"
-    if node.gpu is UNKNOWN_GPU:
-        gpus += f", taken for {'T4s' if node.gpus > 1 else 'a T4'},"
-    return f"{gpus} and {cores}"
+    notes = [f"taken for {'T4s' if node.gpus > 1 else 'a T4'}"] if node.unknown else []
+    if node.gpu.memory_bytes != _usual_memory(node.gpu):
+        notes.append(f"{node.gpu.memory_bytes / 1e9:.3g} GB each")
+    notes += ["MPS"] if node.mps else []
+    notes += ["one process each"] if node.exclusive else []
+    noted = f" ({', '.join(notes)})" if notes else ""
+    return f"{gpus}{noted} and {cores}"
+
+
+def _usual_memory(gpu: GpuType) -> float:
+    return (known_type(gpu.name) or UNKNOWN_GPU).memory_bytes
+
+
+def unknown_types(cluster: Cluster) -> str | None:
+    """What is assumed of GPUs whose type is not in the table, and what to set; None without any."""
+    nodes = [node for node in cluster.nodes if node.unknown]
+    if not nodes:
+        return None
+    names = sorted({node.gpu.name for node in nodes} - {UNKNOWN})
+    which = f" ({', '.join(names)})" if names else ""
+    least = min(node.gpu.memory_bytes for node in nodes)
+    memory = least == UNKNOWN_GPU.memory_bytes and not all(node.reported for node in nodes)
+    return (
+        f"the type of some GPUs is not known{which}: the speed of a T4 is assumed"
+        + (f", and {least / 1e9:g} GB of memory" if memory else "")
+        + ", so times are likely too long and shares too few; set [cluster] gpu to a known type"
+        + (", or gpu_memory to the GB of each" if memory else "")
+    )
 
 
 def uniform(
@@ -90,8 +154,10 @@ def uniform(
     gpus: int = 0,
     gpu_type: str | None = None,
     cpus: float | None = None,
+    gpu_memory: float | None = None,
+    mps: bool = False,
 ) -> Cluster:
-    """A cluster of equal nodes, each of so many GPUs and cores.
+    """A cluster of equal nodes, each of so many GPUs, with so many bytes, and cores.
 
     Examples
     --------
@@ -99,14 +165,32 @@ def uniform(
     8 nodes of 8 GPUs H100 SXM and 64 cores
     """
     cores = max(1, CPUS_PER_GPU * gpus) if cpus is None else cpus
-    told = known_type(gpu_type)
-    name = ray_name(told) if told else None
-    node = Node(name="", cpus=cores, gpus=gpus, gpu_type=name, told=told)
+    known = known_type(gpu_type)
+    node = Node(
+        name="",
+        cpus=cores,
+        gpus=gpus,
+        gpu_type=ray_name(known) if known else None,
+        told=_as_named(gpu_type, gpu_memory) if gpus and (gpu_type or gpu_memory) else None,
+        mps=mps,
+    )
     return Cluster(nodes=tuple(replace(node, name=f"node {i + 1}") for i in range(nodes)))
 
 
-def as_told(cluster: Cluster, gpu_type: str | None) -> Cluster:
-    """The cluster, with GPUs of the type that a person names where Ray's name leaves that open.
+def _as_named(gpu_type: str | None, gpu_memory: float | None) -> GpuType:
+    """The type that a person means, known or not, with the memory that they give."""
+    known = known_type(gpu_type)
+    if known is None:
+        return unknown_gpu(gpu_type or UNKNOWN, gpu_memory)
+    return known if gpu_memory is None else replace(known, memory_bytes=gpu_memory)
+
+
+def as_told(cluster: Cluster, gpu_type: str | None, gpu_memory: float | None = None) -> Cluster:
+    """The cluster, with what a person says of GPUs where Ray and the nodes leave that open.
+
+    A type that is known is that of the nodes that Ray gives its name, and of those to which Ray
+    gives none. An unknown type, or its memory in bytes alone, is that of nodes of unknown type. A
+    node that has reported its GPUs itself knows better.
 
     Examples
     --------
@@ -114,29 +198,53 @@ def as_told(cluster: Cluster, gpu_type: str | None) -> Cluster:
     >>> [as_told(Cluster(nodes=(node,)), name).nodes[0].gpu.name for name in ("A100 80GB", "T4")]
     ['A100 80GB', 'A100 40GB']
     """
-    told = known_type(gpu_type)
-    if told is None:
+    if gpu_type is None and gpu_memory is None:
         return cluster
-    nodes = (replace(n, told=told) if n.gpu_type == ray_name(told) else n for n in cluster.nodes)
-    return Cluster(nodes=tuple(nodes))
+    gpu, in_table = _as_named(gpu_type, gpu_memory), known_type(gpu_type) is not None
+
+    def is_meant(node: Node) -> bool:
+        if node.reported or not node.gpus:
+            return False
+        return node.gpu_type in (None, ray_name(gpu)) if in_table else node.unknown
+
+    return Cluster(nodes=tuple(replace(n, told=gpu) if is_meant(n) else n for n in cluster.nodes))
 
 
-def cluster_from_ray(nodes: Iterable[Mapping[str, Any]]) -> Cluster:
-    """What `ray.nodes()` says of the nodes that are alive."""
+def cluster_from_ray(
+    nodes: Iterable[Mapping[str, Any]], reports: Mapping[str, GpuReport] | None = None
+) -> Cluster:
+    """The cluster of the nodes that are alive, by `ray.nodes()` and by what they say themselves.
+
+    `reports` has what some nodes, by their id, say of their GPUs.
+    """
     alive = [node for node in nodes if node["Alive"]]
-    return Cluster(nodes=tuple(_node(item) for item in sorted(alive, key=_name)))
+    return Cluster(
+        nodes=tuple(
+            _node(item, (reports or {}).get(_name(item))) for item in sorted(alive, key=_name)
+        )
+    )
 
 
-def _node(item: Mapping[str, Any]) -> Node:
+def _node(item: Mapping[str, Any], report: GpuReport | None) -> Node:
     has = item["Resources"]
     types = [name.removeprefix(_TYPE_RESOURCE) for name in has if name.startswith(_TYPE_RESOURCE)]
     gpus = int(has.get("GPU", 0))
-    return Node(
+    node = Node(
         name=_name(item),
         cpus=has.get("CPU", 0.0),
         gpus=gpus,
         gpu_type=types[0] if types and gpus else None,
         memory_bytes=has.get("memory", float("inf")),
+    )
+    if report is None or not gpus:
+        return node
+    gpu = reported_type(report.name, report.memory_bytes)
+    return replace(
+        node,
+        told=gpu or unknown_gpu(report.name, report.memory_bytes),
+        reported=report.memory_bytes is not None,
+        mps=report.mps,
+        exclusive=report.exclusive,
     )
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
+from cluster.effort import Effort
 from cluster.gpus import variants
 from cluster.machines import WORKER_BYTES, Cluster
-from trainers.flops import flops_per_token, pass_sequences, trial_flops
+from cluster.pace import Pace
+from trainers.flops import trial_flops
 from trainers.gpus import GpuType
 from trainers.memory import CONTEXT_BYTES, HEADROOM, LEAST, NCCL_BYTES, Passes, training_memory
 from trainers.simulated import SimulatedSettings
@@ -22,9 +24,12 @@ from trainers.trial import Trial
 
 SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Of one GPU."""
-LAUNCH_SECONDS_PER_BLOCK = 0.4e-3
-"""A step of `trainers.transformer` and its optimiser launches 37 to 41 kernels a block (counted by
-a TorchDispatchMode), at about 10 microseconds of eager PyTorch each (own allowance)."""
+SHARE_GAIN = 1.1
+"""Least factor in GPU-seconds for which a trial is put on a smaller share: what less is saved than
+that, the errors of a forecast may take back, and a trial on a share takes longer."""
+CUDA_SECONDS = 3.0
+"""What a process takes to start CUDA and its libraries, which a core does without; own
+allowance."""
 PROCESS_BYTES = 0.6e9
 """Of a CPU worker before any tensor: Ray and torch."""
 PIN = 0.001
@@ -114,38 +119,87 @@ class Unplaceable:
         )
 
 
-def place(trial: Trial, cluster: Cluster) -> Placement | Unplaceable:
-    """The smallest class in which `trial` fits with `HEADROOM`, or why there is none.
+def place(
+    trial: Trial, cluster: Cluster, pace: Pace | None = None, *, shares: bool = True
+) -> Placement | Unplaceable:
+    """Return the class in which `trial` fits with `HEADROOM` and takes least, or why there is none.
 
     Where it fits nowhere in full passes, the smallest in which smaller ones do, as the trainer
     finds by itself (`trainers.memory.fitting_passes`).
-    Of several types of GPU any will do, unless one with more memory saves GPUs.
+    Of several types of GPU any will do, unless one with more memory saves GPUs. It has a share of a
+    GPU only if `shares` allows that and it takes fewer GPU-seconds there by `SHARE_GAIN`; and a
+    core if it is trained in fp32 and ends no later there. What it takes is by `pace`, else by
+    expectation.
     """
     if trial.trainer == "simulated":
         return _as_asked(trial, SimulatedSettings.of(trial).gpus, cluster)
     if trial.command is not None:
         return _as_asked(trial, trial.command.gpus, cluster)
+    peak = PROCESS_BYTES + training_memory(trial.shape, trial.hyperparameters).peak
     if not cluster.gpus:
-        peak = training_memory(trial.shape, trial.hyperparameters).peak
-        return _one_core(trial, PROCESS_BYTES + peak, cluster)
-    types = {node.gpu_type: node.gpu for node in cluster.of_type(None)}
+        return _one_core(trial, peak, cluster)
+    types = _least_of_each_type(cluster)
     weakest = min(types.values(), key=lambda gpu: (gpu.memory_bytes, gpu.peak_flops))
     ways: list[tuple[GpuType, str | None]] = [(weakest, None)]
     ways += [(gpu, n) for n, gpu in types.items() if n and gpu.memory_bytes > weakest.memory_bytes]
-    fitting = _on_any(trial, ways, cluster) or _on_any(trial, ways, cluster, LEAST)
-    return min(fitting, key=lambda p: p.gpus) if fitting else _too_large(trial, cluster)
+    full = _on_any(trial, ways, cluster)
+    fitting = full or _on_any(trial, ways, cluster, LEAST)
+    if not fitting:
+        return _too_large(trial, cluster)
+    placement = min(fitting, key=lambda p: p.gpus)
+    if placement.gpus > 1:
+        return placement
+    gpu = next(gpu for gpu, name in ways if name == placement.gpu_type)
+    mps = cluster.shares_by_mps(placement.gpu_type)
+    times = _OneGpu(Effort.of(trial), gpu, mps, pace or Pace())
+    if shares and full and not cluster.is_exclusive(placement.gpu_type):
+        placement = _on_a_share(placement, times)
+    core = _one_core(trial, peak, cluster)
+    on_gpu = CUDA_SECONDS + times.on_a_gpu(placement.gpus)
+    if isinstance(core, Placement) and times.on_a_core() <= on_gpu:
+        return core
+    return placement
 
 
-def busy_share(trial: Trial, gpu: GpuType) -> float:
-    """What part of one GPU's time a trial can use at most.
+@dataclass(frozen=True)
+class _OneGpu:
+    """Expected seconds of one trial on one GPU, on shares of it, and on a core."""
 
-    A small model's kernels end before the next is launched: the GPU waits for the process. So many
-    processes at once as that leaves room for slow each other little, since a GPU gives them turns.
+    effort: Effort
+    gpu: GpuType
+    mps: bool
+    pace: Pace
+
+    def on_a_gpu(self, share: float = 1.0) -> float:
+        """Seconds with compilation, if the other shares of the GPU are used as well."""
+        return self.pace.on_gpus(self.effort, self.gpu, share, mps=self.mps).whole
+
+    def on_a_core(self) -> float:
+        """Seconds on a core; infinite in bf16, of which these are not known."""
+        return self.pace.on_a_core(self.effort) if self.effort.precision == "fp32" else math.inf
+
+
+def _on_a_share(whole: Placement, times: _OneGpu) -> Placement:
+    """The share that takes fewest GPU-seconds, each by `SHARE_GAIN` fewer than the larger ones.
+
+    While one trial compiles or launches kernels, others use the GPU.
     """
-    h = trial.hyperparameters
-    passes = math.ceil(h.batch_tokens / trial.shape.context / pass_sequences(trial.shape.context))
-    computing = flops_per_token(trial.shape) * h.batch_tokens / gpu.training_flops(h.precision)
-    return computing / max(computing, passes * trial.shape.depth * LAUNCH_SECONDS_PER_BLOCK)
+    placement, least = whole, times.on_a_gpu()
+    for share in reversed(SHARES):
+        takes = share * times.on_a_gpu(share)
+        if whole.bytes <= share * _usable(times.gpu) and takes * SHARE_GAIN <= least:
+            placement, least = replace(whole, gpus=share), takes
+    return placement
+
+
+def _least_of_each_type(cluster: Cluster) -> dict[str | None, GpuType]:
+    """The GPU of least memory by Ray's name, since a trial may be sent to any node of that name."""
+    types: dict[str | None, GpuType] = {}
+    for node in cluster.of_type(None):
+        least = types.setdefault(node.gpu_type, node.gpu)
+        if (node.gpu.memory_bytes, node.gpu.peak_flops) < (least.memory_bytes, least.peak_flops):
+            types[node.gpu_type] = node.gpu
+    return types
 
 
 def _on_any(
@@ -161,9 +215,9 @@ def _on_any(
 def _on_gpus(
     trial: Trial, gpu: GpuType, name: str | None, cluster: Cluster, passes: Passes | None
 ) -> Placement | None:
-    """The smallest class that fits; a whole GPU at least where passes are not full ones."""
+    """The smallest class of whole GPUs that fits."""
     for gpus, nodes in _classes(cluster, name):
-        if gpus < 1 and (passes or gpus < busy_share(trial, gpu)):
+        if gpus < 1:
             continue
         if gpus * trial.shape.context > trial.hyperparameters.batch_tokens:
             break  # a sequence is not split
@@ -189,7 +243,8 @@ def _classes(cluster: Cluster, gpu_type: str | None = None) -> Iterator[tuple[fl
     counts = sorted(n.gpus for n in cluster.of_type(gpu_type) if n.cpus >= max(1, n.gpus))
     if not counts:
         return
-    yield from ((share, 1) for share in SHARES)
+    if not cluster.is_exclusive(gpu_type):
+        yield from ((share, 1) for share in SHARES)
     most = counts[-1]
     whole = {1 << i for i in range(most.bit_length())} | {most}
     yield from ((float(n), 1) for n in sorted(whole))

@@ -21,6 +21,7 @@ import psutil
 
 from analysis.errors import InputError, first_line
 from cluster.machines import Cluster, cluster_from_ray, cpu_slots
+from orchestrator.gpu_reports import GpuReports
 from orchestrator.scratch import only_we_can_rename_in, scratch
 
 ENVIRONMENT = {
@@ -270,9 +271,13 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
         raise InputError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
 
 
-def machines() -> Cluster:
-    """The nodes of the cluster that is connected, now."""
-    return cluster_from_ray(nodes())
+def machines(reports: GpuReports, *, wait: float = 0.0) -> Cluster:
+    """The nodes of the cluster that is connected, now; new ones are asked for their GPUs.
+
+    Their answers are waited for so long at most.
+    """
+    there = nodes()
+    return cluster_from_ray(there, reports.update(there, wait=wait))
 
 
 def address_of(node: str) -> str:

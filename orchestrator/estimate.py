@@ -6,23 +6,25 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from cluster.budget import HOUR
-from cluster.capacity import PACE_COLUMNS, Pace, mfu, seconds
-from cluster.machines import Cluster, this_machine
-from cluster.placement import Placement, Unplaceable, place
+from cluster.capacity import mfu, times
+from cluster.machines import Cluster, this_machine, unknown_types
+from cluster.pace import PACE_COLUMNS, Pace
+from cluster.placement import Placement, Unplaceable
 from cluster.queue import Job
-from cluster.simulation import Schedule, simulate
+from cluster.simulation import Schedule
 from orchestrator.family import corpus_caution
+from orchestrator.layout import Sharing, lay_out
 from orchestrator.planner import Plan
 from orchestrator.probes import cautions_json, probe_cost
 from orchestrator.project import directory_for, is_project, open_project
 from orchestrator.spec_running import Checkpoints
 from orchestrator.storage import open_storage
-from trainers.flops import params, trial_flops
+from trainers.flops import params
 from trainers.trial import Precision, Trial
 
 CHECKPOINT_BYTES_PER_PARAM = 12
@@ -37,7 +39,9 @@ class Placed:
     job: Job
     """It as the queue sees it."""
     mfu: float | None
-    """Share of its GPUs' peak in its precision; None on a core."""
+    """Share of its GPUs' peak in its precision while it trains; None on a core."""
+    compile_seconds: float
+    """Of `seconds`, those before it trains; 0 on a core."""
 
     @property
     def placement(self) -> Placement:
@@ -80,6 +84,10 @@ class Estimate:
     unplaceable: tuple[Unplaceable, ...]
     schedule: Schedule
     """With the spec's caps kept."""
+    sharing: Sharing | None
+    """What shares of GPUs save, or would; None where no trial would share one by choice."""
+    with_mps: Sharing | None
+    """What they would save if MPS ran on the nodes; None where it does, or that saves nothing."""
 
     @property
     def precision(self) -> Precision:
@@ -139,6 +147,9 @@ class Estimate:
             "checkpoint_bytes": cost.checkpoint_bytes,
             "held_back": schedule.held,
             "unplaceable": [str(item) for item in self.unplaceable],
+            "sharing": None if self.sharing is None else asdict(self.sharing),
+            "sharing_with_mps": None if self.with_mps is None else asdict(self.with_mps),
+            "unknown_gpus": unknown_types(self.cluster),
             "probes": asdict(probe_cost(self.plan)),
             "cautions": cautions_json(self.plan),
             "corpus_caution": corpus_caution(self.plan.spec),
@@ -155,6 +166,7 @@ class Estimate:
             "nodes": where.nodes,
             "bytes": where.bytes,
             "seconds": item.seconds,
+            "compile_seconds": item.compile_seconds,
             "mfu": item.mfu,
             "held_back": self.schedule.held.get(key),
         }
@@ -165,43 +177,38 @@ def estimate(plan: Plan, cluster: Cluster | None = None, pace: Pace | None = Non
     spec = plan.spec
     asked = cluster or spec.cluster.cluster()
     there, pace = asked or this_machine(), pace or Pace()
-    jobs, refused = jobs_of(plan.trials, there, pace)
+    laid_out = partial(
+        lay_out,
+        plan.trials,
+        pace=pace,
+        slots=spec.limits.slots,
+        caps=spec.limits.caps(spec.cluster.price_per_gpu_hour, datetime.now(UTC)),
+    )
+    layout = laid_out(there)
+    may_share = any(trial.trainer == "pretrain" for trial in plan.trials)
+    has_mps = there.shares_by_mps(None)
+    with_mps = laid_out(there.with_mps).sharing if may_share and not has_mps else None
     trials = {trial.key: trial for trial in plan.trials}
     placed = {}
-    for job in jobs:
+    for job in layout.jobs:
         trial = trials[job.key]
-        share = mfu(trial, job.placement, there, pace) or None
-        placed[job.key] = Placed(trial=trial, job=job, mfu=share)
+        placed[job.key] = Placed(
+            trial=trial,
+            job=job,
+            mfu=mfu(trial, job.placement, there, pace) or None,
+            compile_seconds=times(trial, job.placement, there, pace).compiling,
+        )
     return Estimate(
         plan=plan,
         cluster=there,
         asked=asked is not None,
         measured=bool(pace.measured),
         placed=placed,
-        unplaceable=tuple(refused),
-        schedule=simulate(
-            jobs,
-            there,
-            slots=spec.limits.slots,
-            caps=spec.limits.caps(spec.cluster.price_per_gpu_hour, datetime.now(UTC)),
-        ),
+        unplaceable=tuple(layout.refused),
+        schedule=layout.schedule,
+        sharing=layout.sharing,
+        with_mps=with_mps if with_mps and with_mps.used else None,
     )
-
-
-def jobs_of(
-    trials: Iterable[Trial], cluster: Cluster, pace: Pace
-) -> tuple[list[Job], list[Unplaceable]]:
-    """Trials as the queue sees them, each in its class; and those that fit nowhere on `cluster`."""
-    jobs, refused = [], []
-    for trial in trials:
-        found = place(trial, cluster)
-        if isinstance(found, Unplaceable):
-            refused.append(found)
-            continue
-        expected = seconds(trial, found, cluster, pace)
-        flops = trial_flops(trial)
-        jobs.append(Job(key=trial.key, placement=found, seconds=expected, flops=flops))
-    return jobs, refused
 
 
 def class_counts(placed: Iterable[Placed]) -> dict[str, int]:

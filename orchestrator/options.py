@@ -408,6 +408,23 @@ class Machines:
         int | None,
         typer.Option("--gpus-per-node", help="Default: 8.", rich_help_panel=CLUSTER),
     ] = None
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(
+            "--gpu-memory",
+            metavar="GB",
+            help="Memory of each GPU, of a type that isoflop does not know.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None
+    mps: Annotated[
+        bool | None,
+        typer.Option(
+            "--mps/--no-mps",
+            help="Whether NVIDIA's Multi-Process Service runs on the nodes.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None
     nodes: Annotated[
         int | None, typer.Option("--nodes", help="Default: 1.", rich_help_panel=CLUSTER)
     ] = None

@@ -23,6 +23,10 @@ class Order:
     """What lies in the project, if this node sees the same one as the driver."""
     ranks: int
     """Processes that train it together."""
+    gpus: float = 0.0
+    """GPUs that it was given; below 1 a share of one, 0 for a core."""
+    mps: bool = False
+    """Whether the processes that share its GPU do so by MPS."""
     report_seconds: float
     """Between reports of a running trial: each waits for the driver."""
     silent_seconds: float | None

@@ -10,8 +10,11 @@ from rich.text import Text
 
 from analysis.numerals import PF_DAY
 from analysis.wording import count
+from cluster.budget import HOUR
+from cluster.machines import unknown_types
 from orchestrator.estimate import Cost, Estimate, class_counts
 from orchestrator.family import corpus_caution
+from orchestrator.layout import Sharing
 from orchestrator.planner import Plan, Planned
 from orchestrator.probes import cautions, probe_cost
 from orchestrator.tables import plain_table, show_table
@@ -100,6 +103,12 @@ def _show_costs(console: Console, found: Estimate) -> None:
         if schedule.held:
             text += f"; {_price(found, found.unlimited)} without limits"
         lines.append(("Cost", text))
+    lines += [("Shares", _sharing(found))] if found.sharing or found.with_mps else []
+    compiling = sum(i.compile_seconds for k, i in found.placed.items() if k in schedule.starts)
+    if compiling:
+        spent = sum(i.seconds for k, i in found.placed.items() if k in schedule.starts)
+        share = f"{duration(compiling)} of the trials' {duration(spent)}"
+        lines.append(("Compiling", f"{share}, before they train"))
     if schedule.ends:
         least = f"no schedule takes less than {duration(schedule.bound)}"
         lines.append(
@@ -113,7 +122,8 @@ def _show_costs(console: Console, found: Estimate) -> None:
         lines.append(("Storage", kept))
     for name, text in lines:
         console.print(Text.assemble((f"{name:<10}", "bold"), text))
-    for caution in (*cautions(found.plan), *filter(None, [corpus_caution(found.plan.spec)])):
+    doubts = [corpus_caution(found.plan.spec), unknown_types(found.cluster)]
+    for caution in (*cautions(found.plan), *filter(None, doubts)):
         console.print(Text(f"! {caution}", style="yellow"))
     for cap, n in Counter(schedule.held.values()).items():
         trials = f"{n} trial{'s' * (n > 1)}"
@@ -124,6 +134,26 @@ def _show_costs(console: Console, found: Estimate) -> None:
     if more > 0:
         do = "do" if more > 1 else "does"
         console.print(Text(f"! and {more} more {do} not fit", style="red"))
+
+
+def _sharing(found: Estimate) -> str:
+    """What sharing GPUs saves by the forecast, now and if MPS ran on the nodes."""
+    how = "with MPS" if found.cluster.shares_by_mps(None) else "without MPS"
+    sharing, with_mps = found.sharing, found.with_mps
+    if sharing is not None and sharing.used:
+        text = f"{_saved(sharing)}, {how}"
+    else:
+        text = f"none, since they would save nothing {how}"
+    return text + (f"; with MPS, {_saved(with_mps)}" if with_mps else "")
+
+
+def _saved(sharing: Sharing) -> str:
+    trials = f"{sharing.trials} trial{'s' * (sharing.trials != 1)}"
+    hours, whole = sharing.gpu_seconds / HOUR, sharing.gpu_seconds_unshared / HOUR
+    return (
+        f"{trials} on shares take {_digits(hours)} in place of {_digits(whole)} GPU-hours, "
+        f"{duration(sharing.makespan)} in place of {duration(sharing.makespan_unshared)}"
+    )
 
 
 def _widths(widths: Sequence[int]) -> str:

@@ -267,7 +267,7 @@ def with_cluster(spec: SweepSpec, **given: Any) -> SweepSpec:
 
 def _of_options(sentence: str) -> str:
     """An error of the cluster table, for whom gave its keys as options."""
-    sentence = re.sub(r"^has (\w+) = (\S+),", r"\1 is \2,", sentence)
+    sentence = re.sub(r"^has (\w+) = (.+?),", r"\1 is \2,", sentence)
     keys = "|".join(ClusterSpec.model_fields)
     return re.sub(rf"\b({keys})\b", lambda key: "--" + key[0].replace("_", "-"), sentence)
 

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from analysis.errors import InputError
 from analysis.numerals import read_number
 from cluster.budget import Caps
 from cluster.machines import Cluster, uniform
-from trainers.gpus import KNOWN, gpu_type, known_type
+from trainers.gpus import KNOWN, known_type
 from trainers.trial import Trial
 
+GIGABYTE = 1e9
 NEVER = "never"
 """What a person writes for None, which TOML does not have."""
 
@@ -74,15 +74,6 @@ def _deadline(value: Any) -> Any:
     if found.tzinfo is None:
         raise ValueError(f"is {value!r}, of no time zone: write it as {found.isoformat()}Z, in UTC")
     return found
-
-
-def _gpu(value: Any) -> Any:
-    if isinstance(value, str) and known_type(value) is None:
-        try:
-            gpu_type(value)
-        except InputError as error:
-            raise ValueError(f"is {value!r}, which is no known type; there are {KNOWN}") from error
-    return value
 
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -154,8 +145,12 @@ class Checkpoints(Strict):
 class ClusterSpec(Strict):
     """The cluster to plan for; a sweep runs on the one that is there, as far as Ray can tell it."""
 
-    gpu: Annotated[str, BeforeValidator(_gpu)] | None = None
-    """Type of its GPUs, such as "H100"."""
+    gpu: str | None = None
+    """Type of its GPUs, such as "H100"; one that is not in the table needs `gpu_memory`."""
+    gpu_memory: _Positive | None = None
+    """GB of memory of each GPU, of a type that is not in the table or that has less than usual."""
+    mps: bool = False
+    """Whether NVIDIA's Multi-Process Service runs on its nodes. A running cluster tells itself."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 8
     """Counted where `gpu` is given."""
     nodes: Annotated[int, Field(ge=1)] = 1
@@ -169,6 +164,11 @@ class ClusterSpec(Strict):
 
     @model_validator(mode="after")
     def _of_something(self) -> ClusterSpec:
+        if self.gpu is not None and self.gpu_memory is None and known_type(self.gpu) is None:
+            raise ValueError(
+                f"has gpu = {self.gpu!r}, which is no known type: give gpu_memory, the GB of each, "
+                f"as well, or one of {KNOWN}"
+            )
         if self.gpu is not None or self.cpus_per_node is not None:
             return self
         for name in ("nodes", "gpus_per_node"):
@@ -189,4 +189,11 @@ class ClusterSpec(Strict):
             gpus=self.gpus_per_node if self.gpu else 0,
             gpu_type=self.gpu,
             cpus=self.cpus_per_node,
+            gpu_memory=self.gpu_bytes,
+            mps=self.mps,
         )
+
+    @property
+    def gpu_bytes(self) -> float | None:
+        """Memory of each GPU in bytes, where the file gives it."""
+        return None if self.gpu_memory is None else GIGABYTE * self.gpu_memory

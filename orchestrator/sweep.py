@@ -21,16 +21,16 @@ from ray.util.placement_group import placement_group
 from analysis.errors import InputError
 from analysis.observations import ObservationId, observation_ids
 from cluster.budget import HOUR, Caps
-from cluster.capacity import PACE_COLUMNS, Pace
-from cluster.machines import Cluster, as_told
+from cluster.machines import Cluster, as_told, unknown_types
+from cluster.pace import CPU, PACE_COLUMNS, Pace, split_device
 from cluster.placement import Unplaceable, place
 from cluster.queue import Job, Queue
-from cluster.simulation import simulate
 from orchestrator.checkpoints import directory_of
 from orchestrator.connection import address_of, connected, group_gone, machines
-from orchestrator.estimate import jobs_of
+from orchestrator.gpu_reports import PATIENCE_SECONDS, GpuReports
 from orchestrator.grid import Grid
 from orchestrator.growth import announced, wish
+from orchestrator.layout import lay_out
 from orchestrator.lease import Lease
 from orchestrator.order import Order
 from orchestrator.planner import Plan
@@ -102,8 +102,11 @@ def train(
         return End()
     progress.doing("starting Ray …" if address is None else f"joining Ray at {address} …")
     with scratch() as directory, _quiet(directory / "ray.log"), connected(address):
-        work = _lay_out(project, plan, trials)
+        reports = GpuReports()
+        work = _lay_out(project, plan, trials, reports)
         progress.joined(str(work.coming), work.slots)
+        if unknown := unknown_types(work.coming):
+            progress.say(unknown, style="yellow")
         progress.doing("starting workers …")
         if warning := keep_secrets_here():
             progress.trouble(warning)
@@ -116,7 +119,7 @@ def train(
                 limits=plan.spec.limits,
                 stop=stop,
                 clock=_seconds_since(time.monotonic()),
-                cluster=partial(_machines, plan),
+                cluster=partial(_machines, plan, reports),
                 gone=group_gone,
                 grow=wished.want,
                 idle=lambda: watch.look(),
@@ -167,7 +170,9 @@ class _Work:
     """Trials that run at once, about."""
 
 
-def _lay_out(project: Project, plan: Plan, trials: Mapping[str, Trial]) -> _Work:
+def _lay_out(
+    project: Project, plan: Plan, trials: Mapping[str, Trial], reports: GpuReports
+) -> _Work:
     """Place all trials, and choose their order, on the cluster that is connected.
 
     Raises
@@ -176,18 +181,31 @@ def _lay_out(project: Project, plan: Plan, trials: Mapping[str, Trial]) -> _Work
         If one of them fits nowhere.
     """
     limits, spec = plan.spec.limits, plan.spec.cluster
-    named, present = spec.cluster() if spec.autoscaling else None, _machines(plan)
+    present = _machines(plan, reports, wait=PATIENCE_SECONDS)
+    named = spec.cluster() if spec.autoscaling else None
     coming = present if named is None else announced(present, named)
-    jobs = _jobs(project, plan, trials, coming)
+    pace = Pace.from_rows(project.ledger.read(columns=PACE_COLUMNS).to_pylist())
     caps = _caps(project, plan, coming)
-    found = simulate(jobs, coming, slots=limits.slots, caps=caps)
+    layout = lay_out(
+        trials.values(),
+        coming,
+        pace=pace,
+        slots=limits.slots,
+        caps=caps,
+        adjust=partial(_left_of, project, plan, trials),
+    )
+    if layout.refused:
+        more = len(layout.refused) - SHOWN
+        rest = f", and {more} more" if more > 0 else ""
+        raise InputError("; ".join(map(str, layout.refused[:SHOWN])) + rest)
+    order = layout.schedule.order
     return _Work(
-        jobs=jobs,
+        jobs=layout.jobs,
         trials=trials,
-        queue=Queue(jobs, present, order=found.order, slots=limits.slots, caps=caps),
+        queue=Queue(layout.jobs, present, order=order, slots=limits.slots, caps=caps),
         coming=coming,
         named=named,
-        slots=_slots(jobs, coming, limits.slots),
+        slots=_slots(layout.jobs, coming, limits.slots),
     )
 
 
@@ -208,14 +226,17 @@ def _orders(
         job.key: order(
             trial=work.trials[job.key],
             ranks=max(1, int(job.placement.gpus)),
+            gpus=job.placement.gpus,
+            mps=work.coming.shares_by_mps(job.placement.gpu_type),
         )
         for job in work.jobs
     }
 
 
-def _machines(plan: Plan) -> Cluster:
+def _machines(plan: Plan, reports: GpuReports, *, wait: float = 0.0) -> Cluster:
     """The nodes that there are, now."""
-    return as_told(machines(), plan.spec.cluster.gpu)
+    spec = plan.spec.cluster
+    return as_told(machines(reports, wait=wait), spec.gpu, spec.gpu_bytes)
 
 
 def _seconds_since(started: float) -> Callable[[], float]:
@@ -238,17 +259,17 @@ def _shared(project: Project, lease: Lease) -> Iterator[str]:
 
 
 def _caps(project: Project, plan: Plan, cluster: Cluster) -> Caps:
-    """What earlier runs of the plan have left of its caps; GPUs as they would be placed now."""
+    """What earlier runs of the plan have left of its caps."""
     caps = plan.spec.limits.caps(plan.spec.cluster.price_per_gpu_hour, datetime.now(UTC))
     if caps.flops is caps.gpu_hours is caps.money is None:
         return caps
     trials = {p.id: p.trial for p in plan.planned}
-    table = project.ledger.read(set(trials), ("trial", "tokens", "flops_spent", "seconds"))
+    table = project.ledger.read(set(trials), ("trial", *PACE_COLUMNS))
     flops = hours = 0.0
     for name, row in zip(observation_ids(table), table.to_pylist(), strict=True):
-        found = place(trials[name], cluster)
         flops += row["flops_spent"]
-        hours += 0.0 if isinstance(found, Unplaceable) else row["seconds"] / HOUR * found.gpus
+        took = row["seconds"] + (row.get("compile_seconds") or 0.0)
+        hours += took / HOUR * _gpus_of(trials[name], row["device"], cluster)
     price = caps.price_per_gpu_hour or 0.0
     return replace(
         caps,
@@ -258,19 +279,18 @@ def _caps(project: Project, plan: Plan, cluster: Cluster) -> Caps:
     )
 
 
-def _jobs(project: Project, plan: Plan, trials: Mapping[str, Trial], cluster: Cluster) -> list[Job]:
-    """The trials as the queue sees them, each with what is left of it to do.
+def _gpus_of(trial: Trial, device: str, cluster: Cluster) -> float:
+    """GPUs that a trial was measured on, by its row; of other programs, as many as it asks for."""
+    if trial.trainer == "pretrain":
+        return 0.0 if CPU in device else split_device(device)[0]
+    placed = place(trial, cluster)
+    return 0.0 if isinstance(placed, Unplaceable) else placed.gpus
 
-    Raises
-    ------
-    InputError
-        If one of them fits nowhere on `cluster`.
-    """
-    pace = Pace.from_rows(project.ledger.read(columns=PACE_COLUMNS).to_pylist())
-    jobs, refused = jobs_of(trials.values(), cluster, pace)
-    if refused:
-        more = f", and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
-        raise InputError("; ".join(map(str, refused[:SHOWN])) + more)
+
+def _left_of(
+    project: Project, plan: Plan, trials: Mapping[str, Trial], jobs: list[Job]
+) -> list[Job]:
+    """The jobs, each with what is left of its trial to do."""
     planned = {trial.key: trial for trial in plan.trials}
     shares = {job.key: _share(project, planned[job.key], trials[job.key]) for job in jobs}
     return [

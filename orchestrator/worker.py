@@ -23,12 +23,14 @@ from contextlib import (
     redirect_stdout,
     suppress,
 )
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
 from analysis.errors import InputError
 from cluster.gang import GangError, train_in_gang
+from cluster.pace import shared_device
 from cluster.rank import Sign
 from orchestrator import lease, logs
 from orchestrator.advance import Advance
@@ -239,6 +241,7 @@ class Work:
             watchdog.heard()
             advance.heard(event)
             if isinstance(event, Measurement):
+                event = self._on_its_share(event)
                 self.whole = event.resumed_from == 0 and trial == self.trial
                 with watchdog.paused():
                     write = partial(self.ledger.write, self.trial, event)
@@ -261,10 +264,21 @@ class Work:
                     self.report({"fraction": advance.fraction, "train_loss": loss})
                 reported = time.monotonic()
 
+    def _on_its_share(self, measured: Measurement) -> Measurement:
+        """The measurement, with the share of a GPU that it was measured on in its device's name."""
+        if self.trial.trainer == "simulated" or not 0 < self.order.gpus < 1:
+            return measured
+        device = shared_device(self.order.gpus, measured.device, mps=self.order.mps)
+        return replace(measured, device=device)
+
     def _events(self, trial: Trial) -> Iterator[Event | Sign]:
         if self.order.ranks > 1:
             make = partial(_rank_workspace, self.order)
             return train_in_gang(trial, make, stopping=self.will.stop)
+        if trial.trainer == "pretrain" and 0 < self.order.gpus < 1:
+            from trainers.gpu_share import keep_to_share
+
+            keep_to_share(self.order.gpus)
         return trainer(trial.trainer).train(trial, self.workspace)
 
     def _require_wanted(self) -> None:

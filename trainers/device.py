@@ -53,7 +53,7 @@ def datasheet_flops(name: str, precision: Precision) -> float | None:
     >>> datasheet_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16")
     """
     known = known_type(name)
-    return None if known is None or "MIG" in name.split() else known.training_flops(precision)
+    return None if known is None else known.training_flops(precision)
 
 
 def room(device: torch.device) -> float | None:

@@ -34,7 +34,13 @@ class GpuType:
 _H100 = "NVIDIA H100 Tensor Core GPU datasheet"
 _A100 = "NVIDIA A100 Tensor Core GPU datasheet"
 _V100 = "NVIDIA V100 Tensor Core GPU datasheet"
+_HOPPER_EXPORT = "NVIDIA H800 datasheet: tensor rates and memory of the H100"
 _ADA = "NVIDIA Ada GPU architecture whitepaper, Appendix A"
+_GA102 = "NVIDIA Ampere GA102 GPU architecture whitepaper, Appendix A"
+_GB202 = "NVIDIA RTX Blackwell GPU architecture whitepaper, Appendix A"
+_HGX = "NVIDIA HGX platform specifications, per GPU"
+_NVL72 = "NVIDIA GB200 NVL72 and GB300 NVL72 datasheets, per GPU"
+_CDNA4 = "AMD Instinct MI350 series data sheets"
 
 
 def _type(
@@ -56,13 +62,24 @@ def _type(
 
 
 GPUS: tuple[GpuType, ...] = (
-    _type("B200", 2250, 75, 180, "NVIDIA HGX B200 datasheet"),
+    _type("GB300", 2500, 80, 279, _NVL72),
+    _type("GB200", 2500, 80, 186, _NVL72),
+    _type("B300", 2250, 75, 270, _HGX),
+    _type("B200", 2250, 75, 180, _HGX),
+    _type("GH200 144GB", 990, 67, 144, "NVIDIA GH200 Grace Hopper Superchip datasheet"),
+    _type("GH200 96GB", 990, 67, 96, "NVIDIA GH200 Grace Hopper Superchip datasheet"),
     _type("H200", 989, 67, 141, "NVIDIA H200 Tensor Core GPU datasheet"),
+    _type("H200 NVL", 835, 60, 141, "NVIDIA H200 Tensor Core GPU datasheet"),
     _type("H100 SXM", 989, 67, 80, _H100),
     _type("H100 PCIe", 756, 51, 80, _H100),
     _type("H100 NVL", 835, 60, 94, _H100),
+    _type("H800 SXM", 989, 67, 80, _HOPPER_EXPORT),
+    _type("H800 PCIe", 756, 51, 80, _HOPPER_EXPORT),
+    _type("H20", 148, 44, 96, "NVIDIA H20 datasheet: limited far below its silicon"),
     _type("A100 80GB", 312, 19.5, 80, _A100),
     _type("A100 40GB", 312, 19.5, 40, _A100),
+    _type("A800 80GB", 312, 19.5, 80, "NVIDIA A800 datasheet: tensor rates of the A100"),
+    _type("A800 40GB", 312, 19.5, 40, "NVIDIA A800 datasheet: tensor rates of the A100"),
     _type("A40", 149.7, 37.4, 48, "NVIDIA A40 datasheet"),
     _type("A30", 165, 10.3, 24, "NVIDIA A30 Tensor Core GPU datasheet"),
     _type("A10", 125, 31.2, 24, "NVIDIA A10 Tensor Core GPU datasheet"),
@@ -75,15 +92,34 @@ GPUS: tuple[GpuType, ...] = (
     _type("V100 PCIe 32GB", 112, 14, 32, _V100, "fp16"),
     _type("V100 PCIe 16GB", 112, 14, 16, _V100, "fp16"),
     _type("T4", 65, 8.1, 16, "NVIDIA T4 Tensor Core GPU datasheet", "fp16"),
+    _type("RTX PRO 6000", 500, 120, 96, "NVIDIA RTX PRO 6000 Blackwell Server Edition datasheet"),
+    _type("RTX 6000 Ada", 364.2, 91.1, 48, "NVIDIA RTX 6000 Ada Generation datasheet"),
+    _type("RTX A6000", 154.8, 38.7, 48, _GA102),
+    _type("RTX A5000", 111.1, 27.8, 24, "NVIDIA RTX A5000 datasheet"),
+    _type("RTX 5090", 209.5, 104.8, 32, _GB202),
+    _type("RTX 5080", 112.6, 56.3, 16, _GB202),
     _type("RTX 4090", 165.2, 82.6, 24, _ADA),
-    _type("RTX 3090", 71, 35.6, 24, "NVIDIA Ampere GA102 GPU architecture whitepaper, Appendix A"),
+    _type("RTX 4080", 97.5, 48.7, 16, _ADA),
+    _type("RTX 3090", 71, 35.6, 24, _GA102),
+    _type("MI355X", 2516, 157.3, 288, _CDNA4),
+    _type("MI350X", 2307, 144.2, 288, _CDNA4),
+    _type("MI325X", 1307, 163.4, 256, "AMD Instinct MI325X accelerator data sheet"),
     _type("MI300X", 1307, 163.4, 192, "AMD Instinct MI300X accelerator data sheet"),
+    _type("MI250X", 191.5, 23.95, 64, "AMD Instinct MI250X data sheet; each die is a GPU"),
 )
 """Types by what clouds call them. Measure the MFU against these numbers, not against a boost."""
 KNOWN = ", ".join(item.name for item in GPUS)
 """Their names, for errors."""
 
-_SHORT: Mapping[str, str] = {"H100": "H100 SXM", "A100": "A100 40GB", "V100": "V100 SXM2 16GB"}
+_SHORT: Mapping[str, str] = {
+    "GH200": "GH200 96GB",
+    "H100": "H100 SXM",
+    "H800": "H800 SXM",
+    "A100": "A100 40GB",
+    "A800": "A800 40GB",
+    "V100": "V100 SXM2 16GB",
+    "A6000": "RTX A6000",
+}
 """Which variant a bare name means, and Ray gives no other: of the least memory, the fastest."""
 
 
@@ -111,18 +147,20 @@ def known_type(name: str | None) -> GpuType | None:
     """The type that a driver or Ray means by `name`, or None.
 
     Drivers add maker, form and memory, and Ray abbreviates: the longest known name whose words all
-    occur in `name` is meant.
+    occur in `name` is meant. A part of a GPU (MIG) and a laptop's are none of them: both are slower
+    than the type whose name they carry.
 
     Examples
     --------
     >>> names = ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB", "A100-80G", "Tesla T4", "TPU v4")
     >>> [item and item.name for item in map(known_type, names)]
     ['H100 SXM', 'A100 40GB', 'A100 80GB', 'T4', None]
-    >>> known_type("NVIDIA GeForce RTX 4090 Laptop GPU") is None
-    True
+    >>> slower = "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+    >>> [*map(known_type, slower)]
+    [None, None]
     """
     words = {word.removesuffix("b") for word in _words(name or "")}
-    if "laptop" in words:  # slower than the type whose number it has
+    if words & {"laptop", "mig"}:
         return None
     names = {item.name: item for item in GPUS} | {k: _TYPES[_plain(v)] for k, v in _SHORT.items()}
     fitting = [k for k in names if {word.removesuffix("b") for word in _words(k)} <= words]

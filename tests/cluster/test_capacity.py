@@ -5,49 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from cluster.capacity import Effort, Pace, estimated_seconds, expected_mfu, mfu, seconds
+from cluster.capacity import estimated_seconds, mfu, seconds, times
+from cluster.effort import EAGER_FACTOR, LAUNCH_SECONDS_PER_BLOCK, Effort
 from cluster.machines import uniform
-from cluster.placement import LAUNCH_SECONDS_PER_BLOCK, Placement, place
+from cluster.pace import Pace
+from cluster.placement import Placement
 from orchestrator.planner import make_plan
 from orchestrator.spec import read_spec
 from trainers.flops import flops_per_token, params, trial_flops
 from trainers.gpus import gpu_type
-from trainers.shape import Shape
 
+WHOLE = Placement(gpus=1)
 MINI = Path(__file__).parents[2] / "examples/mini.toml"
 H100S = uniform(gpus=8, gpu_type="H100")
-
-
-@pytest.mark.parametrize(
-    ("gpu", "total", "published"),
-    [
-        ("A100", 125.3e6, 0.448),
-        ("A100", 356e6, 0.516),
-        ("A100", 760e6, 0.569),
-        ("A100", 1.316e9, 0.599),
-        ("A100", 2.65e9, 0.621),
-        ("A100", 6.66e9, 0.642),
-        ("H100", 760e6, 0.376),
-        ("H100", 1.316e9, 0.418),
-        ("H100", 2.65e9, 0.437),
-        ("H100", 6.66e9, 0.464),
-    ],
-)
-def test_the_mfu_curve_is_that_of_published_benchmarks(gpu, total, published) -> None:
-    """llm-foundry, scripts/train/benchmarking, 8 GPUs (16 for the H100's 760M), 2048 tokens."""
-    assert expected_mfu(total, gpu_type(gpu).peak_flops) == pytest.approx(published, rel=0.05)
-
-
-def test_fp32_is_expected_to_take_what_was_published_or_a_little_longer() -> None:
-    """GPT-2 (12 blocks of 768, 50,257 symbols) on an A100, 16 sequences of 1024 in fp32: 1000 ms a
-    step, in the chapters of Karpathy's lecture "Let's reproduce GPT-2 (124M)" (2024)."""
-    shape = Shape(width=768, depth=12, heads=12, vocabulary=50_257, context=1024)
-    gpu = gpu_type("A100")
-    published = flops_per_token(shape) * 16 * 1024 / 1.0 / gpu.fp32_flops
-    assert published == pytest.approx(0.67, abs=0.005)
-    assert (
-        0.85 * published < expected_mfu(params(shape).total, gpu.training_flops("fp32")) < published
-    )
 
 
 def test_mini_is_expected_to_take_what_it_was_measured_to_take() -> None:
@@ -57,10 +27,13 @@ def test_mini_is_expected_to_take_what_it_was_measured_to_take() -> None:
 
 
 def test_a_small_trial_takes_what_its_launches_take(make_trial) -> None:
+    """Compiling would take longer than it saves, so that the kernels of each step are launched."""
     trial = make_trial(32, 1e10)
     steps = trial.hyperparameters.steps
-    expected = seconds(trial, place(trial, H100S), H100S)
-    assert expected == pytest.approx(steps * 2 * LAUNCH_SECONDS_PER_BLOCK, rel=0.05)
+    found = times(trial, WHOLE, H100S)
+    launching = steps * 2 * LAUNCH_SECONDS_PER_BLOCK
+    assert found.compiling == 0
+    assert found.training == pytest.approx(EAGER_FACTOR * launching, rel=0.05)
 
 
 def test_a_large_trial_takes_its_flops_over_the_speed(make_trial) -> None:
@@ -145,26 +118,94 @@ def test_a_trunks_rows_are_timed_by_what_each_horizon_takes(make_trial) -> None:
 def test_rows_of_a_type_that_ray_calls_the_same_set_the_pace(make_trial) -> None:
     """Rows have the driver's name, with form and memory; Ray says A100, taken for 40 GB."""
     trial, bare = make_trial(64, 1e11), uniform(gpus=8, gpu_type="A100")
-    where = place(trial, bare)
-    rows = [_row(trial, "NVIDIA A100-SXM4-80GB", 3 * seconds(trial, where, bare))]
+    rows = [_row(trial, "NVIDIA A100-SXM4-80GB", 3 * _plain(trial, bare))]
     pace = Pace.from_rows(rows)
-    assert seconds(trial, where, bare, pace) == pytest.approx(3 * seconds(trial, where, bare))
+    assert seconds(trial, WHOLE, bare, pace) == pytest.approx(3 * seconds(trial, WHOLE, bare))
 
 
 def test_a_gpus_rows_set_the_pace_of_its_type_alone(make_trial) -> None:
     trial = make_trial(64, 1e11)
-    where = place(trial, H100S)
-    rows = [_row(trial, "NVIDIA H100 80GB HBM3", 3 * seconds(trial, where, H100S))]
-    pace = Pace.from_rows(rows)
-    assert seconds(trial, where, H100S, pace) == pytest.approx(3 * seconds(trial, where, H100S))
-    assert mfu(trial, where, H100S, pace) == pytest.approx(mfu(trial, where, H100S) / 3)
+    pace = Pace.from_rows([_row(trial, "NVIDIA H100 80GB HBM3", 3 * _plain(trial, H100S))])
+    assert seconds(trial, WHOLE, H100S, pace) == pytest.approx(3 * seconds(trial, WHOLE, H100S))
+    assert mfu(trial, WHOLE, H100S, pace) == pytest.approx(mfu(trial, WHOLE, H100S) / 3)
     other = uniform(gpus=8, gpu_type="A100")
-    assert seconds(trial, where, other, pace) == seconds(trial, where, other)
+    assert seconds(trial, WHOLE, other, pace) == seconds(trial, WHOLE, other)
 
 
 def test_a_row_on_eight_gpus_is_timed_as_one_on_eight(make_trial) -> None:
     trial = make_trial(64, 1e11)
     eight = Placement(gpus=8)
-    taken = 3 * seconds(trial, eight, H100S)
-    pace = Pace.from_rows([_row(trial, "8 x NVIDIA H100 80GB HBM3", taken)])
-    assert seconds(trial, eight, H100S, pace) == pytest.approx(taken)
+    row = _row(trial, "8 x NVIDIA H100 80GB HBM3", 3 * _plain(trial, H100S, 8))
+    pace = Pace.from_rows([row])
+    assert seconds(trial, eight, H100S, pace) == pytest.approx(3 * seconds(trial, eight, H100S))
+
+
+def _plain(trial, cluster, gpus: float = 1.0) -> float:
+    """Expected seconds of a training of which nobody says whether it was compiled."""
+    return Effort.of(trial).on_gpus(cluster.nodes[0].gpu, gpus)
+
+
+def _long(trial, factor: int):
+    """The same trial with so many times the steps, so that compiling it pays."""
+    h = trial.hyperparameters
+    return dataclasses.replace(
+        trial, hyperparameters=dataclasses.replace(h, steps=factor * h.steps)
+    )
+
+
+def test_compilation_is_apart_from_training(make_trial) -> None:
+    """It adds to the time, and takes nothing off the MFU, which is of training alone."""
+    trial = _long(make_trial(64, 1e11), 100)
+    found = times(trial, WHOLE, H100S)
+    assert found.compiling == pytest.approx(15 + 2 * 0.3)
+    assert found.training == pytest.approx(_plain(trial, H100S))
+    assert seconds(trial, WHOLE, H100S) == found.compiling + found.training
+    peak = gpu_type("H100").fp32_flops
+    assert mfu(trial, WHOLE, H100S) == pytest.approx(trial_flops(trial) / found.training / peak)
+
+
+def test_compile_times_of_a_ledger_take_the_place_of_the_allowance(make_trial) -> None:
+    """70 s at depth 2, on whatever GPU, beside what training took, which is what was expected."""
+    trial = _long(make_trial(64, 1e11), 1000)
+    took = _plain(trial, H100S)
+    row = _row(trial, "NVIDIA H100 80GB HBM3", took) | {"compile_seconds": 70.0}
+    found = times(trial, WHOLE, H100S, Pace.from_rows([row]))
+    assert (found.compiling, found.training) == pytest.approx((70, took))
+    other = uniform(gpus=8, gpu_type="L4")
+    assert times(trial, WHOLE, other, Pace.from_rows([row])).compiling == pytest.approx(70)
+
+
+def test_a_row_of_training_that_was_not_compiled_says_how_fast_that_is(make_trial) -> None:
+    """Eager training is taken to last half as long again, and this was twice as slow as that."""
+    short, long = make_trial(64, 1e11), _long(make_trial(64, 1e11), 1000)
+    took = 2 * EAGER_FACTOR * _plain(short, H100S)
+    row = _row(short, "NVIDIA H100 80GB HBM3", took) | {"compile_seconds": 0.0}
+    pace = Pace.from_rows([row])
+    assert times(short, WHOLE, H100S, pace).whole == pytest.approx(took)
+    found = times(long, WHOLE, H100S, pace)
+    assert found.compiling > 0
+    assert found.training == pytest.approx(2 * _plain(long, H100S))
+
+
+def test_rows_of_a_share_set_the_pace_of_that_share_first(make_trial) -> None:
+    """A quarter of a GPU was half as fast as forecast, a whole one as fast as forecast."""
+    trial, cluster = _long(make_trial(64, 1e11), 1000), uniform(gpus=1, gpu_type="L4", mps=True)
+    effort, gpu = Effort.of(trial), gpu_type("L4")
+    quarter = 2 * effort.on_gpus(gpu, 1 / 4, mps=True)
+    pace = Pace.from_rows(
+        [
+            _row(trial, "NVIDIA L4", effort.on_gpus(gpu)),
+            _row(trial, "1/4 x NVIDIA L4 by MPS", quarter),
+        ]
+    )
+    for gpus, expected in ((1, effort.on_gpus(gpu)), (1 / 4, quarter)):
+        found = times(trial, Placement(gpus=gpus), cluster, pace)
+        assert found.training == pytest.approx(expected)
+
+
+def test_a_gpu_that_nobody_knows_has_the_pace_of_its_own_rows(make_trial) -> None:
+    trial = _long(make_trial(64, 1e11), 1000)
+    cluster = uniform(gpus=1, gpu_type="NVIDIA X1", gpu_memory=24e9)
+    took = _plain(trial, cluster) / 5
+    pace = Pace.from_rows([_row(trial, "NVIDIA X1", took)])
+    assert times(trial, WHOLE, cluster, pace).training == pytest.approx(took)

@@ -7,8 +7,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
+import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +237,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "scontrol": "seq -f node%g 20000",  # more than a pipe holds: who hears one line stops it
         "hostname": "echo 10.0.0.1 172.17.0.1",
         "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+        "nvidia-cuda-mps-control": 'stat -c "%a" "$CUDA_MPS_PIPE_DIRECTORY" > "$HOME/mps"',
         "ray": f'[[ $1 == symmetric-run ]] || exit 0; printf "%s\\n" "$@" > {tmp_path}/told',
     }
     for name, script in played.items():
@@ -266,6 +270,73 @@ def test_the_batch_script_runs_a_sweep_on_the_first_node(
     run = parse(shlex.join(entrypoint[entrypoint.index("isoflop") :]))
     assert (str(run["spec"]), run["address"]) == ("sweep.toml", "auto")
     assert str(run["project"]).startswith(slurm["HOME"])
+
+
+def test_the_batch_script_starts_mps_in_a_directory_of_its_own(
+    slurm: dict[str, str], tmp_path: Path
+) -> None:
+    """A directory that somebody made first is left alone, and the sweep runs without MPS."""
+    job = f"test-{uuid.uuid4().hex}"
+    pipes = Path(f"/tmp/isoflop-mps-{job}")
+    noted = tmp_path / "pipes"
+    script = (tmp_path / "ray").read_text() + f'echo "$CUDA_MPS_PIPE_DIRECTORY" > {noted}\n'
+    (tmp_path / "ray").write_text(script)
+    run = partial(subprocess.run, ["bash", SBATCH, "sweep.toml"], timeout=60, check=True)
+    try:
+        run(env={**slurm, "SLURM_JOB_ID": job})
+        assert (tmp_path / "mps").read_text() == "700\n"
+        assert noted.read_text() == f"{pipes}\n"
+        (tmp_path / "mps").unlink()
+        run(env={**slurm, "SLURM_JOB_ID": job})  # the directory is there
+        assert not (tmp_path / "mps").exists()
+        assert noted.read_text() == "\n"
+        assert (tmp_path / "told").exists()
+    finally:
+        pipes.rmdir()
+
+
+@pytest.mark.parametrize("name", sorted(LAUNCHERS))
+@pytest.mark.parametrize("there", [True, False])
+def test_a_launched_worker_starts_mps_and_then_ray_with_or_without_it(
+    name: str, there: bool, tmp_path: Path
+) -> None:
+    """Neither a machine without the program nor a daemon that runs already is in the way."""
+    for program in ("id", "mkdir", "stat", "bash"):
+        (tmp_path / program).symlink_to(shutil.which(program))
+    user = f"test-{uuid.uuid4().hex}"
+    (tmp_path / "id").unlink()
+    played = {"id": f"echo {user}", "ray": 'echo "ray $CUDA_MPS_PIPE_DIRECTORY"'}
+    if there:
+        played["nvidia-cuda-mps-control"] = 'echo "mps $1 $CUDA_MPS_PIPE_DIRECTORY"; exit 1'
+    for program, script in played.items():
+        (tmp_path / program).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / program).chmod(0o755)
+    command = LAUNCHERS[name]["worker_start_ray_commands"][-1]
+    pipes = Path(f"/tmp/isoflop-mps-{user}")
+    try:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            env={"PATH": str(tmp_path), "HOME": str(tmp_path), "RAY_HEAD_IP": "10.0.0.1"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    finally:
+        if pipes.exists():
+            pipes.rmdir()
+    where = f" {pipes}" if name == "onpremise" else " "
+    expected = [f"mps -d{where}"] * there + [f"ray{where}"]
+    assert done.stdout.splitlines() == expected
+
+
+def test_pods_with_gpus_start_mps_and_run_without_it_too(tmp_path: Path) -> None:
+    workers = [c for pod in PODS[1:] for c in pod["spec"]["containers"]]
+    assert len(workers) == 2
+    for container in workers:
+        command = container["lifecycle"]["postStart"]["exec"]["command"]
+        assert "nvidia-cuda-mps-control -d" in command[-1]
+        subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, timeout=60, check=True)
 
 
 def test_the_batch_script_says_what_it_lacks(slurm: dict[str, str]) -> None:

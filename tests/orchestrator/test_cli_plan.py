@@ -1,6 +1,7 @@
 """`isoflop plan`: what a person and a script are told of a sweep on a cluster."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,56 @@ def test_the_cluster_example_is_planned_on_h100s(isoflop: Run) -> None:
         assert said in out
 
 
+def test_the_cluster_example_shares_gpus_where_the_forecast_gains_by_it(isoflop: Run) -> None:
+    """On eight H100, with MPS as its file says, and without; compilation is in all times."""
+    plans = {
+        mps: json.loads(isoflop("plan", EXAMPLES / "cluster.toml", option, "--json")[1])
+        for mps, option in ((True, "--mps"), (False, "--no-mps"))
+    }
+    for mps, plan in plans.items():
+        sharing, trials = plan["sharing"], plan["trials"]
+        assert plan["makespan_seconds"] == pytest.approx(
+            min(sharing["makespan"], sharing["makespan_unshared"])
+        )
+        assert sharing["used"] is (sharing["makespan"] < sharing["makespan_unshared"])
+        shared = any(t["placement"]["gpus"] < 1 for t in trials)
+        assert shared is sharing["used"] is mps
+        assert all(t["placement"]["compile_seconds"] > 15 for t in trials)
+        assert all(t["placement"]["seconds"] > t["placement"]["compile_seconds"] for t in trials)
+    with_mps, without = plans[True], plans[False]
+    assert with_mps["sharing_with_mps"] is None  # it is what there is
+    assert without["sharing_with_mps"] == with_mps["sharing"]
+    assert with_mps["gpu_hours"] < without["gpu_hours"]
+    # Each trial's GPU-hours at 16% of a datasheet's peak, as shares once had them, were too few.
+    floor = without["without_limits"]["flops"] / (0.3 * 989e12) / 3600
+    assert with_mps["gpu_hours"] > floor
+
+
+def test_the_plan_says_what_shares_bring_with_and_without_mps(isoflop: Run) -> None:
+    _, out, _ = isoflop("plan", EXAMPLES / "cluster.toml", "--mps")
+    text = " ".join(out.split())
+    assert re.search(r"Shares \d+ trials on shares take [\d.]+ in place of [\d.]+ GPU-hours", text)
+    assert "8 GPUs H100 SXM (MPS) and 64 cores" in text
+    assert re.search(r"Compiling [\d.]+ min of the trials' [\d.]+ h, before they train", text)
+    _, out, _ = isoflop("plan", EXAMPLES / "cluster.toml", "--no-mps")
+    text = " ".join(out.split())
+    assert "Shares none, since they would save nothing without MPS; with MPS, " in text
+
+
+def test_a_type_that_nobody_knows_is_planned_with_and_said_to_be_unknown(isoflop: Run) -> None:
+    file = EXAMPLES / "cluster.toml"
+    code, out, _ = isoflop("plan", file, "--gpu", "X1", "--gpu-memory", "96", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert "X1 (taken for T4s, 96 GB each" in found["cluster"]["description"]
+    assert "the speed of a T4 is assumed" in found["unknown_gpus"]
+    _, out, _ = isoflop("plan", file, "--gpu", "X1", "--gpu-memory", "96")
+    assert "! the type of some GPUs is not known (X1)" in " ".join(out.split())
+    known = json.loads(isoflop("plan", file, "--gpu", "T4", "--gpu-memory", "96", "--json")[1])
+    assert known["unknown_gpus"] is None
+    assert known["makespan_seconds"] == pytest.approx(found["makespan_seconds"])
+
+
 def test_trials_that_fit_nowhere_are_named_after_the_table(isoflop: Run, sweep) -> None:
     code, out, err = isoflop("plan", sweep(), "--gpu", "H100", "--gpus-per-node", "1")
     assert code == 2
@@ -90,11 +141,12 @@ def test_a_cap_that_would_be_broken_is_said(isoflop: Run, sweep) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--gpu", "TPU"), "--gpu is 'TPU', which is no known type; there are B200"),
+        (("--gpu", "TPU"), "--gpu is 'TPU', which is no known type: give --gpu-memory"),
         (
             ("--nodes", "3"),
             "--nodes is 3, but nothing says of what: give --gpu, such as H100, or --cpus-per-node",
         ),
+        (("--gpu", "H100", "--gpu-memory", "0"), "isoflop: --gpu-memory is 0"),
         (("--gpu", "H100", "--nodes", "0"), "isoflop: --nodes is 0, but it should be greater"),
         (("--gpu", "H100", "--price-per-gpu-hour", "-1"), "--price-per-gpu-hour is -1"),
         (("--price-per-gpu-hour", "2.5"), "this cluster has no GPUs: add --gpu"),

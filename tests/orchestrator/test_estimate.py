@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.capacity import Pace
 from cluster.machines import Cluster, Node, uniform
+from cluster.pace import Pace
 from orchestrator.estimate import Estimate, estimate, measured_pace
 from orchestrator.planner import make_plan
 from orchestrator.project import create_project
@@ -75,16 +75,14 @@ HUNDREDS = {
 
 
 def test_a_large_sweep_fits_on_its_cluster() -> None:
-    """A pass of 16 sequences is trained at once, in bf16, on one GPU or on half of it."""
+    """A pass of 16 sequences is trained at once, in bf16, on one GPU."""
     found = estimate(make_plan(parse_spec(HUNDREDS, source=Path("large.toml"))))
     assert 'hf:some/text is known by what is declared of it, and revision = "main" may' in str(
         found.to_json()["corpus_caution"]
     )
     assert found.asked
     assert not found.unplaceable
-    labels = Counter(item.placement.label for item in found.placed.values())
-    assert set(labels) == {"1 GPU", "1/2 GPU"}
-    assert labels["1 GPU"] > 300
+    assert {item.placement.label for item in found.placed.values()} == {"1 GPU"}
     shapes = [item.trial.shape for item in found.placed.values()]
     most = max(shapes, key=lambda shape: params(shape).total)
     # At each block 10 + 4 x 8/3 numbers a unit; 22 bytes a parameter: weights, twice gradients and

@@ -211,7 +211,7 @@ def test_an_unknown_key_is_named_with_the_nearest(changes: dict, message: str) -
         ({"checkpoints": {"max_overhead": 0.0}}, "checkpoints.max_overhead is 0.0"),
         (
             {"cluster": {"gpu": "TPU v4"}},
-            "gpu is 'TPU v4', which is no known type; there are B200",
+            "gpu = 'TPU v4', which is no known type: give gpu_memory",
         ),
         (
             {"cluster": {"nodes": 4}},

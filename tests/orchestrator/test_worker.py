@@ -370,3 +370,26 @@ def test_a_trial_that_hangs_leaves_where_and_its_next_attempt_goes_on(bench: Ben
 def test_an_order_goes_through_text(bench: Bench) -> None:
     order = bench.order(checkpoints=Checkpoints(every_steps=7, keep=3), silent_seconds=None)
     assert Order.load(order.dump()) == order
+
+
+@pytest.mark.parametrize(
+    ("gpus", "mps", "device"),
+    [
+        (1 / 4, True, "1/4 x {} by MPS"),
+        (1 / 8, False, "1/8 x {}"),
+        (1.0, False, "{}"),
+        (0.0, False, "{}"),
+    ],
+)
+def test_a_row_says_on_which_share_of_a_gpu_it_was_measured(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, gpus: float, mps: bool, device: str
+) -> None:
+    """So that what was slower there than alone is known for a share's pace."""
+    trained: list[float] = []
+    monkeypatch.setattr("trainers.gpu_share.keep_to_share", trained.append)
+    bench.trial = replace(bench.trial, trainer="pretrain", settings=())
+    bench.run(Tiny(), gpus=gpus, mps=mps)
+    assert bench.row is not None
+    plain = measurement(bench.trial, loss=2.5, resumed_from=0).device
+    assert bench.row["device"] == device.format(plain)
+    assert trained == [gpus] * (0 < gpus < 1)

@@ -1,0 +1,38 @@
+"""The part of a GPU's memory that a process keeps to where others have the rest."""
+
+from __future__ import annotations
+
+import torch
+
+from trainers.device import this_device
+from trainers.memory import CONTEXT_BYTES
+
+EXPANDABLE = "expandable_segments:True"
+"""Segments that grow leave no holes between them, which a share has no room for (torch, "CUDA
+semantics", PYTORCH_ALLOC_CONF)."""
+
+
+def keep_to_share(share: float) -> None:
+    """Have this process run out of memory by itself rather than take that of its neighbours.
+
+    The allocator may have `share` of the GPU's memory less what a process takes before any tensor.
+    Nothing is done where there is no GPU.
+    """
+    device = this_device()
+    if device.type != "cuda":
+        return
+    # Torch has no public function for it after its start; the one with the older name warns.
+    torch._C._accelerator_setAllocatorSettings(EXPANDABLE)
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(allocator_fraction(share, total), device)
+
+
+def allocator_fraction(share: float, total_bytes: float) -> float:
+    """The fraction of a GPU's memory that its allocator may have on a share of it.
+
+    Examples
+    --------
+    >>> allocator_fraction(1 / 4, 80e9)
+    0.24
+    """
+    return max(0.0, share - CONTEXT_BYTES / total_bytes)

@@ -49,7 +49,9 @@ def _private_lines() -> dict[str, str]:
         for name, launcher in LAUNCHERS.items()
         for part in ("head", "worker")
     }
-    named, body = re.search(r"^(RAY_TMPDIR=.*?)  #.*? bash -c '(.*?)'$", SBATCH, re.M | re.S).groups()
+    named, body = re.search(
+        r"^(RAY_TMPDIR=.*?)  #.*? bash -c '(.*?)'$", SBATCH, re.M | re.S
+    ).groups()
     lines["slurm"] = f"export {named}; {body}"
     (lines["kuberay"],) = {text.split(" && pip ")[0] for text in _installs()}
     return lines

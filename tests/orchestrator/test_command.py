@@ -130,7 +130,8 @@ def test_a_wrong_table_is_a_sentence(isoflop: Run, sweep, given: dict, message: 
 
 
 @pytest.mark.parametrize(
-    "name", ["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "hf_token", "APIKEY"]
+    "name",
+    ["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "hf_token"],
 )
 def test_a_secret_in_env_is_refused_without_being_shown(isoflop: Run, sweep, name: str) -> None:
     env = f'env = {{ TRIAL = {TRIAL}, {name} = "tr0ub4dor" }}'
@@ -349,6 +350,11 @@ def test_files_may_lie_outside_of_the_directory(sweep, tmp_path: Path) -> None:
     trial = make_plan(read_spec(path)).trials[0]
     assert [name for name, _ in trial.command.files] == ["../common/model.py", "train.py"]
     assert "files/common/model.py" in pack(path).files
+    inner = tmp_path / "code/sweep.toml"
+    inner.write_text(path.read_text().replace('"code"', '"."'))
+    with pytest.raises(InputError, match=r"names .*/common/model\.py, which is not in .*/code"):
+        pack(inner)
+    assert "files/common/model.py" in pack(inner, tmp_path).files
     (tmp_path / "common/model.py").write_text("changed")
     with pytest.raises(
         InputError, match=r"/common/model\.py has hash .*: it changed, so plan again"

@@ -127,7 +127,9 @@ def test_a_variable_that_the_machine_lacks_is_named(
     commanded: MakeCommand, workspace: Scratch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TEAM_TOKEN", raising=False)
-    with pytest.raises(InputError, match=r"command\.env_from names TEAM_TOKEN, and the environment"):
+    with pytest.raises(
+        InputError, match=r"command\.env_from names TEAM_TOKEN, and the environment"
+    ):
         list(Commanded().train(commanded("", env_from=("TEAM_TOKEN",)), workspace))
 
 

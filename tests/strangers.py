@@ -1,39 +1,58 @@
-"""Another user of the same machine, for tests of what such a one can see and do."""
+"""Another user of this machine: runs programs that attack, with a user ID that owns nothing."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-STRANGER = 65_534
-"""A uid that owns nothing: that of `nobody`."""
+STRANGER = 54321
+"""A user ID that no account has."""
 
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="only root can run a process as another user"
+PREAMBLE = """
+import encodings.idna, http.client, json, os, signal, socket, stat, sys, time
+import urllib.error, urllib.request
+os.setgroups([])
+os.setgid({0})
+os.setuid({0})
+os.chdir("/")
+"""
+"""What runs before an attacker's program: the interpreter may lie where a stranger cannot read."""
+
+needs_stranger = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can start a process as another user"
 )
 
 
-# Once it is the stranger it may not reach the interpreter's own files any more.
-_BECOME = f"""
-import os, shutil, stat, sys
-from pathlib import Path
-os.setgroups([]); os.setgid({STRANGER}); os.setuid({STRANGER})
-"""
+def start(program: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """Start a Python program as a user who may do nothing here but what everybody may.
 
-
-def as_stranger(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run Python code as that user, with arguments in `sys.argv`.
-
-    It has os, shutil, stat, sys and Path imported, and may import no more.
+    It may use the modules of `PREAMBLE`.
     """
-    return subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _BECOME + code, *map(str, arguments)],
-        cwd="/",
-        capture_output=True,
+    source = PREAMBLE.format(STRANGER) + program
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", source, *map(str, arguments)],
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=60,
+        **options,
     )
+
+
+def run(program: str, *arguments: object) -> Any:
+    """Run such a program to its end; returns the JSON that it printed."""
+    with start(program, *arguments) as process:
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, "the attacker's own program failed"
+    return json.loads(output)
+
+
+def give(directory: Path) -> Path:
+    """Make a directory that belongs to the stranger; returns it."""
+    directory.mkdir()
+    os.chown(directory, STRANGER, STRANGER)
+    return directory

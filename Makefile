@@ -2,6 +2,7 @@
 # make test    set up, then every check: lint, format, types, layers, tests, doctests
 # make check   the checks alone, without the tests that train or start Ray
 # make bench   the benchmarks, each a table
+# make lock    requirements.lock from constraints.txt, on Linux, x86-64, Python 3.11
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.plat
 # Processes that test side by side; each may start a Ray of its own.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 
-.PHONY: mini test check lint bench clean
+.PHONY: mini test check lint bench lock clean
 
 mini: .venv/installed
 	$(BIN)/isoflop mini --project projects/mini
@@ -41,6 +42,13 @@ bench: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PINS) -e '.[dev]'
 	@touch $@
+
+# One hash a package, of the wheel for this platform; pip downloads metadata alone.
+lock: .venv/installed
+	$(BIN)/pip install --quiet --dry-run --ignore-installed --prefer-binary --report build-lock.json -c constraints.txt '.[s3,gcs,text]'
+	$(BIN)/python -c 'import json; found = [(i["metadata"], i["download_info"]) for i in json.load(open("build-lock.json"))["install"]]; print(*open("requirements.lock").read().partition("\n\n")[:1], "", *sorted((m["name"] + "==" + m["version"] + " --hash=sha256:" + d["archive_info"]["hashes"]["sha256"] for m, d in found if m["name"] != "isoflop"), key=str.lower), sep="\n")' > build-lock.txt
+	mv build-lock.txt requirements.lock
+	rm build-lock.json
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -6,8 +6,10 @@ aborting; here each is checked first and becomes one sentence.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,8 +57,7 @@ def find_token() -> Token:
     """
     if value := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return Token(value=value, source="RAY_AUTH_TOKEN")
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    path = token_file()
     try:
         value = path.read_text().strip()
     except (OSError, UnicodeDecodeError):
@@ -66,6 +67,60 @@ def find_token() -> Token:
     raise InputError(
         f"there is no token in RAY_AUTH_TOKEN or {path}: put the cluster's there (on its head, "
         "`ray get-auth-token` prints it), or give --no-auth if the cluster asks for none"
+    )
+
+
+def token_file() -> Path:
+    """Return the file in which Ray looks for the token, whether or not there is one."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named) if named else Path.home() / ".ray" / "auth_token"
+
+
+def loose_token_file() -> str | None:
+    """Return a warning if other users of this machine can read the file that the token is in.
+
+    None where it is private, there is none, or the environment has the token. As ssh does with
+    private keys (`sshkey_perm_ok` of OpenSSH), it minds only files of this user's own: those that a
+    machine's administrator or Kubernetes puts there have their own rules.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return None
+    path = token_file()
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid != os.getuid() or not mode & (stat.S_IRWXG | stat.S_IRWXO):
+        return None
+    return (
+        f"other users of this machine may read the cluster's token in {path} (its mode is "
+        f"{mode:04o}), and with it run programs on the cluster as you: chmod 600 {path}"
+    )
+
+
+def readable_on_the_way(address: str) -> str | None:
+    """Return a warning if a token that is sent to a dashboard goes over a network in the clear.
+
+    None for https and for this machine, to which a forwarded port belongs.
+
+    Raises
+    ------
+    InputError
+        As `dashboard_url`.
+    """
+    url = urlsplit(dashboard_url(address))
+    host = url.hostname or ""
+    try:
+        here = ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which a resolver may take for anything but this one
+        here = host == "localhost"
+    if url.scheme == "https" or here:
+        return None
+    return (
+        f"the cluster's token goes to {host} in clear text, and who reads it on the way can run "
+        f"programs on the cluster: forward the port (ssh -N -L {DASHBOARD_PORT}:127.0.0.1:"
+        f"{url.port or DASHBOARD_PORT} {host}) and use http://127.0.0.1:{DASHBOARD_PORT}, or https"
     )
 
 

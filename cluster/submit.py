@@ -1,8 +1,9 @@
-"""Ray jobs: what travels to a cluster, how it starts there, following it, cancelling it.
+"""Ray jobs: how they start on a cluster, following them, cancelling them.
 
-Knows nothing of sweeps: a job is a command, files, and the packages that the command imports. Those
-are the first thing on the import path of the job's driver and of all its workers, so that nothing
-of the same name in the user's directory or on the cluster's nodes is imported instead.
+Knows nothing of sweeps: a job is a command, files (see `cluster.package`), and the packages that
+the command imports. Those are the first thing on the import path of the job's driver and of all its
+workers, so that nothing of the same name in the user's directory or on the cluster's nodes is
+imported instead.
 """
 
 from __future__ import annotations
@@ -11,26 +12,20 @@ import asyncio
 import os
 import re
 import shlex
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError, first_line
+from cluster.package import packed
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails as JobInfo
     from ray.job_submission import JobSubmissionClient
 
-USER_DIRECTORY = "user"
-"""Where the user's own directory is, in the job's working directory."""
-MAX_BYTES = 64 << 20
-"""Of the files that travel with a job. They go through the head's memory to every node."""
 STOP_SECONDS = 120
 """A cancelled job is interrupted, and killed if it has not ended after this."""
 CANCELLED = 130
@@ -56,15 +51,17 @@ class Job:
     files: Mapping[str, Path] = field(default_factory=dict)
     """Place in the job's working directory -> local file."""
     directory: Path | None = None
-    """The user's own, to be found at `USER_DIRECTORY`; what its .gitignore names is left out."""
+    """The user's own, to be found at `package.USER_DIRECTORY`."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Of driver and workers. Anybody who can see the dashboard can read it."""
     pip: tuple[str, ...] = ()
     """Requirements that Ray installs on every node for this job."""
 
 
-def submit(client: JobSubmissionClient, job: Job) -> str:
-    """Send a job off; return its id.
+def submit(
+    client: JobSubmissionClient, job: Job, announce: Callable[[str], None] = lambda text: None
+) -> str:
+    """Send a job off; return its id. What is sent of the user's is announced before it is.
 
     Raises
     ------
@@ -73,9 +70,10 @@ def submit(client: JobSubmissionClient, job: Job) -> str:
     """
     made = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     job_id = f"{re.sub('[^A-Za-z0-9._-]', '-', job.name)}-{made}-{os.urandom(2).hex()}"
-    with staged(job) as directory:
+    with packed(packages=job.packages, files=job.files, directory=job.directory) as package:
+        announce(f"sending isoflop itself and {package.summary}")
         environment: dict[str, object] = {
-            "working_dir": str(directory),
+            "working_dir": str(package.path),
             "env_vars": {**_STOP, **job.environment},
         }
         if job.pip:
@@ -101,40 +99,6 @@ def submit(client: JobSubmissionClient, job: Job) -> str:
                     "with --dashboard-agent-listen-port=0"
                 ) from error
             raise InputError(f"the cluster does not take the job: {first_line(error)}") from error
-
-
-@contextmanager
-def staged(job: Job) -> Iterator[Path]:
-    """The job's working directory, put together; gone afterwards.
-
-    Raises
-    ------
-    InputError
-        If its files are too large or cannot be read.
-    """
-    large = sum(path.stat().st_size for path in job.files.values())
-    if large > MAX_BYTES:
-        raise InputError(
-            f"the files that the sweep names have {large / 1e6:,.0f} MB, more than the "
-            f"{MAX_BYTES / 1e6:,.0f} MB that travel with a job: put them on storage that all nodes "
-            "share and name them by their absolute path there"
-        )
-    with tempfile.TemporaryDirectory(prefix="isoflop-job-") as name:
-        directory = Path(name)
-        for package in job.packages:
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(package, directory / package.name, ignore=ignored)
-        for place, path in job.files.items():
-            target = directory / place
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                shutil.copyfile(path, target)
-            except OSError as error:
-                raise InputError(f"cannot read {path}: {error.strerror}") from error
-        if job.directory is not None:
-            # A link: Ray follows it, and leaves out what .gitignore names and virtual environments.
-            (directory / USER_DIRECTORY).symlink_to(job.directory.resolve())
-        yield directory
 
 
 def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], None]) -> int:

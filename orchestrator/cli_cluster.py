@@ -62,7 +62,7 @@ class Sending:
         typer.Option(
             "--working-dir",
             metavar="DIR",
-            help="Send this directory too; the job finds it as user/.",
+            help="Send this directory too, without its dotfiles; the job finds it as user/.",
             rich_help_panel=JOB,
         ),
     ] = None
@@ -98,7 +98,8 @@ def submit(
     """Run a sweep as a Ray job on a cluster; show its log and exit as it does.
 
     Ctrl-C leaves the job running. With it travel isoflop itself, the sweep file, and the corpus
-    files that the sweep names by a relative path; project and MLflow are as the cluster sees them.
+    files that the sweep names by a relative path and that lie beside it; it says how much that is.
+    Project and MLflow are as the cluster sees them.
 
     Example: `isoflop submit sweep.toml --project s3://ours/sweeps --address http://HEAD:8265`
     """
@@ -107,10 +108,13 @@ def submit(
     if sweep is None:
         _refuse_with("--follow" if cancel is None else "--cancel", running, sending)
     job = None if sweep is None else _job(sweep, running, sending)
-    from cluster.dashboard import connect, find_token
+    from cluster.dashboard import connect, find_token, loose_token_file, readable_on_the_way
     from cluster.submit import submit as send
 
     token = None if no_auth else find_token()
+    if token is not None:
+        for warning in filter(None, (loose_token_file(), readable_on_the_way(address))):
+            _say(f"warning: {warning}")
     client = connect(address, token)
     options = f"--address {address}" + (" --no-auth" if no_auth else "")
     if cancel is not None:
@@ -119,7 +123,7 @@ def submit(
     job_id = follow or ""
     if job is not None:
         _warn_of_paths(str(running.project), address, token)
-        job_id = send(client, job)
+        job_id = send(client, job, _say)
         if sending.no_wait:
             print(job_id)
             return
@@ -151,7 +155,8 @@ def _job(sweep: Path, running: Running, sending: Sending) -> Job:
     project = _shared(running.project)
     if sending.working_dir is not None and not sending.working_dir.is_dir():
         raise InputError(f"--working-dir {sending.working_dir} is no directory")
-    shipment = pack(sweep)
+    _refuse_secrets(running, sending)
+    shipment = pack(sweep, sending.working_dir)
     command = ["python", "-m", "orchestrator", "run", shipment.sweep, "--address", "auto"]
     command += ["--project", project]
     command += ["--tracking-uri", running.tracking_uri] if running.tracking_uri else []
@@ -165,6 +170,29 @@ def _job(sweep: Path, running: Running, sending: Sending) -> Job:
         environment=dict(_variable(item) for item in sending.env or []),
         pip=tuple(sending.pip or []),
     )
+
+
+def _refuse_secrets(running: Running, sending: Sending) -> None:
+    """Refuse secrets in what the dashboard, Ray's files and the process list would show."""
+    from orchestrator.masking import masked, names_secret, shows_secret
+
+    shown = "and everybody who sees the dashboard or the list of processes could read it"
+    start = "in the environment in which Ray starts on the cluster's"
+    uri = running.tracking_uri
+    if uri and shows_secret(uri):
+        login = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        given = login if uri.lower().startswith("http") else "MLFLOW_TRACKING_URI"
+        raise InputError(
+            f"--tracking-uri {masked(uri)} has a password, {shown}: leave it out, and set "
+            f"{given} {start} head"
+        )
+    for name, value in map(_variable, sending.env or []):
+        if names_secret(name) or shows_secret(value):
+            raise InputError(f"--env sets the secret {name}, {shown}: set it {start} nodes")
+    for item in filter(shows_secret, sending.pip or []):
+        raise InputError(
+            f"--pip {masked(item)} has a password, {shown}: set PIP_INDEX_URL {start} nodes"
+        )
 
 
 def _shared(project: str | None) -> str:

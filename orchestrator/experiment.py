@@ -11,8 +11,9 @@ import pyarrow as pa
 from analysis.arrow_types import plain_types
 from analysis.errors import InputError, first_line
 from analysis.observations import SCHEMA
+from orchestrator.masking import masked
 from orchestrator.runs import METRICS, PARAMS, TOKENS_TAG, TRIAL_TAG
-from orchestrator.tracking import masked, quieten
+from orchestrator.tracking import quieten
 
 
 def read_experiment(name: str, uri: str | None, *, own: bool = True) -> pa.Table:
@@ -41,7 +42,7 @@ def read_experiment(name: str, uri: str | None, *, own: bool = True) -> pa.Table
         raise InputError(f"where is the experiment {name!r}? say so with --tracking-uri")
     store = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not store.exists():  # MLflow would make an empty one
-        raise InputError(f"--tracking-uri {uri}: there is no file {store}")
+        raise InputError(f"--tracking-uri {masked(uri)}: there is no file {masked(str(store))}")
     runs = _runs_of(name, uri)
     ours = [run for run in runs if TRIAL_TAG in run.data.tags]
     if own and ours:

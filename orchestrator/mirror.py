@@ -25,8 +25,9 @@ from typing import IO, Any
 from analysis.errors import last_line
 from analysis.observations import ObservationId
 from analysis.wording import plural
+from orchestrator.masking import masked
 from orchestrator.project import Project
-from orchestrator.tracking import Results, Store, masked, store_of
+from orchestrator.tracking import Results, Store, store_of
 
 RESTARTS = 5
 """Times in a row that a writer may die without having written anything."""

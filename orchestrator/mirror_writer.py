@@ -18,9 +18,10 @@ from typing import IO, Any
 
 from analysis.errors import first_line
 from analysis.observations import ObservationId
+from orchestrator.masking import masked
 from orchestrator.mirror import CLOSE_SECONDS, LONGEST_PAUSE_SECONDS
 from orchestrator.project import Project, open_project
-from orchestrator.tracking import Results, Store, Tracker, masked, store_of, trust_the_disk
+from orchestrator.tracking import Results, Store, Tracker, store_of, trust_the_disk
 
 PAUSE_SECONDS = 0.5
 """Between looks at what is finished, so that rows are read many at a time."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.errors import InputError
+from cluster.package import is_hidden
 from orchestrator.spec import SweepSpec, rooted, spec_as_written
 from trainers.sources import named_files
 
@@ -26,15 +27,23 @@ class Shipment:
     """Place -> local file, the sweep's own among them; they lie to each other as they do here."""
 
 
-def pack(sweep: Path) -> Shipment:
-    """The sweep file, and those of its corpus, its command and its recipe that lie beside it.
+def pack(sweep: Path, directory: Path | None = None) -> Shipment:
+    """Return the sweep file, and those of its corpus, its command and its recipe beside it.
 
     Files that it names by an absolute path stay where they are: on storage that the cluster shares.
+
+    Parameters
+    ----------
+    sweep
+        The sweep file, which somebody else may have written.
+    directory
+        Where files may lie besides the sweep file's own directory.
 
     Raises
     ------
     InputError
-        If the sweep cannot be read, is invalid, or names no file.
+        If the sweep cannot be read, is invalid, or names no file, or one that lies elsewhere, that
+        a link leads to from there, or whose name begins with a dot.
     """
     written = spec_as_written(sweep)
     sweep = sweep.resolve()
@@ -48,9 +57,30 @@ def pack(sweep: Path) -> Shipment:
     recipe = sweep.parent / f"{spec.recipe.name.partition(':')[0]}.py"
     if ":" in spec.recipe.name and recipe.is_file():
         named.append(recipe)
+    allowed = [sweep.parent, *([directory.resolve()] if directory is not None else [])]
+    for path in named:
+        _require_allowed(path, allowed)
     root = Path(os.path.commonpath([sweep.parent, *(path.parent for path in named)]))
     files = {f"{DIRECTORY}/{path.relative_to(root)}": path for path in [sweep, *named]}
     return Shipment(spec=spec, sweep=f"{DIRECTORY}/{sweep.relative_to(root)}", files=files)
+
+
+def _require_allowed(path: Path, allowed: list[Path]) -> None:
+    """Refuse a file that is not to travel, by its name or by where links lead."""
+    for place in (path, path.resolve()):
+        inside = [place.relative_to(top) for top in allowed if place.is_relative_to(top)]
+        shown = f"{path}, a link to {place}," if place != path else f"{path},"
+        if not inside:
+            raise InputError(
+                f"the sweep names {shown} which is not in {' or '.join(map(str, allowed))} and is "
+                "not sent: give --working-dir DIR, a directory that it is in, or name it by its "
+                "absolute path on storage that all nodes share"
+            )
+        if all(map(is_hidden, inside)):
+            raise InputError(
+                f"the sweep names {shown} and files and directories whose names begin with a dot "
+                "are never sent, since they hold keys: give it another name"
+            )
 
 
 def _corpus_files(written: SweepSpec, sweep: Path) -> list[str]:

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from analysis.errors import InputError
+from orchestrator.masking import names_secret
+from orchestrator.spec_recipe import is_kept
 from orchestrator.spec_running import NEVER, Strict
 from trainers.template import PLACEHOLDERS, Command, expand, file_hash, names_in
 
@@ -26,6 +28,7 @@ _BETWEEN = re.compile(r"[\s=:,;&|<>()\"'`]+")
 """What stands between names within a word, for programs and shells."""
 _MODULE = re.compile(r"-[A-Za-z]*m|--module")
 """The option of Python's, and of torchrun's, after which a module is named."""
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 MAX_FILE_BYTES = 16 << 20
 """Of a program's file: what is larger is data, which is the corpus."""
 
@@ -79,6 +82,9 @@ class CommandSpec(Strict):
     """The program's own files, by glob, relative to the directory: their content is in the key."""
     env: dict[str, str] = Field({})
     """Variables for its environment, in the key too."""
+    env_from: list[str] = Field([])
+    """Names of variables that it takes from the environment of the machine where it runs, such as
+    tokens. Their values are in no file of the project, and in no key."""
     directory: str = "."
     """Where it runs, relative to the sweep's file."""
     gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -95,8 +101,30 @@ class CommandSpec(Strict):
 
     @field_validator("env")
     @classmethod
-    def _known_in_env(cls, env: dict[str, str]) -> dict[str, str]:
+    def _known_in_env(cls, env: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        secret = [name for name in env if names_secret(name)]
+        if secret and not is_kept(info):
+            raise ValueError(
+                f"sets {secret[0]}, whose name is that of a secret, which would be kept in plans, "
+                f'next.toml and files of Ray: write env_from = ["{secret[0]}"] in its place, and '
+                "set the variable on the machines where trials run"
+            )
         return {name: _checked(value) for name, value in env.items()}
+
+    @field_validator("env_from")
+    @classmethod
+    def _names_in_env_from(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError("holds a name that no variable can have: give names, not values")
+        return names
+
+    @model_validator(mode="after")
+    def _from_one_place(self) -> CommandSpec:
+        twice = sorted(self.env.keys() & set(self.env_from))
+        if twice:
+            raise ValueError(f"has {twice[0]} in env and in env_from: leave it out of one of them")
+        return self
 
     @property
     def told(self) -> frozenset[str]:
@@ -177,6 +205,7 @@ class CommandSpec(Strict):
             run=tuple(self.run),
             files=tuple((name, file_hash(path)) for name, path in paths.items()),
             env=tuple(sorted(self.env.items())),
+            env_from=tuple(sorted(set(self.env_from))),
             directory=self.directory,
             gpus=self.gpus,
             timeout_seconds=self.timeout_seconds,

@@ -43,6 +43,7 @@ from orchestrator.stop import Stop, interruptible
 from orchestrator.stopped import forget_stopped, note_stopped
 from orchestrator.watch import Over, Watch, quit_now
 from orchestrator.worker import observe
+from trainers.command import require_variables
 from trainers.trial import Trial
 
 SHOWN = 3
@@ -100,6 +101,9 @@ def train(
         forget_stopped(project.storage, plan.name)
     if not trials:
         return End()
+    if address is None:  # what trials inherit there is this process's environment
+        for command in {trial.command for trial in trials.values() if trial.command}:
+            require_variables(command)
     progress.doing("starting Ray …" if address is None else f"joining Ray at {address} …")
     with scratch() as directory, _quiet(directory / "ray.log"), connected(address):
         reports = GpuReports()

@@ -8,6 +8,7 @@ from typing import Any
 
 from analysis.errors import InputError, first_line
 from analysis.observations import ObservationId
+from orchestrator.masking import masked
 from orchestrator.planner import Planned
 from orchestrator.project import Project
 from orchestrator.runs import (
@@ -20,7 +21,7 @@ from orchestrator.runs import (
     points_of,
     status_of,
 )
-from orchestrator.tracking import Store, Tracker, masked
+from orchestrator.tracking import Store, Tracker
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from typing import Any
 from analysis.errors import InputError, first_line
 from analysis.observations import ObservationId
 from orchestrator import evaluations
+from orchestrator.masking import masked
 from orchestrator.planner import Plan, Planned
 from orchestrator.project import Project
 from orchestrator.runs import (
@@ -62,17 +63,6 @@ class Store:
         return masked(self.uri)
 
 
-def masked(text: str) -> str:
-    """What is said of a store, without the passwords of URIs in it.
-
-    Examples
-    --------
-    >>> masked("cannot connect to postgresql://me:secret@db/mlflow")
-    'cannot connect to postgresql://***@db/mlflow'
-    """
-    return re.sub(r"//[^/\s]*@", "//***@", text)
-
-
 def store_uri(project: Project) -> str:
     """The MLflow store in a local project."""
     return f"sqlite:///{_directory(project) / 'mlflow.db'}"
@@ -98,7 +88,7 @@ def store_of(project: Project, given: str | None = None) -> Store | None:
         return None
     if uri.startswith("file:") or not re.match(r"databricks|uc:|[a-z0-9+]+://", uri):
         raise InputError(
-            f"--tracking-uri {uri} is neither an MLflow server nor a database: "
+            f"--tracking-uri {masked(uri)} is neither an MLflow server nor a database: "
             "give http://HOST:PORT or sqlite:///FILE"
         )
     if not uri.startswith("sqlite:///"):

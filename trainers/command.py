@@ -36,6 +36,9 @@ GRACE_SECONDS = 30.0
 """For a program that is asked to end, to write a checkpoint. The driver waits for 120 s."""
 SHOWN = 60
 """Characters of a command that an error shows."""
+LEAST_SECRET = 8
+"""Characters of a value, or of a line of it, of `env_from` that is masked in what a program prints:
+shorter ones, such as a number of threads, would mask parts of what it says."""
 
 
 class Commanded:
@@ -50,6 +53,7 @@ class Commanded:
         if command is None:
             raise InputError(f"trial {trial.key} has no command, and its trainer runs one")
         _verify_files(command)
+        require_variables(command)
         run = _Run(trial, command, workspace)
         with run.place(), run.start() as child:
             try:
@@ -59,6 +63,23 @@ class Commanded:
                 raise
         if run.leads:
             yield run.measurement()
+
+
+def require_variables(command: Command) -> None:
+    """Check that this process has every variable that the program is to be given.
+
+    Raises
+    ------
+    InputError
+        If one is missing, by its name.
+    """
+    missing = [name for name in command.env_from if name not in os.environ]
+    if missing:
+        raise InputError(
+            f"command.env_from names {', '.join(missing)}, and the environment on "
+            f"{socket.gethostname()} has no such variable: set it there before isoflop starts, on "
+            "a cluster before Ray starts, on every node"
+        )
 
 
 def values(trial: Trial, base: Path) -> dict[str, str]:
@@ -97,6 +118,9 @@ class _Run:
         self._base = workspace.directory.absolute() / f"command-{rank}"
         self._values = values(trial, self._base)
         self._checkpoint = Path(self._values["checkpoint"])
+        given = [line for name in command.env_from for line in os.environ[name].splitlines()]
+        # The longest first: one may contain another.
+        self._secrets = sorted((s for s in given if len(s) >= LEAST_SECRET), key=len, reverse=True)
         self._began = self._started = time.monotonic()
         self._resumed_from = self._step = 0
         self._told_step: int | None = None
@@ -222,6 +246,7 @@ class _Run:
 
     def _hear(self, line: Line) -> Point | Saved | Result | None:
         """What a line tells, once it has been found to make sense; log is passed on."""
+        line = self._masked(line)
         told = heard(line.text) if self.leads and line.source != "errors" else None
         match told:
             case None:
@@ -238,6 +263,13 @@ class _Run:
                 self._require_horizon(told)
                 self._result = told
         return told
+
+    def _masked(self, line: Line) -> Line:
+        """Return a line without the values of `env_from`: logs and errors are kept in projects."""
+        text = line.text
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return line if text == line.text else dataclasses.replace(line, text=text)
 
     def _progress(self, told: Point) -> Iterator[Step | Progress]:
         h = self._trial.hyperparameters

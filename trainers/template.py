@@ -60,6 +60,9 @@ class Command:
     """The program's own files: names relative to the directory, and the hashes of their content."""
     env: tuple[tuple[str, str], ...] = ()
     """Variables of its environment, in addition to the worker's, with placeholders."""
+    env_from: tuple[str, ...] = field(default=(), metadata=_NOT_IN_KEY)
+    """Names of variables that the worker's environment must have; their values are masked in what
+    the program prints, and are nowhere in a trial."""
     directory: str = field(default=".", metadata=_NOT_IN_KEY)
     """Where it runs and where its files are, on every machine."""
     gpus: float = field(default=0.0, metadata=_NOT_IN_KEY)
@@ -82,6 +85,7 @@ class Command:
                 "run": tuple(data["run"]),
                 "files": tuple((name, hashed) for name, hashed in data["files"]),
                 "env": tuple((name, value) for name, value in data["env"]),
+                "env_from": tuple(data.get("env_from", ())),  # older plans have none
             }
         )
 

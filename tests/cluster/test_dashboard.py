@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import socket
 import subprocess
 import sys
@@ -16,7 +17,13 @@ import pytest
 
 import cluster.dashboard
 from analysis.errors import InputError
-from cluster.dashboard import connect, dashboard_url, find_token
+from cluster.dashboard import (
+    connect,
+    dashboard_url,
+    find_token,
+    loose_token_file,
+    readable_on_the_way,
+)
 
 RAY = Path(sys.executable).with_name("ray")
 
@@ -132,3 +139,40 @@ def test_no_token_is_said_before_anything_is_sent(
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(InputError, match=r"none: put the cluster's there"):
         find_token()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:8265", "http://localhost:8265", "http://[::1]:8265", "https://head:8265"],
+)
+def test_a_token_may_go_to_this_machine_and_by_https(address: str) -> None:
+    assert readable_on_the_way(address) is None
+
+
+@pytest.mark.parametrize(
+    "address", ["head:8265", "http://10.0.0.1:8265", "http://localhost.example:8265"]
+)
+def test_a_token_in_clear_text_gets_a_warning_before_it_is_sent(address: str) -> None:
+    warning = readable_on_the_way(address)
+    assert warning is not None
+    assert "in clear text" in warning
+    assert "ssh -N -L 8265:127.0.0.1:8265 " in warning
+
+
+def test_a_token_file_of_another_user_is_that_users_affair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ssh has it: a machine's administrator, or Kubernetes, has reasons of its own."""
+    path = tmp_path / "token"
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    assert loose_token_file() is None
+    path.write_text("0" * 64)
+    path.chmod(0o644)
+    assert f"chmod 600 {path}" in str(loose_token_file())
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    assert loose_token_file() is None
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    if os.geteuid() == 0:
+        os.chown(path, 65_534, 65_534)
+        assert loose_token_file() is None

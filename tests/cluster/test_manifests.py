@@ -32,7 +32,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs/cluster.md").read_text()
-RAYJOB = yaml.safe_load((ROOT / "cluster/kuberay/rayjob.yaml").read_text())
+KUBERAY = ROOT / "cluster/kuberay/rayjob.yaml"
+RAYJOB = yaml.safe_load(KUBERAY.read_text())
 LAUNCHERS = {p.stem: yaml.safe_load(p.read_text()) for p in ROOT.glob("cluster/launcher/*.yaml")}
 SBATCH = ROOT / "cluster/slurm/sweep.sbatch"
 CLUSTER = RAYJOB["spec"]["rayClusterSpec"]
@@ -176,6 +177,8 @@ def test_everything_runs_the_pinned_ray() -> None:
     ]
     images += re.findall(r"FROM (\S+)", DOCS)
     assert {image.split("-")[0] for image in images} == {f"rayproject/ray:{RAY}"}
+    for path in (*(ROOT / "cluster").glob("launcher/[ag]*.yaml"), KUBERAY):
+        assert "@sha256:" in path.read_text()  # how to hold the content, too
     pins = re.findall(r"ray\[\S*\]==([0-9.]+)", str(LAUNCHERS))
     assert pins == [RAY]
 
@@ -189,6 +192,56 @@ def test_what_is_installed_is_this_version_with_extras_that_exist() -> None:
     extras = {extra for names in found for extra in names.split(",")}
     assert {"s3", "gcs", "text"} == extras <= set(made["optional-dependencies"])
     assert all("text" in names.split(",") for names in found)  # the docs' sweep reads Hugging Face
+
+
+def _pins(path: str) -> dict[str, str]:
+    """Versions by normalised name, of a file of constraints or hashes."""
+    lines = (ROOT / path).read_text().splitlines()
+    pairs = [line.split()[0].split("==") for line in lines if line and not line.startswith("#")]
+    return {re.sub("[-_.]+", "-", name).lower(): version for name, version in pairs}
+
+
+def test_every_install_of_a_cluster_is_constrained() -> None:
+    texts = {path.name: path.read_text() for path in (ROOT / "cluster").glob("[kl]*/*.yaml")}
+    for name, text in texts.items():
+        flat = re.sub(r"\s+", " ", re.sub(r"^\s*#.*$", "", text, flags=re.M))
+        installs = re.findall(r"pip install .*?whl", flat)
+        assert len(installs) == flat.count("pip install ") >= 1
+        for command in installs:
+            assert re.search(r" -c \S*constraints\.txt ", command), (name, command)
+    for launcher in LAUNCHERS.values():
+        assert "constraints.txt" in launcher["file_mounts"].values()
+    assert "--from-file=constraints.txt" in texts["rayjob.yaml"]
+    assert re.search(r"^RUN pip install -c /tmp/constraints.txt", DOCS.replace("    ", ""), re.M)
+
+
+def test_the_lock_has_a_hash_for_every_package_and_the_versions_of_the_constraints() -> None:
+    pins, locked = _pins("constraints.txt"), _pins("requirements.lock")
+    assert locked.items() <= pins.items()
+    made = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = made["dependencies"] + [
+        item for extra in ("s3", "gcs", "text") for item in made["optional-dependencies"][extra]
+    ]
+    names = {re.match(r"[\w-]+", item)[0].lower() for item in wanted}
+    assert names <= locked.keys()
+    lines = (ROOT / "requirements.lock").read_text().split("\n\n")[1].splitlines()
+    assert len(lines) == len(locked) > 100
+    assert all(re.fullmatch(r"\S+==\S+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
+
+
+def test_google_workers_reach_the_bucket_and_nothing_else() -> None:
+    """Trials run programs of others on them; only the head may start machines."""
+    types = copy.deepcopy(LAUNCHERS["gcp"]["available_node_types"])
+    (head,) = types.pop("head")["node_config"]["serviceAccounts"]
+    for kind in types.values():
+        (worker,) = kind["node_config"]["serviceAccounts"]
+        assert worker["email"] != head["email"]
+        assert worker["scopes"] == ["https://www.googleapis.com/auth/devstorage.read_write"]
+    name = worker["email"].split("@")[0]
+    assert f"gcloud iam service-accounts create {name}" in DOCS
+    (granted,) = re.findall(rf"gcloud (.*serviceAccount:{name}@.*)", DOCS)
+    assert granted.startswith("storage buckets add-iam-policy-binding gs://")  # of no project
+    assert granted.endswith("--role=roles/storage.objectUser")
 
 
 def test_the_entrypoint_of_the_rayjob_is_a_command_that_exists() -> None:
@@ -215,7 +268,8 @@ def test_a_launched_ray_asks_for_its_token_and_keeps_its_dashboard_to_itself(nam
     for part in ("head", "worker"):
         shell = "; ".join(launcher[f"{part}_start_ray_commands"])
         assert "RAY_AUTH_MODE=token" in shell
-        parsed = parse(re.search(r"ray start .*", shell)[0].replace("$RAY_HEAD_IP", "10.0.0.1"))
+        started = re.search(r"ray start .*", shell)[0].replace("$RAY_HEAD_IP", "10.0.0.1")
+        parsed = parse(started.replace("$(id -u)", "1000"))
         assert parsed["head"] == (part == "head")
         assert parsed["dashboard_host"] in ("127.0.0.1", "localhost")
         assert parsed["disable_usage_stats"]
@@ -239,6 +293,8 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
         "nvidia-cuda-mps-control": 'stat -c "%a" "$CUDA_MPS_PIPE_DIRECTORY" > "$HOME/mps"',
         "ray": f'[[ $1 == symmetric-run ]] || exit 0; printf "%s\\n" "$@" > {tmp_path}/told',
+        "mkdir": "",  # the directory of this machine's own is left alone
+        "stat": 'echo "$(id -u) 700 directory"',
     }
     for name, script in played.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
@@ -268,7 +324,7 @@ def test_the_batch_script_runs_a_sweep_on_the_first_node(
     started = parse(shlex.join(["ray", "start", *parsed["ray_args_and_entrypoint"]]))
     assert started["num_cpus"] == 64
     run = parse(shlex.join(entrypoint[entrypoint.index("isoflop") :]))
-    assert (str(run["spec"]), run["address"]) == ("sweep.toml", "auto")
+    assert (str(run["spec"]), run["address"]) == ("sweep.toml", "10.0.0.1:6379")
     assert str(run["project"]).startswith(slurm["HOME"])
 
 

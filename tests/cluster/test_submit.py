@@ -6,121 +6,34 @@ import asyncio
 import http.server
 import json
 import os
-import secrets
+import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
-import requests
 
 from analysis.errors import InputError
-from cluster.dashboard import Token, connect, hosts
+from cluster.dashboard import Token, hosts
 from cluster.submit import Job, _Log, submit
-from orchestrator.proof import ROOMS, rooms
-from tests.waiting import free_ports, wait
-
-BIN = Path(sys.executable).parent
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """A Ray head of the tests' own."""
-
-    url: str
-    token: str
-
-    def isoflop(self, *arguments: object, **changes: str) -> subprocess.Popen[str]:
-        """The command line, in a process of its own that is where `PWD` says."""
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            "RAY_AUTH_TOKEN": self.token,
-            **changes,
-        }
-        return subprocess.Popen(
-            [BIN / "isoflop", "submit", *map(str, arguments), "--address", self.url],
-            env=environment,
-            cwd=changes.get("PWD"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *arguments: object, **changes: str) -> tuple[int, str, str]:
-        """Its exit code, stdout and stderr."""
-        process = self.isoflop(*arguments, **changes)
-        out, err = process.communicate(timeout=180)
-        return process.returncode, out, err
-
-    def submit(self, code: str, *arguments: str, directory: Path | None = None) -> str:
-        """Send off a job that runs `code`; its id."""
-        client = connect(self.url, Token(value=self.token, source="the tests"))
-        command = ("python", "-c", code, *arguments)
-        return submit(
-            client, Job(name="test", command=command, packages=rooms(), directory=directory)
-        )
-
-    def status(self, job: str) -> str:
-        client = connect(self.url, Token(value=self.token, source="the tests"))
-        return client.get_job_info(job).status.name
+from orchestrator.proof import ROOMS
+from tests.cluster.heads import Head, running_head
+from tests.waiting import wait
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    token = secrets.token_hex(16)
     # Sockets' paths are short: not below pytest's own directory.
-    directory = tempfile.mkdtemp(prefix="ray")
-    port, dashboard, client, agent, metrics = free_ports(5)
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
-        # Off, Ray takes 127.0.0.1 for the node's address, and nothing listens beyond it.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-    }
-    command = [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats"]
-    command += ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=80000000"]
-    command += [f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={directory}"]
-    command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
-    command += [f"--metrics-export-port={metrics}"]
-    with open(f"{directory}/log", "w") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    made = Head(url=f"http://127.0.0.1:{dashboard}", token=token)
-    try:
-        wait(lambda: _answers(made), 60, f"for Ray, which says why not in {directory}/log")
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as directory,
+        running_head(Path(directory)) as made,
+    ):
         yield made
-    finally:
-        _stop(process)
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _answers(head: Head) -> bool:
-    headers = {"Authorization": f"Bearer {head.token}"}
-    try:
-        return requests.get(f"{head.url}/api/version", headers=headers, timeout=5).ok
-    except requests.ConnectionError:
-        return False
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a Ray head and all that it started."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=20)
-    for one in alive:
-        one.kill()
 
 
 class _Breaking:
@@ -204,7 +117,13 @@ def test_a_sweep_is_run_from_a_hostile_directory(
         PWD=str(hostile),
         RAY_ADDRESS="http://127.0.0.1:9",  # another cluster, which must not win over --address
     )
-    assert (code, err) == (0, "")
+    # The two files lie in the same directory, which is sent as it is, too.
+    assert code == 0
+    assert re.fullmatch(
+        r"isoflop: sending isoflop itself and 6 files of yours, [\d,]+ bytes "
+        r"\(the largest is files/sweep\.toml, \d+ bytes\)\n",
+        err,
+    )
     job = out.strip()
     assert job.startswith("isoflop-test-")
     code, out, err = head.run("--follow", job)
@@ -230,7 +149,8 @@ def test_a_directory_too_large_to_travel_is_refused(
     (tmp_path / "large").mkdir()
     (tmp_path / "large/weights").write_bytes(os.urandom(105 << 20))
     code, out, err = head.run(sweep_file(), "--project", "/p", "--working-dir", tmp_path / "large")
-    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert (code, out, err.count("\n")) == (2, "", 2)
+    assert "2 files of yours, 110,1" in err
     assert "100 MiB" in err
     assert ".gitignore" in err
 
@@ -335,9 +255,9 @@ def test_a_path_on_several_machines_gets_a_warning(
         server.server_close()
     *before, last = err.splitlines()
     assert (code, "does not take the job" in last) == (2, True)
-    assert [f"--project {project} must be on a file system that all 2" in x for x in before] == [
-        True
-    ] * warned
+    warnings = [line for line in before if "warning" in line]
+    wanted = f"--project {project} must be on a file system that all 2"
+    assert [wanted in line for line in warnings] == [True] * warned
 
 
 @pytest.mark.slow

@@ -103,6 +103,12 @@ def test_content_decides_keys_and_places_do_not(sweep, tmp_path: Path) -> None:
         ({"run": "[]"}, "command.run is [], but it should have at least 1 item"),
         ({"run": '"python \'x"'}, "does not split into words: No closing quotation"),
         ({"table": 'env = { A = "{b}" }'}, "command.env is wrong: '{b}' has the placeholder {b}"),
+        ({"table": 'env = { HF_TOKEN = "hf_abc" }'}, 'write env_from = ["HF_TOKEN"] in its place'),
+        ({"table": 'env_from = ["A=b"]'}, "command.env_from holds a name that no variable can"),
+        (
+            {"table": 'env_from = ["A"]\nenv = { A = "b" }'},
+            "command has A in env and in env_from: leave it out of one of them",
+        ),
         ({"table": 'file = ["x"]'}, "unknown key 'command.file': did you mean 'files'?"),
         ({"table": "gpus = -1.0"}, "command.gpus is -1.0, but it should be greater than or equal"),
         ({"table": "timeout_seconds = 0.0"}, "command.timeout_seconds is 0.0, but it should be"),
@@ -121,6 +127,51 @@ def test_a_wrong_table_is_a_sentence(isoflop: Run, sweep, given: dict, message: 
     code, out, err = isoflop("plan", sweep(**given))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "hf_token"],
+)
+def test_a_secret_in_env_is_refused_without_being_shown(isoflop: Run, sweep, name: str) -> None:
+    env = f'env = {{ TRIAL = {TRIAL}, {name} = "tr0ub4dor" }}'
+    code, out, err = isoflop("plan", sweep(table=f'files = ["train.py"]\n{env}'))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"command.env sets {name}, whose name is that of a secret" in err
+    assert "tr0ub4dor" not in err
+
+
+@pytest.mark.parametrize("name", ["TOKENS", "BATCH_TOKENS", "TOKENIZERS_PARALLELISM"])
+def test_a_number_of_tokens_is_no_secret(sweep, name: str) -> None:
+    env = f'env = {{ TRIAL = {TRIAL}, {name} = "{{tokens}}" }}'
+    assert make_plan(read_spec(sweep(table=f'files = ["train.py"]\n{env}'))).trials
+
+
+def test_a_kept_plan_with_a_secret_in_env_opens(sweep) -> None:
+    made = make_plan(read_spec(sweep())).to_dict()
+    made["spec"]["command"]["env"]["HF_TOKEN"] = "abc"
+    assert Plan.from_dict(json.loads(json.dumps(made))).spec.command.env["HF_TOKEN"] == "abc"
+
+
+def test_names_of_env_from_are_planned_and_written_and_enter_no_key(sweep, tmp_path: Path) -> None:
+    spec = read_spec(sweep(table='files = ["train.py"]\nenv_from = ["B_TOKEN", "A_KEY"]'))
+    plan = make_plan(spec)
+    assert {trial.command.env_from for trial in plan.trials} == {("A_KEY", "B_TOKEN")}
+    again = tmp_path / "next.toml"
+    again.write_text(to_toml(spec, "again"))
+    assert read_spec(again) == spec
+    plain = make_plan(read_spec(sweep()))
+    assert [t.key for t in plain.trials] == [t.key for t in plan.trials]
+
+
+def test_a_variable_that_is_not_set_here_is_named_before_ray_starts(
+    isoflop: Run, sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("B_TOKEN", raising=False)
+    path = sweep(table='files = ["train.py"]\nenv_from = ["B_TOKEN"]')
+    code, _, err = isoflop("run", path, "--project", tmp_path / "project")
+    assert code == 2
+    assert "command.env_from names B_TOKEN, and the environment on" in err
 
 
 @pytest.mark.parametrize(
@@ -299,6 +350,11 @@ def test_files_may_lie_outside_of_the_directory(sweep, tmp_path: Path) -> None:
     trial = make_plan(read_spec(path)).trials[0]
     assert [name for name, _ in trial.command.files] == ["../common/model.py", "train.py"]
     assert "files/common/model.py" in pack(path).files
+    inner = tmp_path / "code/sweep.toml"
+    inner.write_text(path.read_text().replace('"code"', '"."'))
+    with pytest.raises(InputError, match=r"names .*/common/model\.py, which is not in .*/code"):
+        pack(inner)
+    assert "files/common/model.py" in pack(inner, tmp_path).files
     (tmp_path / "common/model.py").write_text("changed")
     with pytest.raises(
         InputError, match=r"/common/model\.py has hash .*: it changed, so plan again"

@@ -1,13 +1,14 @@
 """The user's own program: what it is given, and what of it is in a trial's key."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from analysis.errors import InputError
-from tests.trainers.commands import RESULT, MakeCommand, measure
+from tests.trainers.commands import RESULT, MakeCommand, failure, measure
 from trainers.command import Commanded, values
 from trainers.template import NODE_GPUS, PLACEHOLDERS, expand
 from trainers.trial import Trial
@@ -71,6 +72,78 @@ def test_a_program_inherits_the_environment_of_its_worker(
     trial = commanded(program, env=(("CHANGED", "1"),))
     assert measure(trial, workspace).loss == 3.5
     assert "2.5" not in json.dumps(trial.to_dict()["command"])
+
+
+SECRET = "s3cr3t-of-the-team"
+
+
+def test_a_variable_of_env_from_reaches_the_program_and_no_file(
+    commanded: MakeCommand,
+    workspace: Scratch,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Masked in what it prints, which is kept in projects; also line by line, and with spaces."""
+    monkeypatch.setenv("TEAM_TOKEN", SECRET)
+    monkeypatch.setenv("TEAM_KEY", f"-----BEGIN KEY-----\nsecond-line\n{SECRET}-and-more")
+    program = """
+        import hashlib, json, os, sys
+        print("my token is", os.environ["TEAM_TOKEN"])
+        print("and my key", os.environ["TEAM_KEY"], file=sys.stderr)
+        digest = hashlib.sha256(os.environ["TEAM_TOKEN"].encode()).hexdigest()
+        open(sys.argv[1], "w").write(digest)
+        print(json.dumps({"loss": 3.0, "tokens": 25600}))
+    """
+    seen = str(workspace.directory / "seen")
+    trial = commanded(program, seen, env_from=("TEAM_KEY", "TEAM_TOKEN"))
+    measured = measure(trial, workspace)
+    assert measured.loss == 3.0
+    assert Path(seen).read_text() == hashlib.sha256(SECRET.encode()).hexdigest()
+    out = capsys.readouterr().out
+    assert out.splitlines().count("my token is ***") == 1
+    assert out.count("***") == 4
+    for text in (out, json.dumps(trial.to_dict()), repr(measured)):
+        assert not any(part in text for part in (SECRET, "second-line", "-and-more"))
+
+
+def test_a_secret_is_masked_in_the_error_that_quotes_it(
+    commanded: MakeCommand, workspace: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEAM_TOKEN", SECRET)
+    program = """
+        import json, os
+        print(json.dumps({"loss": 3.0, "status": os.environ["TEAM_TOKEN"]}))
+    """
+    message = failure(commanded(program, env_from=("TEAM_TOKEN",)), workspace)
+    assert "***" in message
+    assert SECRET not in message
+
+
+def test_a_short_value_of_env_from_masks_nothing(
+    commanded: MakeCommand, workspace: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THREADS", "3")
+    assert measure(commanded(f"print('{RESULT}')", env_from=("THREADS",)), workspace).loss == 3.0
+
+
+def test_a_variable_that_the_machine_lacks_is_named(
+    commanded: MakeCommand, workspace: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TEAM_TOKEN", raising=False)
+    with pytest.raises(
+        InputError, match=r"command\.env_from names TEAM_TOKEN, and the environment"
+    ):
+        list(Commanded().train(commanded("", env_from=("TEAM_TOKEN",)), workspace))
+
+
+def test_names_of_env_from_are_in_no_key(commanded: MakeCommand) -> None:
+    plain, given = commanded(""), commanded("", env_from=("TEAM_TOKEN",))
+    assert plain.key == given.key
+    assert plain.command.hash == given.command.hash
+    assert Trial.from_dict(json.loads(json.dumps(given.to_dict()))) == given
+    older = json.loads(json.dumps(plain.to_dict()))
+    del older["command"]["env_from"]
+    assert Trial.from_dict(older) == plain
 
 
 def test_every_placeholder_has_a_value(commanded: MakeCommand, tmp_path: Path) -> None:

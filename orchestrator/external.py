@@ -26,7 +26,7 @@ TRAINER = "external"
 """The trainer of runs that isoflop did not train."""
 MOST = 100_000
 """Runs added at once: a ledger is a file an observation."""
-_IN_KEY = ("tokens", "params_given", "flops_given", "loss", "loss_stderr", "weight", "corpus_hash")
+IN_KEY = ("tokens", "params_given", "flops_given", "loss", "loss_stderr", "weight", "corpus_hash")
 """Columns that make a run the one that it is."""
 LEAST_TOKENS = 1000
 """Below it D is in another unit; whole tokens name an observation."""
@@ -141,4 +141,4 @@ def external_counts(rows: pa.Table, plans: Iterable[Plan]) -> dict[str, int]:
 
 def key_of(row: Mapping[str, Any]) -> str:
     """Return the key of an external row, made anew from what the row says."""
-    return _key({name: row[name] for name in _IN_KEY})
+    return _key({name: row[name] for name in IN_KEY})

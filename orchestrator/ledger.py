@@ -239,6 +239,42 @@ def file_name(name: ObservationId) -> str:
     return f"{DIRECTORY}/{name[0]}-{name[1]}.parquet"
 
 
+OF_TRIAL = (
+    *("params_non_embedding", "params_matmul", "params_total", "flops_exact", "flops_6nd"),
+    *DIMENSIONS,
+    *("batch_tokens", "learning_rate", "precision", "probe_rate", "probe_batch", "schedule"),
+    *("trainer", "corpus_hash", "seed"),
+)
+"""Columns that follow from what enters a trial's key."""
+_COUNTED = OF_TRIAL[:5]
+
+
+def of_trial(trial: Trial, tokens: int) -> dict[str, Any]:
+    """Return those columns of a row that follow from its trial alone.
+
+    Of a command's, without parameters and FLOPs: its program may count them itself.
+    """
+    counted = asdict(params(trial.shape))
+    flops = flops_per_token(trial.shape) * tokens
+    columns = {
+        **{f"params_{convention}": count for convention, count in counted.items()},
+        "flops_exact": flops,
+        "flops_6nd": 6.0 * counted["non_embedding"] * tokens,
+        **{name: getattr(trial.shape, name) for name in DIMENSIONS},
+        "batch_tokens": trial.hyperparameters.batch_tokens,
+        "learning_rate": trial.hyperparameters.matrix_rate,
+        "precision": trial.hyperparameters.precision,
+        "probe_rate": trial.probe and trial.probe.rate,
+        "probe_batch": trial.probe and trial.probe.batch,
+        "schedule": trial.hyperparameters.schedule,
+        "trainer": _trainer_name(trial),
+        "corpus_hash": trial.corpus.combined_hash,
+        "seed": trial.seed,
+    }
+    left = () if trial.command is None else _COUNTED
+    return {name: value for name, value in columns.items() if name not in left}
+
+
 def _row(trial: Trial, measurement: Measurement) -> dict[str, Any]:
     """One row of `SCHEMA`."""
     counted = {**asdict(params(trial.shape)), **(measurement.params or {})}
@@ -252,6 +288,7 @@ def _row(trial: Trial, measurement: Measurement) -> dict[str, Any]:
         "tokens": measurement.tokens,
         "status": measurement.status,
         "reason": measurement.reason,
+        **of_trial(trial, measurement.tokens),
         **{f"params_{convention}": count for convention, count in counted.items()},
         "flops_exact": flops,
         "flops_6nd": 6.0 * counted["non_embedding"] * measurement.tokens,
@@ -259,20 +296,10 @@ def _row(trial: Trial, measurement: Measurement) -> dict[str, Any]:
         "loss": measurement.loss,
         "loss_stderr": measurement.loss_stderr,
         "bits_per_byte": measurement.bits_per_byte,
-        **{name: getattr(trial.shape, name) for name in DIMENSIONS},
-        "batch_tokens": trial.hyperparameters.batch_tokens,
-        "learning_rate": trial.hyperparameters.matrix_rate,
-        "precision": trial.hyperparameters.precision,
         "trunk": trial.key if trial.horizons else None,
-        "probe_rate": trial.probe and trial.probe.rate,
-        "probe_batch": trial.probe and trial.probe.batch,
-        "schedule": trial.hyperparameters.schedule,
         "recipe": trial.recipe.name,
         "recipe_hash": trial.recipe.hash,
-        "trainer": _trainer_name(trial),
         "corpus": trial.corpus.name,
-        "corpus_hash": trial.corpus.combined_hash,
-        "seed": trial.seed,
         "seconds": measurement.seconds,
         "device": measurement.device,
         "mfu": measurement.mfu,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from analysis.errors import InputError
 from orchestrator.attempts import Attempt, Attempts
 from orchestrator.planner import make_plan
 from orchestrator.spec import parse_spec

@@ -270,7 +270,7 @@ def test_a_planted_copy_overrides_no_row(compacted: Ledger, marks: str) -> None:
     forged = _forged(before, 0.01)
     if marks != "none":
         true = compacted._marks(observation_ids(before))
-        values = ["sha256:00"] * 15 if marks == "made up" else [*true.values()][1:] + ["x"]
+        values = ["sha256:00"] * 15 if marks == "made up" else [*[*true.values()][1:], "x"]
         forged = forged.append_column("file_mark", pa.array(values, pa.string()))
     for name in ("0.parquet", "zzz.parquet"):
         storage.replace(f"{COMPACTED}/{name}", _parquet(forged))

@@ -36,7 +36,8 @@ def verify(project: ProjectPath, as_json: Json = False) -> None:
     from orchestrator.verify import verify as check
 
     opened = open_project(project)
-    with Progress(console=console(stderr=True), transient=True) as bar:
+    errors = console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("rows", visible=False)
         result = check(
             opened,

@@ -59,7 +59,8 @@ def propose_next(
     Raises
     ------
     InputError
-        If no law can be fitted, `sweep` has another recipe, the spend is too small, or the source has no sweep to go on with.
+        If no law can be fitted, `sweep` has another recipe, the spend is too small, or the source
+        has no sweep to go on with.
     """
     if found.plan is None:
         raise InputError(

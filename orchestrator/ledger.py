@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.errors import InputError
-from analysis.files import read_parquet
+from analysis.files import read_parquet, read_parquet_file
 from analysis.observations import SCHEMA, SCHEMA_VERSION, ObservationId, observation_ids
 from orchestrator.compaction import KEYS, copies, current_rows, read_copies, write_copy
 from orchestrator.records import LeftOut
@@ -186,7 +186,7 @@ def read_row(
     InputError
         If the file is cut short or foreign, or has another row or several.
     """
-    table = read_parquet([(place, data)], columns)
+    table = read_parquet_file(place, data, columns)
     rows = observation_ids(table)
     if rows != [name]:
         content = f"the row of {rows[0][0]} at {rows[0][1]} tokens" if len(rows) == 1 else None

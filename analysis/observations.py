@@ -410,7 +410,7 @@ def observations(
     )
     known = np.all(
         [
-            (_SMALLEST < values) & (values < _LARGEST)  # false where it is no number
+            (values > _SMALLEST) & (values < _LARGEST)  # false where it is no number
             for values in (found.params, found.tokens, found.flops, found.loss)
         ],
         axis=0,

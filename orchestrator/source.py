@@ -46,6 +46,7 @@ from orchestrator.planner import Plan
 from orchestrator.project import Project, budgets, open_project, roles
 from orchestrator.reading import Convention, Conventions, Reading, read_file
 from orchestrator.roles import of_roles
+from trainers.shape import DIMENSIONS
 
 MLFLOW = "mlflow:"
 """How a source begins that is an MLflow experiment's name."""
@@ -367,7 +368,9 @@ def evidence(
     if every.num_rows == 0:
         reasons = "".join(f"; {odd}" for odd in rows.left_out[:1])
         raise InputError(f"the ledger of {project.uri} is empty: run its sweep first{reasons}")
+    every, misshapen = _of_their_shapes(every, plans)
     allowed, excluded, notes = rule_out(every, read_exclusions(project.storage))
+    excluded |= misshapen
     table, other_roles = of_roles(allowed, roles(plans), reading.roles)
     chosen = where(table, reading.where)
     if kind_of is not None:
@@ -405,11 +408,31 @@ def evidence(
     return _probed(found, allowed)
 
 
+def _of_their_shapes(table: pa.Table, plans: Sequence[Plan]) -> tuple[pa.Table, dict[str, int]]:
+    """Rows without those that say another shape than the trial of their key has."""
+    shapes = {
+        trial.key: tuple(getattr(trial.shape, name) for name in DIMENSIONS)
+        for plan in plans
+        for trial in plan.trials
+    }
+    rows = zip(*(table[name].to_pylist() for name in ("trial", *DIMENSIONS)), strict=True)
+    kept = table.filter(
+        pa.array([shapes.get(key, (*own,)) == (*own,) for key, *own in rows], pa.bool_())
+    )
+    return kept, _left("of another shape than their trials (isoflop verify)", table, kept)
+
+
 def _of_family(table: pa.Table, plan: Plan) -> pa.Array:
     """Which rows have the shape that the plan's family has at their width."""
     shapes = plan.spec.shapes
     rows = table.select(["width", "depth"]).to_pylist()
-    return pa.array([shapes.depth_at(row["width"]) == row["depth"] for row in rows], pa.bool_())
+    return pa.array(
+        [
+            row["width"] is not None and shapes.depth_at(row["width"]) == row["depth"]
+            for row in rows
+        ],
+        pa.bool_(),
+    )
 
 
 def _latest_plan(plans: Sequence[Plan], trials: set[str]) -> Plan | None:

@@ -121,6 +121,9 @@ LATER = (
 KIND_COLUMNS = ("trainer", "recipe_hash", "schedule", "context", "vocabulary", "corpus_hash")
 """What observations of one fit must share: otherwise their losses are not comparable."""
 
+_SMALLEST, _LARGEST = 1e-30, 1e40
+"""Between which every N, D, C and loss lies: what is beyond was not measured, and its square and
+its powers would be no numbers."""
 _SHOWN = 12  # values listed in an error
 _NAMES = {"recipe_hash": "recipe", "corpus_hash": "corpus"}
 """Columns with people's names for what a hash tells apart."""
@@ -365,7 +368,7 @@ def observations(
     ----------
     table
         Rows with `SCHEMA`'s columns. Rows that are not `complete` are left out, and those that have
-        no N, C or loss.
+        no N, C or loss above 0.
     budgets
         Nominal budget in FLOPs by (trial, tokens); other rows have that of their `budget` column,
         if any, else NaN.
@@ -407,7 +410,13 @@ def observations(
         weight=np.nan_to_num(column("weight"), nan=1.0),
         trunk=_trunks(complete),
     )
-    known = np.isfinite(found.params) & np.isfinite(found.flops) & np.isfinite(found.loss)
+    known = np.all(
+        [
+            (values > _SMALLEST) & (values < _LARGEST)  # false where it is no number
+            for values in (found.params, found.tokens, found.flops, found.loss)
+        ],
+        axis=0,
+    )
     if not known.any():
         raise InputError(
             f"none of {plural(len(n), 'observation')} has {loss}, N as {params} and C as {flops}: "

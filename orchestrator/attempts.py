@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from analysis.errors import InputError
 from analysis.observations import ObservationId
-from orchestrator.records import parse_record, timestamp
+from orchestrator.records import Instant, LeftOut, Whole, parse_record, timestamp, unreadable
 from orchestrator.storage import Storage
 from trainers.trial import Trial
 
@@ -31,21 +32,21 @@ class Attempt:
 
     trial: str
     """Its key."""
-    tokens: int
-    number: int
+    tokens: Whole
+    number: Whole
     """From 1, ascending with time for one trial; a number may be missing."""
     id: str
     """A random word: whose record this is, should an answer of the storage be lost."""
-    driver: int
+    driver: Whole
     """Generation of the lease under which it was started."""
     node: str
     """Name of the machine."""
-    pid: int
-    started_at: str
+    pid: Whole
+    started_at: Instant
     """UTC, ISO format, by the clock of its machine."""
-    resumed_from: int | None = None
+    resumed_from: Whole | None = None
     """The step of the checkpoint that it started from; None without one, or if it told no end."""
-    ended_at: str | None = None
+    ended_at: Instant | None = None
     kind: Kind | None = None
     """How it ended; None while it is open."""
     error: str | None = None
@@ -53,7 +54,7 @@ class Attempt:
     traceback: str | None = None
     log: str | None = None
     """The tail of what it printed."""
-    step: int | None = None
+    step: Whole | None = None
     """The last step that is known of it."""
 
     @property
@@ -81,6 +82,8 @@ class Attempts:
     that begin the same trial at once get two numbers. Of two ends of one attempt, which only a
     worker and a driver that gave it up can write, the first one stays, or either of them if they
     are written within the same moment. Records are read one by one: a list of them is no snapshot.
+    A record that is damaged, of another version, or not of the attempt that its name says is left
+    out: it is nobody's.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -140,8 +143,8 @@ class Attempts:
         found = self.storage.read_many([name]).get(name)
         if found is None:  # it has succeeded
             return attempt
-        on_record = _parse(self.storage.place(name), found)
-        if not on_record.open:
+        on_record = self._readable(name, found)
+        if on_record is not None and not on_record.open:
             return on_record
         ended = replace(
             attempt,
@@ -224,32 +227,51 @@ class Attempts:
 
     def of(self, key: str, *, driver: int | None = None) -> list[Attempt]:
         """Attempts of one trial, oldest first; those under one lease, if it is given."""
-        found = self._read(f"{key}-")
-        own = [a for a in found if a.trial == key and driver in (None, a.driver)]
+        readable, _ = self._read(f"{key}-")
+        own = [a for a in readable if a.trial == key and driver in (None, a.driver)]
         return sorted(own, key=lambda a: a.number)
 
     def all(self) -> list[Attempt]:
-        """Every attempt on record, oldest first.
+        """Every attempt on record that can be read, oldest first."""
+        return self.survey()[0]
 
-        Raises
-        ------
-        InputError
-            If a record is damaged or foreign.
-        """
-        return sorted(self._read(""), key=lambda a: (a.started_at, a.number))
+    def survey(self) -> tuple[list[Attempt], list[LeftOut]]:
+        """Return the attempts on record, oldest first, and the records that are left out."""
+        readable, left_out = self._read("")
+        return sorted(readable, key=lambda a: (a.started_at, a.number)), left_out
 
-    def _read(self, prefix: str) -> list[Attempt]:
+    def _read(self, prefix: str) -> tuple[list[Attempt], list[LeftOut]]:
         names = self.storage.names(DIRECTORY, prefix)
         paths = [f"{DIRECTORY}/{name}" for name in names if name.endswith(".json")]
-        read = self.storage.read_many(paths)
-        return [_parse(self.storage.place(path), data) for path, data in read.items()]
+        readable, left_out = [], []
+        for path, data in self.storage.read_many(paths).items():
+            try:
+                readable.append(self._parse(path, data))
+            except InputError as error:
+                left_out.append(LeftOut(file=path, reason=str(error)))
+        return readable, left_out
+
+    def _parse(self, name: str, data: bytes) -> Attempt:
+        place = self.storage.place(name)
+        attempt = parse_record(Attempt, place, data)
+        if _name(attempt) != name:
+            raise unreadable(place, f"it is attempt {attempt.number} at trial {attempt.trial}")
+        return attempt
+
+    def _readable(self, name: str, data: bytes) -> Attempt | None:
+        """Return the attempt of a record, None where it is damaged or another one's."""
+        try:
+            return self._parse(name, data)
+        except InputError:
+            return None
 
     def _create(self, attempt: Attempt) -> Attempt:
         """Record it under its number, or the next one that is free."""
         # An open one tells of processes, which no power cut survives either.
         while not self.storage.create(_name(attempt), _dump(attempt), durable=not attempt.open):
             found = self.storage.read_many([_name(attempt)]).get(_name(attempt))
-            if found is not None and _parse(_name(attempt), found).id == attempt.id:
+            on_record = None if found is None else self._readable(_name(attempt), found)
+            if on_record is not None and on_record.id == attempt.id:
                 break
             attempt = replace(attempt, number=attempt.number + 1)
         return attempt
@@ -261,9 +283,3 @@ def _name(attempt: Attempt) -> str:
 
 def _dump(attempt: Attempt) -> bytes:
     return json.dumps(asdict(attempt), indent=1).encode()
-
-
-def _parse(place: str, data: bytes) -> Attempt:
-    needed = ("trial", "tokens", "number", "id", "driver", "node", "pid", "started_at")
-    found = parse_record(place, data, needed)
-    return Attempt(**{f.name: found[f.name] for f in fields(Attempt) if f.name in found})

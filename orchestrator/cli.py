@@ -17,7 +17,14 @@ import typer
 
 from analysis.errors import InputError
 from analysis.wording import plural
-from orchestrator import cli_analysis, cli_cluster, cli_models, cli_sync, cli_tune
+from orchestrator import (
+    cli_analysis,
+    cli_cluster,
+    cli_models,
+    cli_sync,
+    cli_tune,
+    cli_verify,
+)
 from orchestrator.grouped import grouped
 from orchestrator.options import (
     INTERRUPTED,
@@ -144,6 +151,7 @@ def status(project: ProjectPath, as_json: Json = False) -> None:
 
 cli_tune.add_verbs(app)
 cli_sync.add_verbs(app)
+cli_verify.add_verbs(app)
 cli_analysis.add_verbs(app)
 cli_models.add_verbs(app)
 

@@ -223,6 +223,14 @@ def propose(
         ),
     ] = None,
     sizes: Annotated[int, typer.Option("--sizes", help="Model sizes.")] = 7,
+    sweep: Annotated[
+        Path | None,
+        typer.Option(
+            "--sweep",
+            metavar="SWEEP.toml",
+            help="The sweep file that was run, where its recipe is your own: that is imported.",
+        ),
+    ] = None,
     output: SweepFile = None,
     as_json: Json = False,
 ) -> None:
@@ -231,12 +239,19 @@ def propose(
     Example: `isoflop propose projects/mini --spend 2e13`
     """
     from orchestrator.conclusion import propose_next
+    from orchestrator.spec import code_of, read_spec
 
     require_positive("--flops", flops)
     require_positive("--spend", spend)
+    named = None if sweep is None else read_spec(sweep)
     found = data.open(rows)
     path = output or (found.project.proposal if found.project else "next.toml")
-    chosen, made = propose_next(found, output=path, flops=flops, spend=spend, sizes=sizes)
+    chosen, made = propose_next(
+        found, output=path, flops=flops, spend=spend, sizes=sizes, sweep=named
+    )
+    for phrase in code_of(made.spec):
+        text = f"! a run of {path} executes {phrase}: read it first if the project is not yours"
+        console(stderr=True).print(text, style="yellow", markup=False)
     if as_json:
         print_json(
             {

@@ -20,7 +20,7 @@ from orchestrator.family import corpus_id, family
 from orchestrator.planner import Plan, make_plan, most_tokens, text_limit, trainable
 from orchestrator.reading import Convention
 from orchestrator.source import Source
-from orchestrator.spec import Budget, SweepSpec, to_toml
+from orchestrator.spec import Budget, SweepSpec, code_of, to_toml
 from orchestrator.storage import split
 from trainers.flops import flops_per_token
 from trainers.flops import params as count_params
@@ -36,6 +36,7 @@ def propose_next(
     flops: float | None = None,
     spend: float | None = None,
     sizes: int = SIZES,
+    sweep: SweepSpec | None = None,
 ) -> tuple[Proposal, Plan]:
     """Write the next sweep: sizes around the forecast, within the FLOPs given.
 
@@ -51,11 +52,15 @@ def propose_next(
         FLOPs of all trials together, exact; by default `sizes` times `flops`.
     sizes
         Model sizes.
+    sweep
+        A sweep file that the user named, whose recipe is taken. A project is read without running
+        code, so that of a person's own recipe it has the name alone.
 
     Raises
     ------
     InputError
-        If no law can be fitted, the spend is too small, or the source has no sweep to go on with.
+        If no law can be fitted, `sweep` has another recipe, the spend is too small, or the source
+        has no sweep to go on with.
     """
     if found.plan is None:
         raise InputError(
@@ -64,7 +69,7 @@ def propose_next(
         )
     seen = found.study(Convention())
     obs, cost = seen.obs, seen.cost
-    spec = found.plan.spec
+    spec = found.plan.spec if sweep is None else _with_recipe(found.plan, sweep)
     ahead_flops = flops or next_budget(obs)
     # A little inside, since whole steps may round a horizon up.
     margin = 1 + 0.5 / spec.recipe.rules.min_steps
@@ -99,6 +104,18 @@ def propose_next(
         allowed *= spend / plan.flops * (1 - 1e-6)  # whole steps round a horizon up or down
     write(output, to_toml(next_spec, _why(found_sizes, forecast_at(found_sizes.flops), plan)))
     return found_sizes, plan
+
+
+def _with_recipe(plan: Plan, sweep: SweepSpec) -> SweepSpec:
+    """Return the spec of a plan with the recipe of a sweep file, if that trained the plan."""
+    trained, named = plan.trials[0].recipe, sweep.recipe.id
+    if named != trained:
+        raise InputError(
+            f"--sweep {sweep.name} has the recipe {named.name} with the hash {named.hash}, and the "
+            f"runs of {plan.name} were trained with {trained.name}, {trained.hash}: name the sweep "
+            "file that was run, with its module as it was"
+        )
+    return plan.spec.model_copy(update={"recipe": sweep.recipe})
 
 
 def _short_of_text(spec: SweepSpec, flops: float, margin: float) -> str | None:
@@ -142,7 +159,9 @@ def _why(chosen: Proposal, ahead: Centre, plan: Plan) -> str:
         f"Forecast there: N_opt = {count(ahead.params)}, {count(ahead.low)} to "
         f"{count(ahead.high)} (90%, non-embedding); sizes from {count(min(n))} to {count(max(n))}.",
     ]
-    return "\n".join([*lines, *([f"Note: {chosen.reason}."] if chosen.reason else [])])
+    lines += [f"Note: {chosen.reason}."] if chosen.reason else []
+    lines += [f"Running it executes {phrase}." for phrase in code_of(plan.spec)]
+    return "\n".join(lines)
 
 
 def write(location: str | Path, text: str) -> None:

@@ -230,7 +230,8 @@ def measured_pace(sweep_file: str | Path, name: str, project: str | Path | None)
     where = project or directory_for(sweep_file, name)
     if not is_project(open_storage(where)):
         return Pace()
-    return Pace.from_rows(open_project(where).ledger.read(columns=PACE_COLUMNS).to_pylist())
+    rows = open_project(where).ledger.survey(columns=PACE_COLUMNS)
+    return Pace.from_rows(rows.table.to_pylist())
 
 
 def _writes(item: Placed, checkpoints: Checkpoints) -> bool:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from analysis.errors import InputError
 from analysis.losses import LOSSES
-from analysis.observations import SCHEMA_VERSION, Observations
+from analysis.observations import SCHEMA_VERSION, Observations, observation_ids
 from orchestrator.lease import hold
-from orchestrator.project import Project, create_project
+from orchestrator.planner import Plan
+from orchestrator.project import create_project
 from trainers.trial import KEY_LENGTH
 
 TRAINER = "external"
 """The trainer of runs that isoflop did not train."""
 MOST = 100_000
 """Runs added at once: a ledger is a file an observation."""
+IN_KEY = ("tokens", "params_given", "flops_given", "loss", "loss_stderr", "weight", "corpus_hash")
+"""Columns that make a run the one that it is."""
 LEAST_TOKENS = 1000
 """Below it D is in another unit; whole tokens name an observation."""
 
@@ -121,14 +127,18 @@ def _known(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def external_counts(project: Project) -> dict[str, int]:
-    """How many external observations a ledger holds, by name."""
-    planned = {p.id for plan in project.plans() for p in plan.planned}
-    table = project.ledger.read(project.ledger.ids() - planned, ("trainer", "corpus"))
-    found: dict[str, int] = {}
-    for trainer, corpus in zip(
-        table["trainer"].to_pylist(), table["corpus"].to_pylist(), strict=True
-    ):
-        if trainer == TRAINER:
-            found[corpus] = found.get(corpus, 0) + 1
-    return found
+def external_counts(rows: pa.Table, plans: Iterable[Plan]) -> dict[str, int]:
+    """How many external observations are among a ledger's rows, by name, that no plan asks for."""
+    planned = {p.id for plan in plans for p in plan.planned}
+    marks = zip(rows["trainer"].to_pylist(), rows["corpus"].to_pylist(), strict=True)
+    counted = Counter(
+        corpus
+        for name, (trainer, corpus) in zip(observation_ids(rows), marks, strict=True)
+        if trainer == TRAINER and name not in planned
+    )
+    return dict(counted)
+
+
+def key_of(row: Mapping[str, Any]) -> str:
+    """Return the key of an external row, made anew from what the row says."""
+    return _key({name: row[name] for name in IN_KEY})

@@ -17,15 +17,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
 from analysis.errors import InputError
-from orchestrator.records import parse_record, timestamp
+from orchestrator.records import Instant, Whole, parse_record, timestamp, unreadable
 from orchestrator.storage import Storage
 
 DIRECTORY = "leases"
@@ -39,7 +39,7 @@ STALE = 30.0
 class LeaseRecord:
     """What is on record of the driver that holds a project, or held it."""
 
-    generation: int = 0
+    generation: Whole = 0
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """A random word: whose record this is, should an answer of the storage be lost."""
     host: str
@@ -47,16 +47,16 @@ class LeaseRecord:
     """What this start of the machine is called; process ids begin anew with the next one."""
     namespace: str
     """Where its process id counts: containers of one machine have their own."""
-    pid: int
+    pid: Whole
     born: str
     """When the process started, as its machine counts: ids are used again."""
     purpose: str
     """What it does, for people."""
-    since: str
+    since: Instant
     """UTC, ISO format, by its own clock."""
-    beat: int = 0
+    beat: Whole = 0
     """Moves while it lives."""
-    beat_at: str = ""
+    beat_at: Literal[""] | Instant = ""
     """Time of the last beat: UTC, ISO format, by its own clock."""
     released: bool = False
     note: dict[str, Any] = field(default_factory=dict)
@@ -67,9 +67,6 @@ class LeaseRecord:
         """Who it is, for people."""
         since = self.since[:16].replace("T", " ")
         return f"process {self.pid} on {self.host}, {self.purpose} since {since} UTC"
-
-
-NEEDED = tuple(f.name for f in fields(LeaseRecord) if f.default is f.default_factory is MISSING)
 
 
 class Lease:
@@ -168,7 +165,13 @@ def hold(
 
 
 def current(storage: Storage) -> LeaseRecord | None:
-    """The latest lease of a project, unless it was released; its holder may be dead."""
+    """The latest lease of a project, unless it was released; its holder may be dead.
+
+    Raises
+    ------
+    InputError
+        If its record is damaged or of another version.
+    """
     found = latest(storage)
     return None if found is None or found.released else found
 
@@ -300,8 +303,10 @@ def _read(storage: Storage, generation: int) -> LeaseRecord | None:
     data = storage.read_many([name]).get(name)
     if data is None:
         return None
-    found = parse_record(storage.place(name), data, NEEDED)
-    return LeaseRecord(**{f.name: found[f.name] for f in fields(LeaseRecord) if f.name in found})
+    record = parse_record(LeaseRecord, storage.place(name), data)
+    if record.generation != generation:
+        raise unreadable(storage.place(name), f"it is the lease of generation {record.generation}")
+    return record
 
 
 def _name(generation: int) -> str:

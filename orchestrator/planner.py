@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from analysis.design import spread
 from analysis.errors import InputError
@@ -14,6 +18,7 @@ from analysis.observations import ObservationId
 from analysis.wording import plural
 from orchestrator.family import corpus_id, family, family_params, vocabulary
 from orchestrator.probes import probes
+from orchestrator.records import Instant, Whole, parse_record, reason_of, unreadable
 from orchestrator.spec import Budget, SweepSpec
 from orchestrator.spec_recipe import KEPT, Recorded
 from trainers.corpus import windows_per_pass
@@ -117,22 +122,109 @@ class Plan:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Plan:
         """Build a plan from what `to_dict` gave."""
-        trials = {trial.key: trial for trial in map(Trial.from_dict, data["trials"])}
-        return Plan(
-            name=data["name"],
-            spec=SweepSpec.model_validate(
-                data["spec"], strict=False, context={KEPT: data.get("recipe")}
-            ),
-            planned=tuple(
-                Planned(
-                    trial=trials[p["trial"]],
-                    tokens=p["tokens"],
-                    budget=p["budget"],
-                    role=p["role"],
-                )
-                for p in data["planned"]
-            ),
-        )
+        asked = [_AskedRecord(**planned) for planned in data["planned"]]
+        trials = [Trial.from_dict(trial) for trial in data["trials"]]
+        return _built(data["name"], data["spec"], data.get("recipe"), trials, asked)
+
+
+def _built(
+    name: str,
+    spec: dict[str, Any],
+    recipe: dict[str, Any] | None,
+    trials: Iterable[Trial],
+    asked: Iterable[_AskedRecord],
+) -> Plan:
+    by_key = {trial.key: trial for trial in trials}
+    return Plan(
+        name=name,
+        spec=SweepSpec.model_validate(spec, strict=False, context={KEPT: recipe}),
+        planned=tuple(
+            Planned(trial=by_key[a.trial], tokens=a.tokens, budget=a.budget, role=a.role)
+            for a in asked
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AskedRecord:
+    """An observation in a plan's record."""
+
+    trial: str
+    tokens: Whole
+    budget: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    role: Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlanRecord:
+    """A plan's record: the types of what a plan is built from."""
+
+    name: str
+    spec: dict[str, Any]
+    trials: list[dict[str, Any]]
+    planned: list[_AskedRecord]
+    recipe: dict[str, Any] | None = None
+    saved_at: Instant | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptPlan:
+    """A plan as a project keeps it."""
+
+    plan: Plan
+    saved_at: str
+    """When it was last changed: UTC, ISO format; empty where an early version did not say."""
+
+
+def parse_plan(name: str, place: str, data: bytes) -> KeptPlan:
+    """Return the plan called `name` from its record, which anybody may have written.
+
+    Nothing is imported: a recipe that isoflop does not have itself stays what is on record of it.
+
+    Raises
+    ------
+    InputError
+        If the record is damaged, of another version or of another plan, or says of a trial's key
+        what does not follow from its content.
+    """
+    record = parse_record(_PlanRecord, place, data)
+    if record.name != name:
+        raise unreadable(place, f"it is the plan {record.name}")
+    try:
+        trials = [Trial.from_dict(trial) for trial in record.trials]
+        _require_types(trials, record.trials)
+        plan = _built(name, record.spec, record.recipe, trials, record.planned)
+    except InputError as error:
+        raise unreadable(place, str(error)) from error
+    except ValidationError as error:
+        raise unreadable(place, reason_of(error)) from error
+    except KeyError as error:
+        raise unreadable(place, f"it lacks {error}") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise unreadable(place, f"{type(error).__name__}: {error}") from error
+    if not plan.planned:
+        raise unreadable(place, "it asks for nothing")
+    for asked in plan.planned:
+        if asked.tokens not in asked.trial.measured_at:
+            raise unreadable(place, f"trial {asked.trial.key} has no horizon {asked.tokens}")
+    return KeptPlan(plan=plan, saved_at=record.saved_at or "")
+
+
+def _require_types(trials: Sequence[Trial], records: Sequence[dict[str, Any]]) -> None:
+    """Refuse trials with values of other types than theirs.
+
+    They are compared with what their types make of them, and not replaced by it: of 1 and 1.0 keys
+    are not the same.
+    """
+    # As JSON, in which a list may be a tuple and a table a dataclass, also where types are strict.
+    for trial, typed in zip(trials, _trials().validate_json(json.dumps(records)), strict=True):
+        if trial != typed:
+            raise InputError(f"trial {trial.key} has a value of another type than it should have")
+
+
+@lru_cache
+def _trials() -> TypeAdapter[list[Trial]]:
+    return TypeAdapter(list[Trial])
 
 
 def _trial_summary(group: list[Planned]) -> dict[str, Any]:

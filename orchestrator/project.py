@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from analysis.errors import InputError
 from analysis.observations import ObservationId, observation_ids
@@ -17,10 +19,9 @@ from orchestrator import lease
 from orchestrator.attempts import BLAMED, BLAMELESS, Attempt, Attempts
 from orchestrator.changes import changes
 from orchestrator.ledger import Ledger
-from orchestrator.planner import Plan, Planned, Role
-from orchestrator.records import parse_record, timestamp
+from orchestrator.planner import KeptPlan, Plan, Planned, Role, parse_plan
+from orchestrator.records import LeftOut, timestamp
 from orchestrator.spec import to_toml
-from orchestrator.spec_recipe import modules_of
 from orchestrator.storage import Storage, is_uri, open_storage, prove
 
 PROJECTS = Path("projects")
@@ -61,6 +62,8 @@ class Activity:
     """Who drives it, if anybody alive does."""
     attempts: tuple[Attempt, ...]
     """Those that run and those that gave no row, oldest first."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Records of attempts and of the driver that could not be used."""
 
     @property
     def running(self) -> list[Attempt]:
@@ -136,16 +139,29 @@ class Project:
     def proposal_text(self) -> str | None:
         """What its proposal says, if there is one."""
         found = self.storage.read_many([PROPOSAL]).get(PROPOSAL)
-        return None if found is None else found.decode()
+        return None if found is None else found.decode(errors="replace")
 
     def plans(self) -> list[Plan]:
-        """Its plans, the one that was changed last at the end."""
-        names = [n for n in self.storage.names(_PLANS) if n.endswith(".json")]
-        read = self.storage.read_many(f"{_PLANS}/{name}" for name in names)
-        records = [parse_record(self.storage.place(n), data, ("name",)) for n, data in read.items()]
-        records.sort(key=lambda record: str(record.get("saved_at", "")))
-        with modules_of(Path.cwd()):  # of recipes of a person's own
-            return [Plan.from_dict(record) for record in records]
+        """Its plans that can be read, the one that was changed last at the end."""
+        return self.survey_plans()[0]
+
+    def survey_plans(self) -> tuple[list[Plan], list[LeftOut]]:
+        """Return its plans, the one that was changed last at the end, and those left out.
+
+        Nothing is imported for it: see `parse_plan`.
+        """
+        names = {
+            f"{_PLANS}/{name}": name.removesuffix(".json")
+            for name in self.storage.names(_PLANS)
+            if name.endswith(".json")
+        }
+        kept, left_out = [], []
+        for file, data in self.storage.read_many(names).items():
+            try:
+                kept.append(parse_plan(names[file], self.storage.place(file), data))
+            except InputError as error:
+                left_out.append(LeftOut(file=file, reason=str(error)))
+        return [item.plan for item in sorted(kept, key=lambda item: item.saved_at)], left_out
 
     def save_plan(self, plan: Plan, *, extend: bool = False, told: str | None = None) -> None:
         """Keep a plan: a new one, or one that asks for the same as the one of its name.
@@ -165,15 +181,15 @@ class Project:
             If there is one of its name that was begun and asks for something else. It says what
             differs.
         """
-        old, plain = self._plan_record(plan.name), _plain(plan)
-        if old is not None:
-            before = Plan.from_dict(old)
+        kept = self._kept(plan.name)
+        if kept is not None:
+            before = kept.plan
             found = changes(before, plan)
             if (found.gone or (found.new and not extend)) and self._begun(before):
                 raise InputError(_refusal(self, plan, found.sentence, only_new=not found.gone))
-            if {**old, "saved_at": None} == {**plain, "saved_at": None}:
+            if _plain(before) == _plain(plan):
                 return
-        record = {**plain, "saved_at": timestamp()}
+        record = {**_plain(plan), "saved_at": timestamp()}
         name = f"{_PLANS}/{plan.name}"
         self.storage.replace(f"{name}.json", json.dumps(record, indent=1).encode())
         comment = told or f"The sweep {plan.name}, as it was run in this project."
@@ -190,39 +206,39 @@ class Project:
             a.trial in keys and a.kind not in BLAMED for a in self.attempts.all()
         )
 
-    def _plan_record(self, plan: str) -> dict[str, Any] | None:
+    def _kept(self, plan: str) -> KeptPlan | None:
         name = f"{_PLANS}/{plan}.json"
         data = self.storage.read_many([name]).get(name)
-        return None if data is None else parse_record(self.storage.place(name), data, ("name",))
-
-    def budgets(self) -> dict[ObservationId, float]:
-        """Nominal FLOP budget of every planned observation: that of the first plan to ask."""
-        plans = reversed(self.plans())
-        return {p.id: p.budget for plan in plans for p in plan.planned}
-
-    def roles(self) -> dict[ObservationId, frozenset[Role]]:
-        """In which roles plans ask for every planned observation."""
-        found: dict[ObservationId, frozenset[Role]] = {}
-        for p in (p for plan in self.plans() for p in plan.planned):
-            found[p.id] = found.get(p.id, frozenset()) | {p.role}
-        return found
+        return None if data is None else parse_plan(plan, self.storage.place(name), data)
 
     def activity(self) -> Activity:
         """Who works in it now, as far as storage tells."""
-        attempts = tuple(self.attempts.all())
-        holder = lease.current(self.storage)
+        attempts, left_out = self.attempts.survey()
+        try:
+            holder = lease.current(self.storage)
+        except InputError as error:
+            holder = None
+            left_out.append(LeftOut(file=lease.DIRECTORY, reason=str(error)))
         alive = holder is not None and lease.is_alive(holder)
-        return Activity(attempts=attempts, driver=holder if alive else None)
+        return Activity(
+            attempts=tuple(attempts),
+            driver=holder if alive else None,
+            left_out=tuple(left_out),
+        )
 
-    def outcomes(self, plan: Plan, activity: Activity | None = None) -> dict[ObservationId, str]:
-        """State of every observation of a plan, by the `activity` now.
+    def outcomes(
+        self, plan: Plan, activity: Activity | None = None, rows: pa.Table | None = None
+    ) -> dict[ObservationId, str]:
+        """State of every observation of a plan, by the `activity` now and the ledger's `rows`.
 
         `complete` or `diverged` where it is in the ledger, else `running`; `failed` if its last
         attempt ended by itself or in the loss of its worker, and `waiting` if there was none, or
         one that ended with its driver.
         """
-        table = self.ledger.read({p.id for p in plan.planned}, ("trial", "tokens", "status"))
-        state = dict(zip(observation_ids(table), table["status"].to_pylist(), strict=True))
+        if rows is None:
+            columns = ("trial", "tokens", "status")
+            rows = self.ledger.survey({p.id for p in plan.planned}, columns).table
+        state = dict(zip(observation_ids(rows), rows["status"].to_pylist(), strict=True))
         activity = activity or self.activity()
         running = {a.trial for a in activity.running}
         tried = {}
@@ -232,6 +248,19 @@ class Project:
             elif not last.open and last.kind not in BLAMELESS:
                 tried[key] = "failed"
         return {p.id: state.get(p.id) or tried.get(p.id[0], "waiting") for p in plan.planned}
+
+
+def budgets(plans: Sequence[Plan]) -> dict[ObservationId, float]:
+    """Nominal FLOP budget of every planned observation: that of the first plan to ask."""
+    return {p.id: p.budget for plan in reversed(plans) for p in plan.planned}
+
+
+def roles(plans: Iterable[Plan]) -> dict[ObservationId, frozenset[Role]]:
+    """In which roles plans ask for every planned observation."""
+    asked: dict[ObservationId, frozenset[Role]] = {}
+    for p in (p for plan in plans for p in plan.planned):
+        asked[p.id] = asked.get(p.id, frozenset()) | {p.role}
+    return asked
 
 
 def _last(attempts: Iterable[Attempt]) -> dict[str, Attempt]:

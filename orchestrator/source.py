@@ -26,6 +26,7 @@ from analysis.foreign import Foreign, foreign
 from analysis.observations import (
     KIND_COLUMNS,
     FlopsConvention,
+    ObservationId,
     Observations,
     ParamsConvention,
     as_schema,
@@ -42,9 +43,10 @@ from analysis.uncertainty import IntervalKind
 from orchestrator.exclusion import read_exclusions, rule_out
 from orchestrator.family import family_cost
 from orchestrator.planner import Plan
-from orchestrator.project import Project, open_project
+from orchestrator.project import Project, budgets, open_project, roles
 from orchestrator.reading import Convention, Conventions, Reading, read_file
 from orchestrator.roles import of_roles
+from trainers.shape import DIMENSIONS
 
 MLFLOW = "mlflow:"
 """How a source begins that is an MLflow experiment's name."""
@@ -111,6 +113,8 @@ class Evidence:
     """None where the rows are a file's or an experiment's."""
     plan: Plan | None = None
     """The latest plan with rows of that kind, if any: it tells the family of models."""
+    budgets: Mapping[ObservationId, float] = field(default_factory=dict)
+    """Nominal FLOP budgets of what the project's plans ask for."""
 
     @property
     def conventions(self) -> Conventions:
@@ -127,12 +131,11 @@ class Evidence:
         """Its observations, under a convention; millions are made fewer as the method allows."""
         params, flops = self.conventions.choose(convention)
         loss = self.reading.loss or "loss"
-        budgets = self.project.budgets() if self.project else {}
-        obs = observations(self.table, budgets, params=params, flops=flops, loss=loss)
+        obs = observations(self.table, self.budgets, params=params, flops=flops, loss=loss)
         usual = obs
         if flops != self.conventions.flops[0]:
             first = self.conventions.flops[0]
-            usual = observations(self.table, budgets, params=params, flops=first, loss=loss)
+            usual = observations(self.table, self.budgets, params=params, flops=first, loss=loss)
         diverged = pc.sum(pc.equal(self.table["status"], "diverged")).as_py() or 0
         lacking = self.table.num_rows - diverged - len(obs)
         excluded = {**self.excluded, "diverged": diverged, f"without N, C or {loss}": lacking}
@@ -360,11 +363,15 @@ def evidence(
     """
     reading = reading or Reading()
     reading.require_own(project.uri)
-    every = project.ledger.read()
+    rows, (plans, odd_plans) = project.ledger.survey(), project.survey_plans()
+    every = rows.table
     if every.num_rows == 0:
-        raise InputError(f"the ledger of {project.uri} is empty: run its sweep first")
+        reasons = "".join(f"; {odd}" for odd in rows.left_out[:1])
+        raise InputError(f"the ledger of {project.uri} is empty: run its sweep first{reasons}")
+    every, misshapen = _of_their_shapes(every, plans)
     allowed, excluded, notes = rule_out(every, read_exclusions(project.storage))
-    table, other_roles = of_roles(allowed, project.roles(), reading.roles)
+    excluded |= misshapen
+    table, other_roles = of_roles(allowed, roles(plans), reading.roles)
     chosen = where(table, reading.where)
     if kind_of is not None:
         own = pc.is_in(every["trial"], pa.array([trial.key for trial in kind_of.trials]))
@@ -374,7 +381,7 @@ def evidence(
     _require_rows(chosen, total=every.num_rows, excluded=excluded | other_roles)
     require_one_kind(chosen)
     excluded |= other_roles | _left("of another kind" if kind_of else "not selected", table, chosen)
-    plan = kind_of or _latest_plan(project, set(chosen["trial"].to_pylist()))
+    plan = kind_of or _latest_plan(plans, set(chosen["trial"].to_pylist()))
     if plan is not None:
         family = chosen.filter(_of_family(chosen, plan))
         foreign_shapes = _left("of another family of shapes", chosen, family)
@@ -385,28 +392,52 @@ def evidence(
                 "with --where depth=... or heads=..."
             )
         chosen, excluded = family, excluded | foreign_shapes
+    odd = (*rows.left_out, *odd_plans)
+    if rows.left_out:
+        excluded |= {"not the row that their file's name says": len(rows.left_out)}
     found = Evidence(
         name=plan.name if plan else project.name,
         table=chosen,
         excluded=excluded,
-        notes=tuple(notes),
+        notes=(*notes, *map(str, odd)),
         reading=reading,
         project=project,
         plan=plan,
+        budgets=budgets(plans),
     )
     return _probed(found, allowed)
+
+
+def _of_their_shapes(table: pa.Table, plans: Sequence[Plan]) -> tuple[pa.Table, dict[str, int]]:
+    """Rows without those that say another shape than the trial of their key has."""
+    shapes = {
+        trial.key: tuple(getattr(trial.shape, name) for name in DIMENSIONS)
+        for plan in plans
+        for trial in plan.trials
+    }
+    rows = zip(*(table[name].to_pylist() for name in ("trial", *DIMENSIONS)), strict=True)
+    kept = table.filter(
+        pa.array([shapes.get(key, (*own,)) == (*own,) for key, *own in rows], pa.bool_())
+    )
+    return kept, _left("of another shape than their trials (isoflop verify)", table, kept)
 
 
 def _of_family(table: pa.Table, plan: Plan) -> pa.Array:
     """Which rows have the shape that the plan's family has at their width."""
     shapes = plan.spec.shapes
     rows = table.select(["width", "depth"]).to_pylist()
-    return pa.array([shapes.depth_at(row["width"]) == row["depth"] for row in rows], pa.bool_())
+    return pa.array(
+        [
+            row["width"] is not None and shapes.depth_at(row["width"]) == row["depth"]
+            for row in rows
+        ],
+        pa.bool_(),
+    )
 
 
-def _latest_plan(project: Project, trials: set[str]) -> Plan | None:
-    """The latest plan that asks for one of the trials; none does where all are external."""
-    for plan in reversed(project.plans()):
+def _latest_plan(plans: Sequence[Plan], trials: set[str]) -> Plan | None:
+    """The latest of the plans that asks for one of the trials; none does if all are external."""
+    for plan in reversed(plans):
         if any(trial.key in trials for trial in plan.trials):
             return plan
     return None

@@ -6,6 +6,7 @@ import difflib
 import glob
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
@@ -301,6 +302,23 @@ def _told(source: Any) -> dict[str, Any]:
         for f in fields(source)
         if f.name == "kind" or (given[f.name] != f.default and given[f.name] != {})
     }
+
+
+def code_of(spec: SweepSpec) -> tuple[str, ...]:
+    """Return which programs and modules of others a run of a sweep executes, a phrase each."""
+    phrases = []
+    if spec.command is not None:
+        directory = _printable(spec.command.directory)
+        phrases.append(f"the program {_printable(shlex.join(spec.command.run))} in {directory}")
+    if spec.recipe.is_own:
+        module = spec.recipe.name.partition(":")[0]
+        phrases.append(f"the module {_printable(module)}, which has its recipe")
+    return tuple(phrases)
+
+
+def _printable(text: str) -> str:
+    """Return a text of others on one line, without signs that a terminal or TOML acts on."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def recipe_toml(recipe: RecipeSpec) -> str:

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -38,24 +39,22 @@ def is_kept(info: ValidationInfo) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What a project remembers of a person's own recipe, for where its module is not."""
+    """What a project remembers of a person's own recipe, which reading it never imports."""
 
     name: str
     architecture: Architecture
-    min_steps: int
+    min_steps: Annotated[int, Field(ge=1)]
     schedule: str
 
     @staticmethod
     def of(name: str, record: Mapping[str, Any]) -> Recorded:
-        """From what `to_record` made."""
-        made = TypeAdapter(Architecture).validate_python(record["architecture"])
-        rest = {part: record[part] for part in ("min_steps", "schedule")}
-        return Recorded(name=name, architecture=made, **rest)
+        """Return what `to_record` made a record of; raise pydantic's error if it is none."""
+        return TypeAdapter(Recorded).validate_python({**record, "name": name})
 
     @staticmethod
     def to_record(recipe: RecipeSpec) -> dict[str, Any] | None:
         """JSON-ready; None for one that every isoflop has."""
-        if recipe.name in RECIPES:
+        if not recipe.is_own:
             return None
         rules = recipe.rules
         made = TypeAdapter(Architecture).dump_python(rules.architecture, mode="json")
@@ -63,11 +62,10 @@ class Recorded:
         return {"architecture": made, "min_steps": rules.min_steps, "schedule": schedule}
 
     def resolve(self, shape: Shape, tokens: float) -> Hyperparameters:
-        """Raise an `InputError` that says where its module is looked for."""
-        module = self.name.partition(":")[0]
+        """Raise an `InputError` that says how to have its rules."""
         raise InputError(
-            f"recipe {self.name!r} is not here: run this in the directory of {module}.py, or name "
-            "that in PYTHONPATH"
+            f"recipe {self.name!r} is somebody's own, and a project is read without running code: "
+            "name the sweep file that has it, with isoflop propose --sweep SWEEP.toml"
         )
 
     def caution(self, shape: Shape, tokens: float) -> str | None:
@@ -91,16 +89,27 @@ class RecipeSpec(BaseModel):
 
     @model_validator(mode="after")
     def _makes_sense(self, info: ValidationInfo) -> RecipeSpec:
+        if is_kept(info) and self.is_own:
+            record = (info.context or {}).get(KEPT)
+            if not record:
+                raise ValueError(
+                    f"is {self.name!r}, of which nothing is on record: run its sweep again, into "
+                    "another --project"
+                )
+            self.__dict__["rules"] = Recorded.of(self.name, record)
+            return self
         try:
             self.rules  # noqa: B018 - made now, so that its errors are the spec's
             if not is_kept(info):
                 require_effect(self.name, self.model_extra or {})
         except InputError as error:
-            record = (info.context or {}).get(KEPT)
-            if not record:
-                raise ValueError(f"is wrong: {error}") from error
-            self.__dict__["rules"] = Recorded.of(self.name, record)
+            raise ValueError(f"is wrong: {error}") from error
         return self
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a person's own code, and not one of isoflop's recipes."""
+        return self.name not in RECIPES
 
     @model_serializer
     def _as_written(self) -> Any:

@@ -10,14 +10,16 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from analysis.errors import InputError
 from analysis.rungs import COLUMNS, Rung, rungs, rungs_json, undertuned, verdict
 from orchestrator.attempts import Attempt
 from orchestrator.bad_gpus import held_gpus
-from orchestrator.exclusion import SELECTORS, read_exclusions, rule_out
+from orchestrator.exclusion import FILE, SELECTORS, read_exclusions, rule_out
 from orchestrator.external import external_counts
 from orchestrator.lease import LeaseRecord
 from orchestrator.planner import Plan, Planned
 from orchestrator.project import Activity, Project, counts
+from orchestrator.records import LeftOut, number_in
 from orchestrator.stopped import Stopped, read_stopped
 from orchestrator.tables import clock, plain_table
 
@@ -45,13 +47,15 @@ class Status:
     """Observations that were probed at other learning rates."""
     stopped: tuple[Stopped, ...] = ()
     """Plans whose last run did not start all of its trials, since the first all failed alike."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Files that could not be used."""
 
     def progress(self, attempt: Attempt) -> tuple[float | None, float | None]:
         """Share of a running trial's steps done, and its training loss, at the last beat."""
         driver = self.activity.driver
-        told = driver.note.get("running", {}) if driver else {}
-        found = told.get(attempt.trial, {})
-        return found.get("fraction"), found.get("loss")
+        running = driver.note.get("running") if driver else None
+        told = running.get(attempt.trial) if isinstance(running, Mapping) else None
+        return number_in(told, "fraction"), number_in(told, "loss")
 
     def to_json(self) -> dict[str, Any]:
         """The contract of `isoflop status --json`."""
@@ -62,6 +66,7 @@ class Status:
             "external": [{"name": k, "complete": n} for k, n in self.external.items()],
             "rungs": rungs_json(self.rungs),
             "not_started": [asdict(item) for item in self.stopped],
+            "left_out": [asdict(item) for item in self.left_out],
             "running": [self._running(attempt) for attempt in self.activity.running],
             "attempts_without_row": [
                 {k: v for k, v in asdict(a).items() if k not in ("traceback", "log", "id")}
@@ -77,27 +82,47 @@ class Status:
 
 def status(project: Project) -> Status:
     """Read what a project's storage says."""
-    plans, activity = project.plans(), project.activity()
+    (plans, odd_plans), activity = project.survey_plans(), project.activity()
+    columns = ("trial", "tokens", "status", "trainer", "corpus")
+    rows = project.ledger.survey(columns=columns)
+    stopped, odd_stopped = read_stopped(project.storage, [plan.name for plan in plans])
+    probed, odd_exclusions = _rungs(project, plans)
     return Status(
         project=project.uri,
-        plans={plan.name: counts(project.outcomes(plan, activity)) for plan in plans},
-        external=external_counts(project),
+        plans={plan.name: counts(project.outcomes(plan, activity, rows.table)) for plan in plans},
+        external=external_counts(rows.table, plans),
         activity=activity,
         planned={p.trial.key: p for plan in plans for p in plan.planned},
-        rungs=_rungs(project, plans),
-        stopped=read_stopped(project.storage, [plan.name for plan in plans]),
+        rungs=probed,
+        stopped=stopped,
+        left_out=(
+            *rows.left_out,
+            *odd_plans,
+            *activity.left_out,
+            *odd_stopped,
+            *odd_exclusions,
+        ),
     )
 
 
-def _rungs(project: Project, plans: Sequence[Plan]) -> tuple[Rung, ...]:
-    """What probes say of the plans' rates; the ledger is read where there are any."""
+def _rungs(project: Project, plans: Sequence[Plan]) -> tuple[tuple[Rung, ...], list[LeftOut]]:
+    """What probes say of the plans' rates, and exclusions that cannot be read.
+
+    The ledger is read where there are any probes.
+    """
+    left_out = []
+    try:
+        exclusions = read_exclusions(project.storage)
+    except InputError as error:
+        exclusions = ()
+        left_out.append(LeftOut(file=FILE, reason=str(error)))
     asked = [p for plan in plans for p in plan.planned]
     if not any(p.role == "probe" for p in asked):
-        return ()
+        return (), left_out
     columns = [*dict.fromkeys((*COLUMNS, *SELECTORS))]
-    every = project.ledger.read({p.id for p in asked}, columns)
-    table, *_ = rule_out(every, read_exclusions(project.storage))
-    return rungs(table, table)
+    every = project.ledger.survey({p.id for p in asked}, columns).table
+    table, *_ = rule_out(every, exclusions)
+    return rungs(table, table), left_out
 
 
 def show_status(console: Console, found: Status) -> None:
@@ -121,6 +146,10 @@ def show_status(console: Console, found: Status) -> None:
         )
         text = f"! {which}, since the first ones all failed alike ({item.reason}): {MEND}"
         console.print(Text(text, style="yellow"))
+    for odd in found.left_out[:SHOWN]:
+        console.print(Text(f"! {odd}", style="yellow"))
+    if len(found.left_out) > SHOWN:
+        console.print(f"… {SHOWN} of {len(found.left_out)} left out; --json has all", style="dim")
     console.print(_who(found.activity.driver), markup=False)
     for gpu in held_gpus(found.activity.driver.note if found.activity.driver else {}):
         console.print(Text(f"! {gpu}", style="yellow"))

@@ -9,7 +9,8 @@ import json
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 
-from orchestrator.records import parse_record, timestamp
+from analysis.errors import InputError
+from orchestrator.records import Instant, LeftOut, parse_record, timestamp, unreadable
 from orchestrator.storage import Storage
 
 _DIRECTORY, _SUFFIX = "plans", ".stopped"
@@ -25,7 +26,7 @@ class Stopped:
     """Why the first of them failed."""
     trials: tuple[str, ...]
     """Keys of those that were not started."""
-    at: str
+    at: Instant
     """UTC, ISO format."""
 
 
@@ -40,17 +41,21 @@ def forget_stopped(storage: Storage, plan: str) -> None:
     storage.remove(_name(plan))
 
 
-def read_stopped(storage: Storage, plans: Iterable[str]) -> tuple[Stopped, ...]:
-    """Return which of these sweeps were stopped by their last run."""
-    read = storage.read_many(_name(plan) for plan in plans)
-    records = [
-        parse_record(storage.place(name), data, ("plan", "reason", "trials", "at"))
-        for name, data in read.items()
-    ]
-    return tuple(
-        Stopped(plan=r["plan"], reason=r["reason"], trials=tuple(r["trials"]), at=r["at"])
-        for r in records
-    )
+def read_stopped(
+    storage: Storage, plans: Iterable[str]
+) -> tuple[tuple[Stopped, ...], list[LeftOut]]:
+    """Return which of these sweeps were stopped by their last run, and the records left out."""
+    names = {_name(plan): plan for plan in plans}
+    stopped, left_out = [], []
+    for name, data in storage.read_many(names).items():
+        try:
+            record = parse_record(Stopped, storage.place(name), data)
+            if record.plan != names[name]:
+                raise unreadable(storage.place(name), f"it is of the sweep {record.plan}")
+            stopped.append(record)
+        except InputError as error:
+            left_out.append(LeftOut(file=name, reason=str(error)))
+    return tuple(stopped), left_out
 
 
 def _name(plan: str) -> str:

@@ -7,13 +7,14 @@ directories and the way from what a person wrote to a storage.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TypeVar
@@ -101,6 +102,18 @@ class Storage(ABC):
     @abstractmethod
     def names(self, directory: str, prefix: str = "") -> list[str]:
         """The files that lie directly in `directory` and begin with `prefix`, sorted, bare."""
+
+    @abstractmethod
+    def marks(self, directory: str, names: Collection[str]) -> dict[str, str]:
+        """Return a short text for each of these files of a directory, by its bare name.
+
+        Files of other content have other marks; a file that is not there has none. Marks of
+        different storages do not compare.
+        """
+
+    @abstractmethod
+    def beginning(self, name: str, size: int) -> bytes:
+        """Return the first `size` bytes of a file, or all where it is shorter."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -191,6 +204,19 @@ class LocalStorage(Storage):
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(n for n in found if n.startswith(prefix) and not n.startswith("."))
+
+    def marks(self, directory: str, names: Collection[str]) -> dict[str, str]:
+        """See `Storage`: hashes."""
+        read = self.read_many(f"{directory}/{name}" for name in names)
+        return {
+            name.rpartition("/")[2]: f"sha256:{hashlib.sha256(data).hexdigest()}"
+            for name, data in read.items()
+        }
+
+    def beginning(self, name: str, size: int) -> bytes:
+        """See `Storage`."""
+        with _refusing(self.uri), (self._directory / name).open("rb") as file:
+            return file.read(size)
 
     def make(self) -> None:
         """See `Storage`."""

@@ -127,7 +127,9 @@ def differences(project: Project, tracker: Tracker) -> list[str]:
         runs.setdefault(name_of(run), []).append(run)
     asked = {plan.name: {p.id: p for p in plan.planned} for plan in project.plans()}
     said = []
-    for row in project.ledger.read(project.ledger.ids() & tracker.planned.keys()).to_pylist():
+    rows = project.ledger.survey(project.ledger.ids() & tracker.planned.keys())
+    said += [f"the ledger: {odd}" for odd in rows.left_out]
+    for row in rows.table.to_pylist():
         name = row["trial"], row["tokens"]
         found = runs.get(name, [])
         if len(found) == 1:

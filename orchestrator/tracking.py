@@ -21,6 +21,7 @@ from typing import Any
 from analysis.errors import InputError, first_line
 from analysis.observations import ObservationId
 from orchestrator import evaluations
+from orchestrator.ledger import row_of
 from orchestrator.masking import masked
 from orchestrator.planner import Plan, Planned
 from orchestrator.project import Project
@@ -172,8 +173,11 @@ class Tracker:
         wanted = [n for n in dict.fromkeys(names) if n in self.planned and n not in self._runs]
         with ThreadPoolExecutor(1 if self._store.uri.startswith("sqlite") else WRITERS) as pool:
             for i in range(0, len(wanted), ROWS_AT_ONCE):
-                rows = self._project.ledger.read(set(wanted[i : i + ROWS_AT_ONCE])).to_pylist()
-                for name, run in pool.map(self._write, rows):
+                read = self._project.ledger.survey(set(wanted[i : i + ROWS_AT_ONCE]))
+                for odd in read.left_out:
+                    if (name := row_of(odd.file)) is not None:
+                        self.refused[name] = odd.reason
+                for name, run in pool.map(self._write, read.table.to_pylist()):
                     if run is not None:
                         self._runs[name] = run
                         yield name

@@ -196,16 +196,24 @@ def _own(name: str) -> Recipe:
             "'module:Class'"
         )
     try:
-        found = getattr(import_module(module), attribute)()
-    except (ImportError, AttributeError, TypeError) as error:
+        kind = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, TypeError, ValueError, SyntaxError) as error:
+        raise InputError(f"recipe {name!r} cannot be made: {error}") from error
+    # Nothing else is called: it may be any function of any module.
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise InputError(f"recipe {name!r} lacks being a dataclass: see trainers.recipe.Recipe")
+    try:
+        recipe = kind()
+    except TypeError as error:
         raise InputError(f"recipe {name!r} cannot be made: {error}") from error
     missing = [
-        part for part in ("architecture", "min_steps", "resolve") if not hasattr(found, part)
+        part for part in ("architecture", "min_steps", "resolve") if not hasattr(recipe, part)
     ]
-    if missing or not dataclasses.is_dataclass(found):
-        lack = " and ".join(missing) or "being a dataclass"
-        raise InputError(f"recipe {name!r} lacks {lack}: see trainers.recipe.Recipe")
-    return found  # type: ignore[return-value] # as far as can be seen from outside
+    if missing:
+        raise InputError(
+            f"recipe {name!r} lacks {' and '.join(missing)}: see trainers.recipe.Recipe"
+        )
+    return recipe  # type: ignore[return-value] # as far as can be seen from outside
 
 
 def identity(name: str, recipe: Recipe) -> RecipeId:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis.errors import InputError
 from orchestrator.attempts import Attempt, Attempts
 from orchestrator.checkpoints import StoredWorkspace
 from orchestrator.planner import make_plan
@@ -184,13 +183,44 @@ def test_a_lost_answer_leaves_no_attempt_without_an_owner(storage: Storage, tria
 
 
 @pytest.mark.parametrize("text", ['{"trial": ', "[1]", '{"trial": "abc", "failed_at": "2026"}'])
-def test_a_damaged_or_foreign_record_is_named(tmp_path: Path, trial: Trial, text: str) -> None:
+def test_a_damaged_or_foreign_record_is_left_out_and_named(
+    tmp_path: Path, trial: Trial, text: str
+) -> None:
     attempts = Attempts(open_storage(tmp_path))
-    _begin(attempts, trial)
+    attempt = _begin(attempts, trial)
     (tmp_path / "attempts" / "abc-1.json").write_text(text)
-    with pytest.raises(InputError, match=r"attempts/abc-1\.json is"):
-        attempts.all()
-    assert len(attempts.of(trial.key)) == 1
+    readable, (odd,) = attempts.survey()
+    assert readable == attempts.all() == [attempt]
+    assert odd.file == "attempts/abc-1.json"
+    assert f"{tmp_path}/attempts/abc-1.json is no record" in odd.reason
+
+
+@pytest.mark.parametrize("text", ["{}", "[", '{"trial": 1}'])
+def test_a_trial_is_begun_and_ended_beside_a_damaged_record_of_it(
+    storage: Storage, trial: Trial, text: str
+) -> None:
+    storage.create(f"attempts/{trial.key}-1.json", text.encode())
+    attempts = Attempts(storage)
+    attempt = _begin(attempts, trial)
+    assert attempt.number == 2
+    attempts.fail(attempt, kind="raised", error="x")
+    assert [a.kind for a in attempts.of(trial.key)] == ["raised"]
+
+
+def test_a_record_that_names_another_file_is_nobodys(tmp_path: Path, trial: Trial) -> None:
+    """Else a driver would remove or write whatever file outside of attempts/ the record names."""
+    storage = open_storage(tmp_path / "p")
+    storage.make()
+    attempts = Attempts(storage)
+    attempt = _begin(attempts, trial)
+    victim = tmp_path / "theirs-1.json"
+    victim.write_text("precious")
+    record = json.loads(storage.read(f"attempts/{trial.key}-1.json"))
+    record |= {"trial": "../../theirs", "tokens": 7}
+    storage.create("attempts/theirs-1.json", json.dumps(record).encode())
+    attempts.settle({("../../theirs", 7)}, driver=1, interrupted=False)
+    assert victim.read_text() == "precious"
+    assert [a.id for a in attempts.all()] == [attempt.id]
 
 
 def test_a_later_version_may_say_more(storage: Storage, trial: Trial) -> None:

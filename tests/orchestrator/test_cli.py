@@ -31,6 +31,7 @@ VERBS = (
     "status",
     "tune",
     "sync",
+    "verify",
     "fit",
     "forecast",
     "diagnose",

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.errors import InputError
-from analysis.observations import SCHEMA
+from analysis.observations import SCHEMA, observation_ids
 from orchestrator.compaction import DIRECTORY as COMPACTED
-from orchestrator.compaction import copies, write_copy
-from orchestrator.ledger import FEW, Ledger
+from orchestrator.compaction import CopyWarning, copies, write_copy
+from orchestrator.ledger import FEW, Ledger, file_name, read_row
 from orchestrator.planner import Plan, make_plan
 from orchestrator.spec import parse_spec
 from orchestrator.storage import Storage, open_storage
@@ -155,7 +155,8 @@ def test_a_foreign_schema_is_named(storage: Storage) -> None:
 def test_a_foreign_file_name_is_named(storage: Storage) -> None:
     storage.create("ledger/notes.parquet", _parquet(pa.table({"loss": [1.0]})))
     with pytest.raises(InputError, match="no file of a ledger"):
-        Ledger(storage).ids()
+        Ledger(storage).read()
+    assert Ledger(storage).ids() == set()
 
 
 @pytest.fixture
@@ -178,16 +179,126 @@ def test_a_compacted_ledger_reads_as_it_did(compacted: Ledger) -> None:
 
 
 def test_a_copy_spares_reading_what_it_has(compacted: Ledger, monkeypatch) -> None:
-    read, asked = compacted.storage.read_many, []
+    read = []
 
-    def listening(names):
-        names = list(names)
-        asked.extend(names)
-        return read(names)
+    def listening(place, data, name, columns=None):
+        read.append(place)
+        return read_row(place, data, name, columns)
 
-    monkeypatch.setattr(compacted.storage, "read_many", listening)
+    monkeypatch.setattr("orchestrator.ledger.read_row", listening)
     assert _seeds(compacted.read()) == list(range(15))
-    assert len([name for name in asked if name.startswith("ledger/")]) == 3
+    assert len(read) == 3
+
+
+def test_in_a_bucket_a_copy_spares_fetching_what_it_has(
+    request: pytest.FixtureRequest, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.ledger.FEW", 2)
+    ledger = Ledger(open_storage(f"{request.getfixturevalue('bucket')}/p"))
+    _fill(ledger, plan, range(4))
+    ledger.compact()
+    fetched, read = [], ledger.storage.read_many
+    monkeypatch.setattr(
+        ledger.storage, "read_many", lambda names: fetched.extend(names := [*names]) or read(names)
+    )
+    assert _seeds(ledger.read()) == list(range(4))
+    assert [name.partition("/")[0] for name in fetched] == ["compacted"]
+
+
+# What somebody can do who may write to a project.
+
+
+def _forged(table: pa.Table, loss: float) -> pa.Table:
+    at = table.column_names.index("loss")
+    return table.set_column(at, table.field(at), pa.array([loss] * table.num_rows, pa.float64()))
+
+
+def _read_file(ledger: Ledger, name: tuple[str, int]) -> pa.Table:
+    return pq.read_table(io.BytesIO(ledger.storage.read(file_name(name))))
+
+
+def test_a_file_that_claims_another_rows_name_wins_nothing(storage: Storage, plan: Plan) -> None:
+    ledger = Ledger(storage)
+    _fill(ledger, plan, range(3))
+    before = ledger.read().to_pylist()
+    victim, *_ = sorted(ledger.ids())
+    forged = _forged(_read_file(ledger, victim), 0.01)
+    storage.create("ledger/zzzzzzzzzzzzzzzz-1.parquet", _parquet(forged))
+    storage.create("ledger/0000000000000000-1.parquet", _parquet(forged))
+    rows = ledger.survey()
+    assert rows.table.to_pylist() == before
+    assert [odd.file for odd in rows.left_out] == [
+        "ledger/0000000000000000-1.parquet",
+        "ledger/zzzzzzzzzzzzzzzz-1.parquet",
+    ]
+    assert f"has the row of {victim[0]} at {victim[1]} tokens" in rows.left_out[0].reason
+    with pytest.raises(InputError, match="not the one row that its name says"):
+        ledger.read()
+    with pytest.raises(InputError, match="not the one row that its name says"):
+        ledger.find(("zzzzzzzzzzzzzzzz", 1))
+
+
+def test_a_file_with_several_rows_is_none(storage: Storage, plan: Plan) -> None:
+    ledger = Ledger(storage)
+    _fill(ledger, plan, range(3))
+    one, *others = sorted(ledger.ids())
+    several = pa.concat_tables([_read_file(ledger, name) for name in (one, *others)])
+    storage.replace(file_name(one), _parquet(several))
+    rows = ledger.survey()
+    assert [row["trial"] for row in rows.table.to_pylist()] == [key for key, _ in others]
+    assert "has 3 rows" in rows.left_out[0].reason
+    storage.replace(file_name(one), _parquet(several.slice(0, 0)))
+    assert "has 0 rows" in ledger.survey().left_out[0].reason
+
+
+@pytest.mark.parametrize(
+    "name", ["a-1_000", "a- 12", "a-012", "a--12", "a-\u0661", f"a-{'9' * 40}", "-12", "a-"]
+)
+def test_a_name_that_no_row_would_be_given_is_none(tmp_path: Path, name: str) -> None:
+    storage = open_storage(tmp_path)
+    storage.create(f"ledger/{name}.parquet", b"")
+    ledger = Ledger(storage)
+    assert ledger.ids() == ({("a-", 12)} if name == "a--12" else set())
+    (odd,) = ledger.survey().left_out
+    assert odd.file == f"ledger/{name}.parquet"
+
+
+@pytest.mark.filterwarnings("ignore::orchestrator.compaction.CopyWarning")
+@pytest.mark.parametrize("marks", ["none", "made up", "of another row"])
+def test_a_planted_copy_overrides_no_row(compacted: Ledger, marks: str) -> None:
+    storage, before = compacted.storage, compacted.read()
+    forged = _forged(before, 0.01)
+    if marks != "none":
+        true = compacted._marks(observation_ids(before))
+        values = ["sha256:00"] * 15 if marks == "made up" else [*[*true.values()][1:], "x"]
+        forged = forged.append_column("file_mark", pa.array(values, pa.string()))
+    for name in ("0.parquet", "zzz.parquet"):
+        storage.replace(f"{COMPACTED}/{name}", _parquet(forged))
+    assert compacted.read().to_pylist() == before.to_pylist()
+
+
+def test_a_row_that_was_replaced_is_read_from_its_own_file_and_said(compacted: Ledger) -> None:
+    name = next(name for name in compacted.ids() if compacted.find(name)["seed"] == 7)
+    changed = _forged(_read_file(compacted, name), 1.5)
+    compacted.storage.replace(file_name(name), _parquet(changed))
+    with pytest.warns(CopyWarning, match="has copies of 1 rows whose own files"):
+        rows = compacted.read().to_pylist()
+    assert [row["loss"] for row in rows if row["seed"] == 7] == [1.5]
+
+
+def test_a_copy_of_an_earlier_version_is_passed_over_with_a_word(compacted: Ledger) -> None:
+    """It has no marks. The next run replaces it."""
+    (name,) = copies(compacted.storage)
+    rows = pq.read_table(io.BytesIO(compacted.storage.read(f"{COMPACTED}/{name}")))
+    compacted.storage.replace(f"{COMPACTED}/{name}", _parquet(rows.drop_columns(["file_mark"])))
+    with pytest.warns(CopyWarning, match="as those of earlier versions"):
+        assert _seeds(compacted.read()) == list(range(15))
+    with pytest.warns(CopyWarning):
+        compacted.compact()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _seeds(compacted.read()) == list(range(15))
+    assert len(copies(compacted.storage)) == 1
 
 
 def test_compacting_leaves_the_rows_and_removes_older_copies(compacted: Ledger) -> None:
@@ -203,7 +314,8 @@ def test_compacting_leaves_the_rows_and_removes_older_copies(compacted: Ledger) 
 
 def test_rows_in_several_copies_are_read_once(compacted: Ledger) -> None:
     """As after a crash before the older copy was removed, or beside another compactor."""
-    write_copy(compacted.storage, compacted.read(), older=())
+    rows = compacted.read()
+    write_copy(compacted.storage, rows, compacted._marks(observation_ids(rows)), older=())
     assert len(copies(compacted.storage)) == 2
     assert _seeds(compacted.read()) == list(range(15))
     compacted.compact()

@@ -30,7 +30,7 @@ Run = Callable[..., tuple[int, str, str]]
 SPEC = {"name": "s", "trainer": "simulated", "budgets": [1e10], "sizes": 8}
 KEYS = {
     *("project", "driver", "plans", "external", "rungs", "not_started", "running"),
-    "attempts_without_row",
+    *("attempts_without_row", "left_out"),
 }
 
 

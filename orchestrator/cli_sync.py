@@ -62,7 +62,6 @@ def _show(done: Synced, store: Store) -> None:
     out, written = console(), plural(done.written, "run")
     out.print(
         f"{written} written to the experiment {done.experiment} at {store.shown}",
-        markup=False,
         highlight=False,
     )
     if done.evaluated:
@@ -75,4 +74,4 @@ def _show(done: Synced, store: Store) -> None:
         unknown = plural(len(done.unknown), "run")
         out.print(f"{unknown} of observations that the ledger lacks, left there")
     for what in done.differences:
-        out.print(f"differs: {what}", markup=False)
+        out.print(f"differs: {what}")

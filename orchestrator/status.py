@@ -120,7 +120,7 @@ def show_status(console: Console, found: Status) -> None:
         )
         text = f"! {which}, since the first ones all failed alike ({item.reason}): {MEND}"
         console.print(Text(text, style="yellow"))
-    console.print(_who(found.activity.driver), markup=False)
+    console.print(_who(found.activity.driver))
     if found.activity.running:
         console.print(_runs(found))
     if found.activity.over:
@@ -167,7 +167,7 @@ def _show_attempts(console: Console, found: Status) -> None:
     console.print(table)
     if len(over) > SHOWN:
         console.print(f"… the latest {SHOWN} of {len(over)}; --json has all", style="dim")
-    console.print(f"tracebacks and logs: {found.project}/attempts/", style="dim", markup=False)
+    console.print(f"tracebacks and logs: {found.project}/attempts/", style="dim")
 
 
 def _who(driver: LeaseRecord | None) -> str:

@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from analysis.errors import InputError
 from orchestrator.project import Project
@@ -56,7 +57,8 @@ def serve(project: Project, port: int, console: Console) -> None:
                 _wait_until_healthy(process, port)
             if process.poll() is None:
                 address = f"http://{HOST}:{port}/#/experiments/{_experiment(project, port)}/runs"
-                console.print(f"MLflow for {project.name}: [bold]{address}[/]  (Ctrl-C ends)")
+                where = (f"MLflow for {project.name}: ", (address, "bold"), "  (Ctrl-C ends)")
+                console.print(Text.assemble(*where))
             code = process.wait()
             last = Path(log.name).read_text(errors="replace").strip().splitlines()[-1:]
         except KeyboardInterrupt:

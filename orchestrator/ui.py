@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.text import Text
 
 from analysis.errors import InputError
+from orchestrator.artifacts import artifacts_uri, keep_inside
 from orchestrator.project import Project
-from orchestrator.tracking import artifacts_uri, store_uri
+from orchestrator.tracking import store_uri
 
 HOST = "127.0.0.1"
 ENVIRONMENT = {
@@ -42,12 +43,14 @@ def serve(project: Project, port: int, console: Console) -> None:
             f"{project.uri} has no MLflow store of its own: run its sweep first, or look where its "
             "--tracking-uri says"
         )
+    if moved := keep_inside(project):
+        console.print(moved)
     _require_free(port)
     for number in (signal.SIGINT, signal.SIGTERM):  # either way the server must not outlive us
         signal.signal(number, signal.default_int_handler)
     command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     command += ["--backend-store-uri", store_uri(project), "--workers", "1"]
-    command += ["--default-artifact-root", artifacts_uri(project)]
+    command += ["--default-artifact-root", artifacts_uri(project.local)]
     with tempfile.NamedTemporaryFile(prefix="isoflop-ui-", suffix=".log") as log:
         process = subprocess.Popen(
             command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=subprocess.STDOUT

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from analysis.errors import InputError
+from analysis.writing import replacing
 
 UNIT_BYTES = 8 << 20
 """What a process reads at a time, about: much more than a task costs, much less than memory."""
@@ -307,7 +308,6 @@ def content_hashes(paths: Sequence[Path], cache: Path) -> list[str]:
     if time.time_ns() - max((changed for _, changed in stamps), default=0) > FRESH_NS:
         with suppress(OSError):  # it is computed again, then
             cache.mkdir(parents=True, exist_ok=True)
-            draft = known.with_suffix(f".{os.getpid()}")
-            draft.write_text(json.dumps(hashes))
-            draft.replace(known)
+            with replacing(known) as file:
+                file.write(json.dumps(hashes).encode())
     return hashes

@@ -219,7 +219,7 @@ class Tracker:
                 self.unattached[path] = masked(first_line(error, named=True))
 
     def _attach(self, run: str, path: str) -> None:
-        """Copy a file to a run's artifacts, in an own store without following links, unlike MLflow."""
+        """Copy a file to a run's artifacts; in an own store links are not followed."""
         if self._store.own:
             self._project.storage.upload(Path(path), artifact_name(run, Path(path)))
         else:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
-from analysis.errors import InputError, first_line
+from analysis.errors import InputError
 from analysis.text_files import decoded
 from orchestrator.spec_command import CommandSpec, Declared
 from orchestrator.spec_recipe import RecipeSpec, is_kept, modules_of
@@ -41,7 +41,7 @@ MOST_SIZES = 1000
 """Model sizes of a budget."""
 MOST_TRIALS = 100_000
 """Trials of a sweep: a ledger is a file a trial."""
-_DEEP_KEY = re.compile(r"""(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){64}""")
+_DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""")
 """A key of so many parts, for which Python's TOML reader takes time in their square."""
 RUNNING = ("limits", "checkpoints", "cluster")
 """Tables that say how a sweep runs."""
@@ -232,8 +232,10 @@ def spec_as_written(path: Path) -> SweepSpec:
         raise InputError(
             f"{path} has tables or lists nested more deeply than any sweep: is it a sweep file?"
         ) from None
-    except ValueError as error:  # also of an integer of thousands of digits
-        raise InputError(f"{path} is not valid TOML: {first_line(error)}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
+    except ValueError as error:  # Python reads no integer of more than 4,300 digits
+        raise InputError(f"{path} has a number of thousands of digits: write 1e18") from error
     return _checked(data, path)
 
 
@@ -242,8 +244,7 @@ def _bytes(storage: Storage, name: str, path: Path) -> bytes:
     size = (storage.local / name).stat().st_size if storage.local is not None else 0
     if size > MOST_SPEC_BYTES:
         raise InputError(
-            f"{path} has {size:,} bytes, more than the {MOST_SPEC_BYTES:,} of any sweep file: is it "
-            "one?"
+            f"{path} has {size:,} bytes, and a sweep file at most {MOST_SPEC_BYTES:,}: is it one?"
         )
     return storage.read(name)
 
@@ -276,7 +277,7 @@ def _checked(data: Mapping[str, Any], path: Path) -> SweepSpec:
             return SweepSpec.model_validate_json(json.dumps(data, default=str))
     except RecursionError:
         raise InputError(
-            f"{path.name} has tables or lists nested more deeply than any sweep: is it a sweep file?"
+            f"{path.name} has tables or lists nested more deeply than any sweep: is it one?"
         ) from None
     except ValidationError as error:
         raise InputError(f"{path.name}: {_sentence(error)}") from error
@@ -385,7 +386,10 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] in ("missing", "missing_argument"):
         return f"the key {where!r} is missing"
     if path[-1:] == ["tokenizer"] and first["type"] != "value_error":
-        return f'{where} is {_cut(repr(given))}, but it should be "bytes" or a table such as {{ train = 4096 }}'
+        return (
+            f'{where} is {_cut(repr(given))}, but it should be "bytes" or a table such as '
+            "{ train = 4096 }"
+        )
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return f"{where}.kind must be one of {first['ctx'].get('expected_tags', _KINDS)}"
     if first["type"] == "value_error":

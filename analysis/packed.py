@@ -84,14 +84,14 @@ class Packed:
 
     def _width(self, chunk: Any, rows: int) -> float:
         """Bytes of a row of a leaf column: the largest it can have where values repeat."""
-        size, values = float(chunk.total_uncompressed_size), max(1.0, chunk.num_values / rows)
-        value = max(8.0, size / max(1, chunk.num_values))
+        size, count = float(chunk.total_uncompressed_size), int(chunk.num_values)
+        value = max(8.0, size / max(1, count))
         if chunk.physical_type == "BYTE_ARRAY":
             if "DELTA_BYTE_ARRAY" in chunk.encodings:  # values share what is before them
                 value = max(value, size)
             elif chunk.has_dictionary_page:
                 value = max(value, float(self._dictionary_bytes(chunk)))
-        return value * values
+        return value * max(1.0, count / rows)
 
     def _dictionary_bytes(self, chunk: Any) -> int:
         """Return the size of a column's dictionary unpacked, which no value in it exceeds.

@@ -140,7 +140,7 @@ def _spans(path: Path, column: str) -> Iterator[Span]:
     kind, size = kind_of(path), path.stat().st_size
     if kind == "parquet":
         with _parquet(path, column).file as file:
-            _require_announced(path, file.metadata)
+            _require_announced(path, file.metadata, column)
             groups = file.metadata.num_row_groups
         for group in range(groups):
             yield Span(str(path), kind, group, group + 1, size // groups)
@@ -291,7 +291,7 @@ def _parquet(path: Path, column: str) -> Packed:
     return opened
 
 
-def _require_announced(path: Path, about: Any) -> None:
+def _require_announced(path: Path, about: Any, column: str) -> None:
     """Refuse a Parquet file whose footer announces more than such a file can hold of text."""
     size = path.stat().st_size
     if about.num_rows > max(MOST_EMPTY_ROWS, size):
@@ -304,15 +304,16 @@ def _require_announced(path: Path, about: Any) -> None:
     if sum(chunk.total_compressed_size for chunk in chunks) > size:
         raise UnfitError(f"cannot read {path} as Parquet: it has fewer bytes than its columns say")
     for chunk in chunks:
-        packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
-        require_unpacked(f"a column of {path}", packed, unpacked)
+        if chunk.path_in_schema == column:
+            packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
+            require_unpacked(f"a column of {path}", packed, unpacked)
 
 
 def _most_text(about: Any, groups: Sequence[int], column: str) -> int:
     """Return the bytes that texts of row groups may come to, by what they take in the file."""
     leaves = [i for i in range(about.num_columns) if about.schema.column(i).path == column]
     size = sum(about.row_group(g).column(i).total_compressed_size for g in groups for i in leaves)
-    return max(LEAST_UNPACKED * len(groups) // about.num_row_groups, EXPANSION * size)
+    return max(LEAST_UNPACKED * len(groups) // int(about.num_row_groups), EXPANSION * int(size))
 
 
 def _read_parquet(span: Span, column: str) -> Iterator[Document]:

@@ -19,7 +19,7 @@ MOST_JSON_BYTES = 256 << 20
 """Bytes of a JSON file that is one list, which is parsed as a whole, at some ten times its size."""
 LEAST_UNPACKED = 256 << 20
 """Bytes that any compressed file may unpack to, however small it is."""
-EXPANSION = 200
+EXPANSION = 100
 """Times its own size that a larger file may unpack to. Text packs 3 to 20 times, gzip at most 1032
 (RFC 1951: 258 bytes in 2 bits); Parquet's dictionaries and runs know no limit."""
 

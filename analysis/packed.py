@@ -32,25 +32,26 @@ class Packed:
         """Read columns, unless they come to more than `MOST_TABLE_BYTES`.
 
         What a footer announces is refused before anything is read. How often a text is repeated
-        is told by nothing but reading it, which is done a bounded number of rows at a time.
+        is told by nothing but reading it, which is first done a bounded number of rows at a time.
 
         Raises
         ------
         InputError
             If there is more, or more rows than a table may have.
         """
-        self._require_announced()
-        file, batches, total = self.file, [], 0
-        rows = self.rows_at_once(range(file.metadata.num_row_groups), columns, most=MOST_ROWS)
-        if rows >= file.metadata.num_rows:
-            return file.read(columns, use_threads=use_threads)
-        for batch in file.iter_batches(rows, columns=columns, use_threads=use_threads):
-            total += batch.nbytes
-            _require_table(self.name, total)
-            batches.append(batch)
-        return pa.Table.from_batches(batches)
+        values, size = self._announced()
+        if values * size <= MOST_TABLE_BYTES:  # as every row of a ledger
+            return self.file.read(columns, use_threads=use_threads)
+        groups, leaves = range(self.file.metadata.num_row_groups), self._leaves(columns)
+        if sum(self._most_bytes(group, leaves) for group in groups) > MOST_TABLE_BYTES:
+            rows, total = self.rows_at_once(groups, columns, most=MOST_ROWS), 0
+            for batch in self.file.iter_batches(rows, columns=columns, use_threads=use_threads):
+                total += batch.nbytes
+                _require_table(self.name, total)
+        return self.file.read(columns, use_threads=use_threads)
 
-    def _require_announced(self) -> None:
+    def _announced(self) -> tuple[int, int]:
+        """Number of values, and bytes in the file's encodings, unless they are too many."""
         about = self.file.metadata
         if about.num_rows > MOST_ROWS:
             raise InputError(
@@ -60,7 +61,9 @@ class Packed:
         groups = [about.row_group(i) for i in range(about.num_row_groups)]
         values = sum(g.column(i).num_values for g in groups for i in range(g.num_columns))
         _require_table(self.name, 8 * values)
-        _require_table(self.name, sum(group.total_byte_size for group in groups))
+        size = sum(group.total_byte_size for group in groups)
+        _require_table(self.name, size)
+        return int(values), int(size)
 
     def rows_at_once(
         self, groups: Iterable[int], columns: Sequence[str] | None, *, most: int
@@ -68,11 +71,15 @@ class Packed:
         """Return how many rows of those columns take about 64 MiB, at least 1, at most `most`."""
         leaves = self._leaves(columns)
         for group in groups:
-            part = self.file.metadata.row_group(group)
-            if part.num_rows:
-                width = sum(self._width(part.column(i), part.num_rows) for i in leaves)
-                most = min(most, int(_BATCH_BYTES / max(width, 1)))
+            rows = self.file.metadata.row_group(group).num_rows
+            width = self._most_bytes(group, leaves) / max(rows, 1)
+            most = min(most, int(_BATCH_BYTES / max(width, 1.0)))
         return max(1, most)
+
+    def _most_bytes(self, group: int, leaves: list[int]) -> float:
+        """Bytes that leaf columns of a row group may take, if their largest value is in each."""
+        part = self.file.metadata.row_group(group)
+        return sum(self._width(part.column(i), part.num_rows) * part.num_rows for i in leaves)
 
     def _leaves(self, columns: Sequence[str] | None) -> list[int]:
         """Numbers of the leaf columns in columns of those names; of all without names."""
@@ -91,7 +98,7 @@ class Packed:
                 value = max(value, size)
             elif chunk.has_dictionary_page:
                 value = max(value, float(self._dictionary_bytes(chunk)))
-        return value * max(1.0, count / rows)
+        return value * count / max(1, rows)
 
     def _dictionary_bytes(self, chunk: Any) -> int:
         """Return the size of a column's dictionary unpacked, which no value in it exceeds.

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from analysis.errors import InputError
 from analysis.fitting import Fit
 from analysis.laws import GENERALISED, HOFFMANN, loss
 from analysis.observations import FloatArray, Observations
@@ -22,6 +23,7 @@ from analysis.optimum import optimum
 from analysis.pair import RECENT_BUDGETS
 from analysis.study import Study
 from analysis.wording import CONVENTIONS, SUFFIXES
+from analysis.writing import replacing
 
 INK, GRID = "#1f2430", "#e4e6eb"
 FAR = 1e3
@@ -43,13 +45,26 @@ def draw(found: Study) -> dict[str, Figure]:
 
 
 def save(figures: dict[str, Figure], directory: Path) -> list[Path]:
-    """Write each figure as PNG and SVG; return the PNG paths."""
+    """Write each figure as PNG and SVG; return the PNG paths.
+
+    Raises
+    ------
+    InputError
+        If the directory is a symbolic link, which somebody may have planted.
+    """
+    if directory.is_symlink():
+        raise InputError(
+            f"{directory} is a symbolic link to {directory.resolve()}: remove it, so that figures "
+            "are written into a directory of their own"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
-        figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
+        with replacing(directory / f"{name}.svg") as file:
+            figure.savefig(file, format="svg", metadata={"Date": None})
         paths.append(directory / f"{name}.png")
-        figure.savefig(paths[-1], dpi=160)
+        with replacing(paths[-1]) as file:
+            figure.savefig(file, format="png", dpi=160)
     return paths
 
 

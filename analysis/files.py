@@ -17,12 +17,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.json
-import pyarrow.parquet as pq
 
 from analysis.arrow_types import MISSING, plain_types, require_distinct_names
+from analysis.bounds import (
+    MOST_COLUMNS,
+    MOST_JSON_BYTES,
+    MOST_TABLE_BYTES,
+    size_of,
+)
 from analysis.errors import InputError, first_line
 from analysis.numerals import EXAMPLES, decimal_mark, read_number
 from analysis.observations import LATER, SCHEMA, FloatArray, as_schema, has_schema
+from analysis.packed import open_packed, packed
 from analysis.text_files import COMMENT, BlockFile, blocks
 from analysis.wording import plural
 
@@ -31,6 +37,8 @@ SUFFIXES = (*_TEXT, *(f"{suffix}.gz" for suffix in _TEXT), ".parquet")
 """Suffixes of files that are read as tables."""
 _JSON_BLOCK_BYTES = 1 << 22  # a line must fit
 _HEAD_LINES = 100  # read to see where the columns' names are, and what parts the columns
+_EASY_NAMES, _EASY_DEPTH = 1000, 100  # of JSON, for Arrow's reader
+_NAME = re.compile(rb'"([^"\\]*)"[ \t]*:')
 _INFINITE = re.compile(r"(?i)[+-]?inf(?:inity)?")
 
 
@@ -77,16 +85,19 @@ def read_table(path: Path) -> pa.Table:
         raise InputError(f"{path} is not a readable {kind} file ({first_line(error)})") from error
     if table.num_rows == 0:
         raise InputError(f"{path} has no rows: there is nothing to fit")
+    if table.num_columns > MOST_COLUMNS:
+        raise InputError(_too_wide(path))
     table = table.rename_columns([name.strip() for name in table.column_names])
     return plain_types(table, SCHEMA if has_schema(table.column_names) else None)
 
 
 def _parquet(path: Path) -> pa.Table:
-    file = pq.ParquetFile(path)
-    if has_schema(file.schema_arrow.names):
-        return file.read()
-    # Lists, such as loss curves, are no numbers of a run and may be most of the file.
-    return file.read(columns=[name for field in file.schema_arrow for name in _leaves(field)])
+    opened = open_packed(path)
+    with opened.file as file:
+        if has_schema(file.schema_arrow.names):
+            return opened.read()
+        # Lists, such as loss curves, are no numbers of a run and may be most of the file.
+        return opened.read([name for field in file.schema_arrow for name in _leaves(field)])
 
 
 def _leaves(field: pa.Field, prefix: str = "") -> Iterator[str]:
@@ -197,12 +208,46 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def _too_wide(path: Path) -> str:
+    return (
+        f"{path} has more than {MOST_COLUMNS:,} columns, the most that a table may have: keep "
+        "those that are to be fitted"
+    )
+
+
+class _HardError(Exception):
+    """JSON that Arrow's reader does not bear."""
+
+
 def _json_lines(path: Path) -> pa.Table:
     options = pyarrow.json.ReadOptions(block_size=_JSON_BLOCK_BYTES)
     try:
-        return pyarrow.json.read_json(BlockFile(blocks(path)), read_options=options)
-    except pa.ArrowInvalid:  # values of several types, a long line, or no JSON
-        return _of_records(_records(path))
+        return pyarrow.json.read_json(BlockFile(_easy(blocks(path))), read_options=options)
+    except (pa.ArrowInvalid, _HardError):  # values of several types, a long line, or no JSON
+        return _of_records(_records(path), path)
+
+
+def _easy(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield blocks of JSON lines unless they are nested deeply or have many names.
+
+    Arrow's reader needs time in the square of the names, 7 s for 5,000 lines of one each, and ends
+    the process by a segmentation fault where brackets are nested 20,000 deep.
+    """
+    names: set[bytes] = set()
+    for block in parts:
+        names.update(_NAME.findall(block))
+        if len(names) > _EASY_NAMES or any(map(_is_deep, block.splitlines())):
+            raise _HardError
+        yield block
+
+
+def _is_deep(line: bytes) -> bool:
+    """Whether there are so many brackets in a line that it may be nested deeply."""
+    if line.count(b"[") + line.count(b"{") <= _EASY_DEPTH:
+        return False
+    signs = np.frombuffer(line, np.uint8)
+    opened = np.isin(signs, list(b"[{")).astype(np.int32)
+    return bool(np.max(np.cumsum(opened - np.isin(signs, list(b"]}")))) > _EASY_DEPTH)
 
 
 def _records(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -217,13 +262,18 @@ def _records(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _json(path: Path) -> pa.Table:
     """A list of objects, an object of lists, or an object a line under another name."""
-    whole = b"".join(blocks(path))
+    whole = b"".join(blocks(path, lines=False))
     first, _, more = whole.strip().partition(b"\n")
     if first.startswith(b"{") and first.endswith(b"}") and more:
         return _json_lines(path)
+    if len(whole) > MOST_JSON_BYTES:
+        raise InputError(
+            f"{path} is {size_of(len(whole))} of JSON in one list, and at most "
+            f"{size_of(MOST_JSON_BYTES)} are read as a whole: write an object a line, as .jsonl"
+        )
     content = _parsed_json(whole, f"{path}")
     if isinstance(content, list) and all(isinstance(record, dict) for record in content):
-        return _of_records(content)
+        return _of_records(content, path)
     if isinstance(content, dict) and content:
         columns = list(content.values())
         if all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
@@ -240,20 +290,30 @@ def _parsed_json(text: bytes, where: str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=distinct)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not readable JSON ({error})") from error
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply to be read: mend or remove it") from None
+    except ValueError as error:  # no JSON, or a number of thousands of digits
+        raise InputError(f"{where} is not readable JSON ({first_line(error)})") from error
 
 
-def _of_records(records: Iterable[Mapping[str, Any]]) -> pa.Table:
+def _of_records(records: Iterable[Mapping[str, Any]], path: Path) -> pa.Table:
     """A column a name, null where a record has none."""
     columns: dict[str, list[Any]] = {}
     rows = 0
     for record in records:
         for name, value in _flat(record):
             column = columns.setdefault(name, [])
+            if len(columns) > MOST_COLUMNS:
+                raise InputError(_too_wide(path))
             column += [None] * (rows - len(column))
             column.append(value)
         rows += 1
+        if 8 * rows * len(columns) > MOST_TABLE_BYTES:
+            raise InputError(
+                f"{path} comes to more than {size_of(MOST_TABLE_BYTES)} with its {rows:,} rows of "
+                f"{len(columns):,} columns, the most that a table may take in memory: keep those "
+                "that are to be fitted"
+            )
     filled = {name: values + [None] * (rows - len(values)) for name, values in columns.items()}
     return pa.table({name: _array(values) for name, values in filled.items()})
 
@@ -307,14 +367,15 @@ def _schema(columns: Sequence[str] | None) -> pa.Schema:
 
 def _read_rows(name: str, data: bytes, schema: pa.Schema) -> pa.Table:
     try:
-        with pq.ParquetFile(pa.BufferReader(data)) as file:
+        opened = packed(name, data)
+        with opened.file as file:
             found = file.schema_arrow
             there = set(found.names)
             missing = [n for n in SCHEMA.names if n not in there and n not in LATER]
             if not missing:
                 # Choosing columns takes as long as reading them, so not where all are chosen.
                 chosen = [n for n in schema.names if n in there] if schema != found else None
-                table = file.read(chosen, use_threads=False)
+                table = opened.read(chosen, use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(
             f"{name} is not a readable Parquet file ({first_line(error)}): "

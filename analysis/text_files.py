@@ -13,6 +13,13 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from analysis.bounds import (
+    MOST_LINE_BYTES,
+    MOST_ROWS,
+    MOST_TABLE_BYTES,
+    require_unpacked,
+    size_of,
+)
 from analysis.errors import InputError
 
 BLOCK_BYTES = 1 << 20
@@ -28,7 +35,7 @@ COMMENT = re.compile(rb"(?m)^#(?!N/A)[^\n]*\n?")
 """A line that begins with #, but for the #N/A of a spreadsheet."""
 
 
-def blocks(path: Path, *, comments: bool = False) -> Iterator[bytes]:
+def blocks(path: Path, *, comments: bool = False, lines: bool = True) -> Iterator[bytes]:
     """Blocks of a file's text in UTF-8, without a byte order mark, each of whole lines.
 
     Parameters
@@ -38,9 +45,14 @@ def blocks(path: Path, *, comments: bool = False) -> Iterator[bytes]:
         byte order mark.
     comments
         Leave out lines that begin with #.
+    lines
+        Whether blocks are of whole lines; else they end anywhere.
 
     Raises
     ------
+    InputError
+        If it unpacks to more than a file of its size may, is larger than a table may be, or has
+        more or longer lines.
     InputError
         If it is in another encoding, with the first byte that says so, its line, and the command
         that converts it.
@@ -49,8 +61,13 @@ def blocks(path: Path, *, comments: bool = False) -> Iterator[bytes]:
         encoding = _encoding(file.peek(4))
         decoder = codecs.getincrementaldecoder(encoding)()
         rest = b""
+        size = path.stat().st_size
+        total = rows = 0
         while True:
             read = file.read(BLOCK_BYTES)
+            total += len(read)
+            rows += read.count(b"\n")
+            _require_bounds(path, size, total, rows, len(rest))
             if not (encoding == "utf-8" and read.isascii() and not decoder.getstate()[0]):
                 try:
                     text = decoder.decode(read, final=not read)
@@ -62,7 +79,7 @@ def blocks(path: Path, *, comments: bool = False) -> Iterator[bytes]:
             if b"\0" in block:
                 raise InputError(_not_text(path))
             block = rest + block
-            end = block.rfind(b"\n") + 1 if read else len(block)
+            end = block.rfind(b"\n") + 1 if read and lines else len(block)
             block, rest = block[:end], block[end:]
             if comments and (block.startswith(b"#") or b"\n#" in block):
                 block = COMMENT.sub(b"", block)
@@ -124,6 +141,26 @@ def _opened(path: Path) -> io.BufferedReader:
     with path.open("rb") as file:
         packed = file.read(2) == _GZIP
     return io.BufferedReader(gzip.open(path)) if packed else path.open("rb")
+
+
+def _require_bounds(path: Path, size: int, total: int, rows: int, line: int) -> None:
+    """Refuse what has been read of a table if it is more than a table can be."""
+    require_unpacked(str(path), size, total)
+    if total > MOST_TABLE_BYTES:
+        raise InputError(
+            f"{path} has more than {size_of(MOST_TABLE_BYTES)} of text, the most that a table may "
+            "have: keep the rows and columns that are to be fitted"
+        )
+    if rows > MOST_ROWS:
+        raise InputError(
+            f"{path} has more than {MOST_ROWS:,} lines, the most that a table may have: keep those "
+            "that are to be fitted"
+        )
+    if line > MOST_LINE_BYTES:
+        raise InputError(
+            f"{path} has a line of more than {size_of(MOST_LINE_BYTES)} that begins after line "
+            f"{rows:,}, the most that a row may take: is it a table?"
+        )
 
 
 def _encoding(start: bytes) -> str:

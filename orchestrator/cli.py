@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from analysis.errors import InputError
+from analysis.visible import visible
 from analysis.wording import plural
 from orchestrator import (
     cli_analysis,
@@ -39,6 +41,7 @@ from orchestrator.options import (
     Told,
     console,
     print_json,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -121,10 +124,9 @@ def plan(
 
         show_plan(console(), found)
     if found.unplaceable and found.asked:
-        print(
-            f"isoflop: of {len(made.trials)} trials {len(found.unplaceable)} would fit nowhere on "
-            f"{found.cluster}: give larger GPUs or more of them, or smaller budgets",
-            file=sys.stderr,
+        say(
+            f"of {len(made.trials)} trials {len(found.unplaceable)} would fit nowhere on "
+            f"{found.cluster}: give larger GPUs or more of them, or smaller budgets"
         )
         raise Told(2)
 
@@ -189,9 +191,9 @@ def add(
     known = f", {added.known} known already" if added.known else ""
     console().print(f"{plural(added.written, 'run')} of {called} added to {project}{known}")
     for reason, n in found.excluded.items():
-        console().print(f"{plural(n, 'row')} not added: {reason}", markup=False)
+        console().print(f"{plural(n, 'row')} not added: {reason}")
     for note in found.notes:
-        console().print(note, markup=False)
+        console().print(note)
 
 
 @app.command()
@@ -236,7 +238,7 @@ def _run(spec: Path, running: Running, as_json: bool, *, address: str | None = N
         console(stderr=True).print(f"! {warning}", style="yellow", markup=False)
     made = make_plan(read_spec(spec))
     for caution in (*cautions(made), *filter(None, [corpus_caution(made.spec)])):
-        console(stderr=True).print(f"! {caution}", style="yellow", markup=False)
+        console(stderr=True).print(f"! {caution}", style="yellow")
     project = create_project(running.project or directory_for(spec, made.name))
     from orchestrator.loop import run as run_loop
 
@@ -254,7 +256,7 @@ def _run(spec: Path, running: Running, as_json: bool, *, address: str | None = N
     else:
         _show(outcome)
     if not outcome.finished:
-        print(f"isoflop: {outcome.shortfall}", file=sys.stderr)
+        say(outcome.shortfall)
         raise Told(outcome.exit_code)
 
 
@@ -266,33 +268,35 @@ def _show(outcome: Outcome) -> None:
         show_study(printed, outcome.study)
         show_files(printed, outcome.project, outcome.proposal)
     if outcome.tracking_error:
-        printed.print(f"! {outcome.tracking_error}", style="yellow", markup=False)
+        printed.print(f"! {outcome.tracking_error}", style="yellow")
     share = f", {outcome.training_share:.0%} of it training" if outcome.trained else ""
     printed.print(f"{outcome.trained} trained now, {outcome.seconds:.0f} s{share}")
 
 
 def main() -> None:
     """Run the command line; errors meant for people become one sentence."""
-    debug = "--debug" in sys.argv or os.environ.get("ISOFLOP_DEBUG") == "1"
     try:
         app()
     except InputError as error:
-        if debug:
-            raise
-        print(f"isoflop: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(error, 2)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        if debug:
-            raise
-        print(f"isoflop: {error}", file=sys.stderr)  # a path that the user can correct
-        sys.exit(2)
+        _end(error, 2)  # a path that the user can correct
     except OSError as error:  # a disk that is full, a store that does not answer
-        if debug:
-            raise
-        print(f"isoflop: {error}", file=sys.stderr)
+        _end(error, 1)
+    except Exception:  # a mistake of ours: its traceback may quote what somebody else wrote
+        sys.stderr.write(visible(traceback.format_exc()))
         sys.exit(1)
     except SystemExit as ended:
         # Typer turns Ctrl-C into this exit code and says nothing.
         if ended.code == INTERRUPTED and not isinstance(ended, Told):
-            print("isoflop: interrupted", file=sys.stderr)
+            say("interrupted")
         raise
+
+
+def _end(error: InputError | OSError, code: int) -> NoReturn:
+    """Say what is wrong, where it is wanted with the traceback, and exit with that code."""
+    if "--debug" in sys.argv or os.environ.get("ISOFLOP_DEBUG") == "1":
+        sys.stderr.write(visible("".join(traceback.format_exception(error))))
+        sys.exit(1)
+    say(str(error))
+    sys.exit(code)

@@ -270,7 +270,9 @@ def propose(
     from orchestrator.plan_view import show_plan
 
     show_plan(console(), estimate(made))
-    console().print(f"[bold]{path}[/]" + (f"\n{chosen.reason}" if chosen.reason else ""))
+    console().print(path, style="bold")
+    if chosen.reason:
+        console().print(chosen.reason)
 
 
 def report(

@@ -6,7 +6,6 @@ before the verb needs it.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analysis.errors import InputError
+from analysis.visible import visible
 from orchestrator.grouped import grouped
-from orchestrator.options import INTERRUPTED, Running, Told
+from orchestrator.options import INTERRUPTED, Running, Told, say
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -114,7 +114,7 @@ def submit(
     token = None if no_auth else find_token()
     if token is not None:
         for warning in filter(None, (loose_token_file(), readable_on_the_way(address))):
-            _say(f"warning: {warning}")
+            say(f"warning: {warning}")
     client = connect(address, token)
     options = f"--address {address}" + (" --no-auth" if no_auth else "")
     if cancel is not None:
@@ -123,11 +123,11 @@ def submit(
     job_id = follow or ""
     if job is not None:
         _warn_of_paths(str(running.project), address, token)
-        job_id = send(client, job, _say)
+        job_id = send(client, job, say)
         if sending.no_wait:
-            print(job_id)
+            print(visible(job_id))
             return
-        _say(f"job {job_id} submitted")
+        say(f"job {job_id} submitted")
     _follow(client, job_id, options)
 
 
@@ -215,7 +215,7 @@ def _warn_of_paths(project: str, address: str, token: Token | None) -> None:
     from orchestrator.storage import scheme_and_place
 
     if scheme_and_place(project)[0] == "file" and len(there := hosts(address, token)) > 1:
-        _say(
+        say(
             f"warning: --project {project} must be on a file system that all {len(there)} machines "
             "of the cluster share, mounted at the same place; the job fails if it is not"
         )
@@ -236,18 +236,18 @@ def _follow(client: JobSubmissionClient, job_id: str, options: str) -> None:
     try:
         code = follow(client, job_id, _print)
     except KeyboardInterrupt:
-        _say(
+        say(
             f"no longer following; job {job_id} goes on: {again} shows it again, "
             f"`isoflop submit --cancel {job_id} {options}` ends it"
         )
         raise Told(INTERRUPTED) from None
     except LostContactError as error:
-        _say(f"the dashboard answers no more ({error}); job {job_id} may go on: {again}")
+        say(f"the dashboard answers no more ({error}); job {job_id} may go on: {again}")
         raise Told(1) from None
     if code == INTERRUPTED:
-        _say(f"job {job_id} was interrupted; submit the sweep again to go on")
+        say(f"job {job_id} was interrupted; submit the sweep again to go on")
     elif code:
-        _say(f"job {job_id} failed with exit code {code}")
+        say(f"job {job_id} failed with exit code {code}")
     if code:
         raise Told(code)
 
@@ -256,12 +256,8 @@ def _cancel(client: JobSubmissionClient, job_id: str) -> None:
     from cluster.submit import cancel
 
     was_running = cancel(client, job_id)
-    _say(f"job {job_id} was interrupted" if was_running else f"job {job_id} had ended already")
+    say(f"job {job_id} was interrupted" if was_running else f"job {job_id} had ended already")
 
 
 def _print(text: str) -> None:
-    print(text, end="", flush=True)
-
-
-def _say(text: str) -> None:
-    print(f"isoflop: {text}", file=sys.stderr)
+    print(visible(text), end="", flush=True)

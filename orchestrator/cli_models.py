@@ -157,7 +157,7 @@ def evaluate(
         return
     _show(name, rows)
     if trouble:
-        console().print(f"! MLflow lacks it: {trouble}", style="yellow", markup=False)
+        console().print(f"! MLflow lacks it: {trouble}", style="yellow")
 
 
 def _scored(

@@ -26,6 +26,7 @@ def sync(project: ProjectPath, tracking_uri: TrackingUri = None, as_json: Json =
 
     Example: `isoflop sync projects/mini --tracking-uri http://127.0.0.1:5000`
     """
+    from orchestrator.artifacts import keep_inside
     from orchestrator.lease import hold
     from orchestrator.mirror import NO_STORE
     from orchestrator.project import open_project
@@ -42,6 +43,8 @@ def sync(project: ProjectPath, tracking_uri: TrackingUri = None, as_json: Json =
         hold(opened.storage, "isoflop sync"),  # a driver writes MLflow itself
         console(stderr=True).status("asking MLflow") as shown,
     ):
+        if store.own and (moved := keep_inside(opened)):
+            console(stderr=True).print(moved)
         done = make_equal(
             opened, store, lambda n, missing: shown.update(f"writing run {n} of {missing}")
         )
@@ -60,11 +63,7 @@ def _json(done: Synced, store: Store) -> dict[str, Any]:
 
 def _show(done: Synced, store: Store) -> None:
     out, written = console(), plural(done.written, "run")
-    out.print(
-        f"{written} written to the experiment {done.experiment} at {store.shown}",
-        markup=False,
-        highlight=False,
-    )
+    out.print(f"{written} written to the experiment {done.experiment} at {store.shown}")
     if done.evaluated:
         out.print(f"{plural(done.evaluated, 'run')} given the scores of their models")
     counted = ((done.half_written, "half-written run"), (done.duplicates, "doubled run"))
@@ -75,4 +74,4 @@ def _show(done: Synced, store: Store) -> None:
         unknown = plural(len(done.unknown), "run")
         out.print(f"{unknown} of observations that the ledger lacks, left there")
     for what in done.differences:
-        out.print(f"differs: {what}", markup=False)
+        out.print(f"differs: {what}")

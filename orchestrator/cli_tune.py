@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from orchestrator.options import (
     number,
     print_json,
     require_positive,
+    say,
 )
 
 
@@ -99,7 +99,7 @@ def tune(
     elif found.found:
         show_models(console(), found.plan.spec.name, found.found, asked.level)
     if not found.finished:
-        print(f"isoflop: {found.shortfall}", file=sys.stderr)
+        say(found.shortfall)
         raise Told(INTERRUPTED if found.end.interrupted else 2 if found.refusal else 1)
 
 

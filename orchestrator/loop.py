@@ -19,7 +19,7 @@ from analysis.wording import count
 from orchestrator import checkpoints
 from orchestrator.conclusion import metrics, propose_next, write_report
 from orchestrator.lease import hold
-from orchestrator.mirror import NO_STORE, Mirror
+from orchestrator.mirror import Mirror
 from orchestrator.options import INTERRUPTED
 from orchestrator.planner import Plan
 from orchestrator.progress import Board, Progress
@@ -169,8 +169,8 @@ def run(
         with Mirror(project, plan.name, tracking_uri=tracking_uri) as tracking:
             board = Board(plan)
             board.know(project.outcomes(plan), _losses(project, plan))
-            if tracking.store is None:
-                console.print(NO_STORE)
+            if caution := tracking.caution():
+                console.print(caution)
             with Progress(board, console) as progress:
                 end = train(
                     project,

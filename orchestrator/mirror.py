@@ -25,6 +25,7 @@ from typing import IO, Any
 from analysis.errors import last_line
 from analysis.observations import ObservationId
 from analysis.wording import plural
+from orchestrator.artifacts import keep_inside
 from orchestrator.masking import masked
 from orchestrator.project import Project
 from orchestrator.tracking import Results, Store, store_of
@@ -57,7 +58,7 @@ class Mirror:
     def __init__(self, project: Project, plan: str, *, tracking_uri: str | None = None) -> None:
         """Of what a plan of this name asks for, now and while it grows, and all other plans."""
         self.store = store_of(project, tracking_uri)
-        self._project, self._plan = project.uri, plan
+        self._home, self._project, self._plan = project, project.uri, plan
         self._lines: SimpleQueue[str | None] = SimpleQueue()
         self._news = threading.Condition()
         self._said: dict[str, Any] = {}
@@ -73,6 +74,20 @@ class Mirror:
 
     def __enter__(self) -> Mirror:
         return self
+
+    def caution(self) -> str | None:
+        """Return what to say of the store before a sweep; artifacts that lie elsewhere are moved.
+
+        Raises
+        ------
+        InputError
+            If the project's own store leads out of the project.
+        """
+        if self.store is None:
+            return NO_STORE
+        with contextlib.suppress(OSError):  # which the writer meets and reports, too
+            return keep_inside(self._home) if self.store.own else None
+        return None
 
     def start(self) -> None:
         """Have the writer started, at the latest when there is something to write.

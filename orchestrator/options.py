@@ -15,6 +15,7 @@ import typer
 
 from analysis.errors import InputError
 from analysis.numerals import read_number
+from analysis.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -468,10 +469,15 @@ def console(*, stderr: bool = False) -> Console:
     from orchestrator.lasting import LastingConsole
 
     # The stream itself, not its name: Ray's chatter is kept off by redirecting the name.
-    made = LastingConsole(file=sys.stderr if stderr else sys.stdout, highlight=False)
+    made = LastingConsole(file=sys.stderr if stderr else sys.stdout)
     if not made.is_terminal:
         made.width = max(made.width, 160)  # a pipe has no width: do not fold tables
     return made
+
+
+def say(text: str) -> None:
+    """Print a sentence on stderr; control characters in it are shown, not obeyed."""
+    print(f"isoflop: {visible(text)}", file=sys.stderr)
 
 
 def print_json(value: dict[str, Any]) -> None:

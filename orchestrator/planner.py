@@ -19,7 +19,7 @@ from analysis.wording import plural
 from orchestrator.family import corpus_id, family, family_params, vocabulary
 from orchestrator.probes import probes
 from orchestrator.records import Instant, Whole, parse_record, reason_of, unreadable
-from orchestrator.spec import Budget, SweepSpec
+from orchestrator.spec import MAX_WIDTH, Budget, SweepSpec
 from orchestrator.spec_recipe import KEPT, Recorded
 from trainers.corpus import windows_per_pass
 from trainers.flops import flops_per_token, params, trial_flops
@@ -337,6 +337,11 @@ def _sizes(spec: SweepSpec, budget: Budget) -> list[Shape]:
         architecture = spec.recipe.rules.architecture
         return [spec.shapes.shape(w, vocabulary(spec), architecture) for w in budget.widths]
     shapes, n = family_params(spec, "non_embedding")
+    if not shapes:
+        raise InputError(
+            f"no model up to a width of {MAX_WIDTH:,} has the shapes asked for: give a smaller "
+            "width_multiple, heads or head_width"
+        )
     tokens = budget.flops / np.array([flops_per_token(shape) for shape in shapes])
     # D/N falls with N, so ln N of the prior optimum is where it crosses tokens_per_param.
     log_ratio = np.log(tokens / n / spec.tokens_per_param)

@@ -30,12 +30,20 @@ from orchestrator.spec_running import (
     Strict,
     whole_number,
 )
-from orchestrator.storage import split
+from orchestrator.storage import Storage, split
 from trainers.shape import Architecture, Shape
 from trainers.simulated import SimulatedSettings
 from trainers.sources import CorpusSource, Stdlib, TokenizerSource, with_files
 
 MAX_WIDTH = 65_536
+MOST_SPEC_BYTES = 10 << 20
+"""Bytes of a sweep file; those that isoflop writes have a few thousand."""
+MOST_SIZES = 1000
+"""Model sizes of a budget."""
+MOST_TRIALS = 100_000
+"""Trials of a sweep: a ledger is a file a trial."""
+_DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""")
+"""A key of so many parts, for which Python's TOML reader takes time in their square."""
 RUNNING = ("limits", "checkpoints", "cluster")
 """Tables that say how a sweep runs."""
 
@@ -43,9 +51,9 @@ RUNNING = ("limits", "checkpoints", "cluster")
 class Shapes(Strict):
     """The family of models: everything about a shape but its width."""
 
-    depth: Annotated[int, Field(ge=1)] | None = None
+    depth: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Blocks, at every width; or give `aspect`."""
-    aspect: Annotated[float, Field(gt=0)] | None = None
+    aspect: Annotated[float, Field(ge=0.01)] | None = None
     """Width over depth: depth grows with width."""
     heads: Annotated[int, Field(ge=1)] | None = None
     """Attention heads, at every width; or give `head_width`."""
@@ -140,7 +148,7 @@ class SweepSpec(Strict):
     """The family of models."""
     budgets: Annotated[list[Annotated[Budget, BeforeValidator(_budget)]], Field(min_length=1)]
     """FLOP budgets: numbers, or tables with `flops` and `widths`."""
-    sizes: Annotated[int, Field(ge=3)] = 7
+    sizes: Annotated[int, Field(ge=3, le=MOST_SIZES)] = 7
     """Model sizes a budget, where `widths` are not given."""
     span: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 16.0
     """Largest over smallest N of a budget."""
@@ -172,6 +180,12 @@ class SweepSpec(Strict):
         for name, values in lists:
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} has the same value twice")
+        sizes = sum(len(b.widths) if b.widths else self.sizes for b in self.budgets)
+        if sizes * len(self.seeds) > MOST_TRIALS:
+            raise ValueError(
+                f"asks for {sizes * len(self.seeds):,} trials, all sizes of all budgets for "
+                f"{len(self.seeds):,} seeds, and a sweep has at most {MOST_TRIALS:,}: divide it"
+            )
         if self.limits.money is not None and self.cluster.price_per_gpu_hour is None:
             raise ValueError("limits.money bounds nothing without cluster.price_per_gpu_hour")
         if self.deterministic and self.trainer != "pretrain":
@@ -212,12 +226,32 @@ def spec_as_written(path: Path) -> SweepSpec:
     """Read and check a sweep file, and leave its corpus's files relative to it."""
     storage, name = split(path)
     try:
-        data = tomllib.loads(decoded(storage.read(name), str(path)))
+        text = decoded(_bytes(storage, name, path), str(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        if _DEEP_KEY.search(text):
+            raise RecursionError
+        data = tomllib.loads(text)
+    except RecursionError:
+        raise InputError(
+            f"{path} has tables or lists nested more deeply than any sweep: is it a sweep file?"
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not valid TOML: {error}") from error
+    except ValueError as error:  # Python reads no integer of more than 4,300 digits
+        raise InputError(f"{path} has a number of thousands of digits: write 1e18") from error
     return _checked(data, path)
+
+
+def _bytes(storage: Storage, name: str, path: Path) -> bytes:
+    """What is in a sweep file, which is not read if it is far too large to be one."""
+    size = (storage.local / name).stat().st_size if storage.local is not None else 0
+    if size > MOST_SPEC_BYTES:
+        raise InputError(
+            f"{path} has {size:,} bytes, and a sweep file at most {MOST_SPEC_BYTES:,}: is it one?"
+        )
+    return storage.read(name)
 
 
 def parse_spec(data: Mapping[str, Any], *, source: Path) -> SweepSpec:
@@ -246,6 +280,10 @@ def _checked(data: Mapping[str, Any], path: Path) -> SweepSpec:
     try:
         with modules_of(path.parent, Path.cwd()):
             return SweepSpec.model_validate_json(json.dumps(data, default=str))
+    except RecursionError:
+        raise InputError(
+            f"{path.name} has tables or lists nested more deeply than any sweep: is it one?"
+        ) from None
     except ValidationError as error:
         raise InputError(f"{path.name}: {_sentence(error)}") from error
 
@@ -371,7 +409,8 @@ def _sentence(error: ValidationError) -> str:
         return f"the key {where!r} is missing"
     if path[-1:] == ["tokenizer"] and first["type"] != "value_error":
         return (
-            f'{where} is {given!r}, but it should be "bytes" or a table such as {{ train = 4096 }}'
+            f'{where} is {_cut(repr(given))}, but it should be "bytes" or a table such as '
+            "{ train = 4096 }"
         )
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return f"{where}.kind must be one of {first['ctx'].get('expected_tags', _KINDS)}"
@@ -379,13 +418,19 @@ def _sentence(error: ValidationError) -> str:
         message = str(first["msg"]).removeprefix("Value error, ")
         return f"{where}{':' if message.startswith(_QUOTES) else ''} {message}".strip()
     if isinstance(given, str) and first["type"] in ("float_type", "int_type"):
-        return f"{where} is the string {given!r}: write the number without quotes"
-    shown = "" if isinstance(given, dict) else f" is {given!r}"
+        return f"{where} is the string {_cut(repr(given))}: write the number without quotes"
+    shown = "" if isinstance(given, dict) else f" is {_cut(repr(given))}"
     # "Input should be ..." or "List should have at least 1 item after validation, not 0"
     _, wanted = str(first["msg"]).split(" ", 1)
     return f"{where}{shown}, but it {wanted.split(' after validation')[0]}"
 
 
+def _cut(text: str) -> str:
+    """The beginning of a long text: a list of thousands of values is no part of a sentence."""
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]} ..."
+
+
+_MOST_SHOWN = 100
 _QUOTES = ("'", '"')
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 _KINDS = "'stdlib', 'files', 'markov', 'hugging_face', 'mixture', 'declared'"

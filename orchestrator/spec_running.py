@@ -151,11 +151,11 @@ class ClusterSpec(Strict):
     """GB of memory of each GPU, of a type that is not in the table or that has less than usual."""
     mps: bool = False
     """Whether NVIDIA's Multi-Process Service runs on its nodes. A running cluster tells itself."""
-    gpus_per_node: Annotated[int, Field(ge=0)] = 8
+    gpus_per_node: Annotated[int, Field(ge=0, le=1024)] = 8
     """Counted where `gpu` is given."""
-    nodes: Annotated[int, Field(ge=1)] = 1
+    nodes: Annotated[int, Field(ge=1, le=20_000)] = 1
     """Equal machines."""
-    cpus_per_node: Annotated[int, Field(ge=1)] | None = None
+    cpus_per_node: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Cores of each. Default: 8 a GPU."""
     autoscaling: bool = False
     """Whether a running cluster grows to these machines: trials that need them then wait."""

@@ -150,7 +150,7 @@ def show_status(console: Console, found: Status) -> None:
         console.print(Text(f"! {odd}", style="yellow"))
     if len(found.left_out) > SHOWN:
         console.print(f"… {SHOWN} of {len(found.left_out)} left out; --json has all", style="dim")
-    console.print(_who(found.activity.driver), markup=False)
+    console.print(_who(found.activity.driver))
     for gpu in held_gpus(found.activity.driver.note if found.activity.driver else {}):
         console.print(Text(f"! {gpu}", style="yellow"))
     if found.activity.running:
@@ -199,7 +199,7 @@ def _show_attempts(console: Console, found: Status) -> None:
     console.print(table)
     if len(over) > SHOWN:
         console.print(f"… the latest {SHOWN} of {len(over)}; --json has all", style="dim")
-    console.print(f"tracebacks and logs: {found.project}/attempts/", style="dim", markup=False)
+    console.print(f"tracebacks and logs: {found.project}/attempts/", style="dim")
 
 
 def _who(driver: LeaseRecord | None) -> str:

@@ -231,7 +231,9 @@ class LocalStorage(Storage):
     def remove_all(self, directory: str) -> None:
         """See `Storage`."""
         with _refusing(self.uri), suppress(FileNotFoundError):
-            shutil.rmtree(self._directory / directory)
+            path = self._directory / directory
+            self._require_inside(path.parent)
+            shutil.rmtree(path)
 
     def upload(self, path: Path, name: str) -> None:
         """See `Storage`."""
@@ -248,6 +250,20 @@ class LocalStorage(Storage):
             temporary.replace(path)
         _sync(path.parent)
 
+    def _require_inside(self, place: Path) -> None:
+        """Refuse a place below the directory that a link has moved out of it.
+
+        Who can write to a project would have our files written, or removed, anywhere.
+        """
+        if place == self._directory:
+            return
+        where = place.resolve()
+        if not where.is_relative_to(self._directory.resolve()):
+            raise Refused(
+                f"{place} is or lies in a symbolic link that leads out of the project, to {where}: "
+                "remove the link, or move the whole project to where there is room"
+            )
+
     @contextmanager
     def _beside(
         self, path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = True
@@ -255,6 +271,7 @@ class LocalStorage(Storage):
         """A temporary file beside `path`, written, and synced if `durable`; gone afterwards."""
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         with _refusing(self.uri):
+            self._require_inside(path.parent)
             try:
                 file = temporary.open("wb")
             except FileNotFoundError:
@@ -347,8 +364,11 @@ def open_storage(location: str | Path) -> Storage:
 def split(location: str | Path) -> tuple[Storage, str]:
     """A file that a person named: the storage that it lies in, and its name there."""
     if not is_uri(location):
-        path = Path(location).resolve()
-        return LocalStorage(path.parent), path.name
+        path = Path(location)
+        if path.name in ("", ".."):  # a directory
+            path = path.resolve()
+        # A link is not followed, so that what is written takes its place.
+        return LocalStorage(path.parent.resolve()), path.name
     parent, _, name = str(location).rpartition("/")
     return open_storage(parent), name
 

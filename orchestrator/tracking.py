@@ -21,6 +21,7 @@ from typing import Any
 from analysis.errors import InputError, first_line
 from analysis.observations import ObservationId
 from orchestrator import evaluations
+from orchestrator.artifacts import DATABASE, artifact_name, artifacts_uri, keep_inside
 from orchestrator.ledger import row_of
 from orchestrator.masking import masked
 from orchestrator.planner import Plan, Planned
@@ -66,12 +67,7 @@ class Store:
 
 def store_uri(project: Project) -> str:
     """The MLflow store in a local project."""
-    return f"sqlite:///{_directory(project) / 'mlflow.db'}"
-
-
-def artifacts_uri(project: Project) -> str:
-    """Where a local project's artifacts are."""
-    return (_directory(project) / "mlartifacts").as_uri()
+    return f"sqlite:///{_directory(project) / DATABASE}"
 
 
 def store_of(project: Project, given: str | None = None) -> Store | None:
@@ -84,7 +80,7 @@ def store_of(project: Project, given: str | None = None) -> Store | None:
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if project.local is not None and uri in (None, "", store_uri(project)):
-        return Store(uri=store_uri(project), artifacts=artifacts_uri(project), own=True)
+        return Store(uri=store_uri(project), artifacts=artifacts_uri(project.local), own=True)
     if not uri:
         return None
     if uri.startswith("file:") or not re.match(r"databricks|uc:|[a-z0-9+]+://", uri):
@@ -95,8 +91,7 @@ def store_of(project: Project, given: str | None = None) -> Store | None:
     if not uri.startswith("sqlite:///"):
         return Store(uri=uri, artifacts=None, own=False)
     database = Path(uri.removeprefix("sqlite:///")).resolve()
-    artifacts = (database.parent / "mlartifacts").as_uri()
-    return Store(uri=f"sqlite:///{database}", artifacts=artifacts, own=False)
+    return Store(uri=f"sqlite:///{database}", artifacts=artifacts_uri(database.parent), own=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +118,8 @@ class Tracker:
     def __init__(self, project: Project, store: Store) -> None:
         quieten()
         _check_database(store)
+        if store.own:
+            keep_inside(project)
         from mlflow import MlflowClient
 
         self._project, self._store = project, store
@@ -211,9 +208,16 @@ class Tracker:
         self.unattached = {}
         for path in results.artifacts:
             try:
-                self.client.log_artifact(run, path, "figures" if path.endswith(".png") else None)
+                self._attach(run, path)
             except Exception as error:  # whatever their store raises: it is not MLflow's own
                 self.unattached[path] = masked(first_line(error, named=True))
+
+    def _attach(self, run: str, path: str) -> None:
+        """Copy a file to a run's artifacts; in an own store links are not followed."""
+        if self._store.own:
+            self._project.storage.upload(Path(path), artifact_name(run, Path(path)))
+        else:
+            self.client.log_artifact(run, path, "figures" if path.endswith(".png") else None)
 
     def search(self, tag: str) -> list[Any]:
         """All runs that have a tag: at once, since removing some of them moves MLflow's pages."""

@@ -20,7 +20,7 @@ from orchestrator.conclusion import write
 from orchestrator.connection import connected
 from orchestrator.lease import Lease, hold
 from orchestrator.loop import tidy
-from orchestrator.mirror import NO_STORE, Mirror
+from orchestrator.mirror import Mirror
 from orchestrator.planner import Plan, make_plan
 from orchestrator.probes import deaf
 from orchestrator.progress import Board, Progress
@@ -165,8 +165,8 @@ def tune(
     before = project.ledger.ids()
     with hold(project.storage, "isoflop tune", waiting=console.print) as lease:
         with Mirror(project, f"{spec.name}-tune") as tracking:
-            if tracking.store is None:
-                console.print(NO_STORE)
+            if caution := tracking.caution():
+                console.print(caution)
             probing = _Probing(project, spec, asked, wanted, lease, tracking, console)
             plan, losses, end = probing.run(address)
             left = len(missing(project, plan))

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import cast
 
 from rich.console import Console
+from rich.text import Text
 
 from analysis.errors import InputError
 from orchestrator import ui_guard
+from orchestrator.artifacts import artifacts_uri, keep_inside
 from orchestrator.project import Project
-from orchestrator.tracking import artifacts_uri, store_uri
+from orchestrator.tracking import store_uri
 from orchestrator.ui_guard import PASSWORD_VARIABLE, USER_NAME, authorization, can_tell_users
 
 HOST = "127.0.0.1"
@@ -57,6 +59,8 @@ def serve(project: Project, port: int, console: Console, *, ask_password: bool =
             f"{project.uri} has no MLflow store of its own: run its sweep first, or look where its "
             "--tracking-uri says"
         )
+    if moved := keep_inside(project):
+        console.print(moved)
     _require_free(port)
     for number in (signal.SIGINT, signal.SIGTERM):  # either way the server must not outlive us
         signal.signal(number, signal.default_int_handler)
@@ -65,7 +69,7 @@ def serve(project: Project, port: int, console: Console, *, ask_password: bool =
         password = secrets.token_urlsafe(PASSWORD_BYTES)
     command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     command += ["--backend-store-uri", store_uri(project), "--workers", "1"]
-    command += ["--default-artifact-root", artifacts_uri(project), *SERVER, GUNICORN]
+    command += ["--default-artifact-root", artifacts_uri(project.local), *SERVER, GUNICORN]
     environment = {**os.environ, **ENVIRONMENT}
     environment.pop(PASSWORD_VARIABLE, None)
     if password is not None:
@@ -84,9 +88,10 @@ def serve(project: Project, port: int, console: Console, *, ask_password: bool =
             if process.poll() is None:
                 experiment = _experiment(project, port, password)
                 address = f"http://{HOST}:{port}/#/experiments/{experiment}/runs"
-                console.print(f"MLflow for {project.name}: [bold]{address}[/]  (Ctrl-C ends)")
+                where = (f"MLflow for {project.name}: ", (address, "bold"), "  (Ctrl-C ends)")
+                console.print(Text.assemble(*where))
                 if password is not None:
-                    console.print(f"user {USER_NAME}, password {password}", markup=False)
+                    console.print(f"user {USER_NAME}, password {password}")
             code = process.wait()
             last = log.read_text(errors="replace").strip().splitlines()[-1:]
         except KeyboardInterrupt:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.errors import InputError
+from analysis.visible import visible
 from trainers.batches import (
     HELDOUT_WINDOWS,
     SEGMENT,
@@ -228,8 +229,10 @@ def _tell_loss(name: str, store: Store) -> None:
     """Say why what is measured on a store will have no bits per byte, if so."""
     if store.bytes_per_token is None:
         print(
-            f"isoflop: {store.manifest.lost:.0%} of the text of {name} is in lines that its tokens "
-            "do not give back, so that bits per byte would be wrong, and are left empty",
+            visible(
+                f"isoflop: {store.manifest.lost:.0%} of the text of {name} is in lines that its "
+                "tokens do not give back, so that bits per byte would be wrong, and are left empty"
+            ),
             file=sys.stderr,
         )
 

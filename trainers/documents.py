@@ -17,9 +17,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from analysis.bounds import EXPANSION, LEAST_UNPACKED, require_unpacked, size_of
 from analysis.errors import InputError
+from analysis.writing import replacing
+
+if TYPE_CHECKING:
+    from analysis.packed import Packed
 
 UNIT_BYTES = 8 << 20
 """What a process reads at a time, about: much more than a task costs, much less than memory."""
@@ -30,6 +35,12 @@ CHARACTER_BYTES = 4
 """Of UTF-8, at most."""
 PARQUET_ROWS = 256
 """Rows in memory at a time."""
+MOST_DOCUMENT_BYTES = 128 << 20
+"""Bytes of the text of a row: ten times the longest books. It is in memory several times over."""
+MOST_ROW_BYTES = 256 << 20
+"""Bytes of a line of JSON, in which there are escapes and other columns."""
+MOST_EMPTY_ROWS = 10_000_000
+"""Rows of a Parquet file that may stand in fewer bytes than one each."""
 FRESH_NS = 2 * 10**9
 """A file that was written so lately may be written again with its time unchanged."""
 
@@ -128,7 +139,9 @@ def read(span: Span, column: str) -> Iterator[Document]:
 def _spans(path: Path, column: str) -> Iterator[Span]:
     kind, size = kind_of(path), path.stat().st_size
     if kind == "parquet":
-        groups = _parquet(path, column).num_row_groups
+        with _parquet(path, column).file as file:
+            _require_announced(path, file.metadata, column)
+            groups = file.metadata.num_row_groups
         for group in range(groups):
             yield Span(str(path), kind, group, group + 1, size // groups)
     elif kind == "jsonl.gz":
@@ -170,8 +183,9 @@ def _read_jsonl(span: Span, column: str) -> Iterator[Document]:
         place = span.start
         if place > 0:  # the line that begins before is the previous span's
             file.seek(place - 1)
-            place += len(file.readline()) - 1
-        while place < span.stop and (line := file.readline()):
+            place += len(file.readline(MOST_ROW_BYTES)) - 1
+        while place < span.stop and (line := file.readline(MOST_ROW_BYTES)):
+            _require_line(line, span.path, place)
             document = _row(line, span.path, column, place)
             place += len(line)
             if document is not None:
@@ -182,13 +196,28 @@ def _read_gzip(span: Span, column: str) -> Iterator[Document]:
     place = 0
     try:
         with gzip.open(span.path, "rb") as file:
-            for line in file:
+            while line := file.readline(MOST_ROW_BYTES):
+                _require_line(line, span.path, place)
                 document = _row(line, span.path, column, place)
                 place += len(line)
+                require_unpacked(span.path, span.size, place)
                 if document is not None:
                     yield document
     except (OSError, EOFError, zlib.error) as error:
         raise UnfitError(f"cannot unpack {span.path}: {error}; is it whole?") from error
+
+
+def _require_line(line: bytes, path: str, place: int) -> None:
+    """Refuse a line that was not read to its end, since it is longer than any document."""
+    if len(line) == MOST_ROW_BYTES and not line.endswith(b"\n"):
+        raise UnfitError(_too_long(f"{path} line {_number(path, place)}", MOST_ROW_BYTES))
+
+
+def _too_long(where: str, most: int) -> str:
+    return (
+        f"{where} has more than {size_of(most)}, the most that a document of a row may have: "
+        "divide it into several rows, or give its text as a .txt file, which is read in pieces"
+    )
 
 
 def _row(line: bytes, path: str, column: str, place: int) -> Document | None:
@@ -227,11 +256,14 @@ def document(text: Any, column: str, where: Callable[[], str]) -> Document:
             "column to that of the text"
         )
     try:
-        return Document((text or "").encode(), True)
+        data = (text or "").encode()
     except UnicodeEncodeError as error:
         raise UnfitError(
             f"{where()} has half of a surrogate pair, which is no character: mend that row"
         ) from error
+    if len(data) > MOST_DOCUMENT_BYTES:
+        raise UnfitError(_too_long(where(), MOST_DOCUMENT_BYTES))
+    return Document(data, True)
 
 
 def _number(path: str, place: int) -> int:
@@ -244,30 +276,70 @@ def _number(path: str, place: int) -> int:
         return lines
 
 
-def _parquet(path: Path, column: str) -> Any:
+def _parquet(path: Path, column: str) -> Packed:
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from analysis.packed import open_packed
 
     try:
-        file = pq.ParquetFile(path, buffer_size=1 << 20)
+        opened = open_packed(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise UnfitError(f"cannot read {path} as Parquet: {error}") from error
-    if column not in file.schema_arrow.names:
-        raise UnfitError(no_column(str(path), column, file.schema_arrow.names))
-    return file
+    names = opened.file.schema_arrow.names
+    if column not in names:
+        raise UnfitError(no_column(str(path), column, names))
+    return opened
+
+
+def _require_announced(path: Path, about: Any, column: str) -> None:
+    """Refuse a Parquet file whose footer announces more than such a file can hold of text."""
+    size = path.stat().st_size
+    if about.num_rows > max(MOST_EMPTY_ROWS, size):
+        raise UnfitError(
+            f"{path} of {size_of(size)} has {about.num_rows:,} rows, more than "
+            f"{MOST_EMPTY_ROWS:,} and more than bytes: its rows are empty or all alike; is it text?"
+        )
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    if sum(chunk.total_compressed_size for chunk in chunks) > size:
+        raise UnfitError(f"cannot read {path} as Parquet: it has fewer bytes than its columns say")
+    for chunk in chunks:
+        if chunk.path_in_schema == column:
+            packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
+            require_unpacked(f"a column of {path}", packed, unpacked)
+
+
+def _most_text(about: Any, groups: Sequence[int], column: str) -> int:
+    """Return the bytes that texts of row groups may come to, by what they take in the file."""
+    leaves = [i for i in range(about.num_columns) if about.schema.column(i).path == column]
+    size = sum(about.row_group(g).column(i).total_compressed_size for g in groups for i in leaves)
+    return max(LEAST_UNPACKED * len(groups) // int(about.num_row_groups), EXPANSION * int(size))
 
 
 def _read_parquet(span: Span, column: str) -> Iterator[Document]:
     import pyarrow as pa
 
-    with _parquet(Path(span.path), column) as file:
+    path = Path(span.path)
+    opened = _parquet(path, column)
+    with opened.file as file:
         row = sum(file.metadata.row_group(group).num_rows for group in range(span.start))
         groups = list(range(span.start, span.stop))
+        most, total = _most_text(file.metadata, groups, column), 0
         try:
-            for batch in file.iter_batches(PARQUET_ROWS, row_groups=groups, columns=[column]):
-                for text in batch.column(0).to_pylist():
+            # Text that is repeated takes few bytes of a file: a row at a time, if it is long.
+            rows = opened.rows_at_once(groups, [column], most=PARQUET_ROWS)
+            for batch in file.iter_batches(rows, row_groups=groups, columns=[column]):
+                for text in batch.column(0):
                     row += 1
-                    yield document(text, column, lambda: f"{span.path} row {row}")  # noqa: B023
+                    made = document(text.as_py(), column, lambda: f"{path} row {row}")  # noqa: B023
+                    total += len(made.text)
+                    if total > most:
+                        raise UnfitError(
+                            f"{path} up to row {row} has more than {size_of(most)} of "
+                            f"text, {EXPANSION} times what they take in the file: is it text? If "
+                            "its rows are repeated by intention, write them as .jsonl"
+                        )
+                    yield made
         except (pa.ArrowInvalid, OSError) as error:
             raise UnfitError(f"cannot read {span.path} as Parquet: {error}") from error
 
@@ -307,7 +379,6 @@ def content_hashes(paths: Sequence[Path], cache: Path) -> list[str]:
     if time.time_ns() - max((changed for _, changed in stamps), default=0) > FRESH_NS:
         with suppress(OSError):  # it is computed again, then
             cache.mkdir(parents=True, exist_ok=True)
-            draft = known.with_suffix(f".{os.getpid()}")
-            draft.write_text(json.dumps(hashes))
-            draft.replace(known)
+            with replacing(known) as file:
+                file.write(json.dumps(hashes).encode())
     return hashes

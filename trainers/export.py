@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from analysis.errors import InputError
+from analysis.writing import replacing
 from trainers.one_core import NORM_EPSILON
 from trainers.shape import Shape
 from trainers.tokenizer import Tokenizer
@@ -43,7 +44,8 @@ def write_llama(
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous() for name, t in _renamed(shape, weights).items()}
     # Not by `save_file`, whose files only their owner may read.
-    (directory / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
+    with replacing(directory / "model.safetensors") as file:
+        file.write(save(tensors, metadata={"format": "pt"}))
     ends = {"bos_token_id": separator, "eos_token_id": separator, "pad_token_id": separator}
     dtype = next(iter(tensors.values())).dtype
     _write_json(directory / "config.json", _config(shape, dtype) | ends)
@@ -89,7 +91,8 @@ def write_tokenizer(tokenizer: Tokenizer, context: int, directory: Path) -> None
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    with replacing(path) as file:
+        file.write(f"{text}\n".encode())
 
 
 def require_llama(shape: Shape) -> None:

@@ -24,6 +24,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.visible import visible
 from trainers.batches import Tokens
 from trainers.documents import Document, Span, UnfitError, read
 from trainers.holdout import document_hash
@@ -215,14 +216,14 @@ def _bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]
     from rich.console import Console
 
     columns = (
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.DownloadColumn(),
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
     )
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(description, total=total)
+        task = shown.add_task(visible(description), total=total)
         yield lambda size: shown.advance(task, size)
 
 

@@ -21,6 +21,8 @@ from trainers.flops import flops_per_token, params
 from trainers.trial import Event, Measurement, Progress, Step, Trial
 from trainers.workspace import UnreadableError, Workspace, resume, verify
 
+MOST_POINTS = 100_000
+"""Points of a simulated curve, which is kept in a row."""
 TICK_SECONDS = 0.02
 """A simulated trial comes up for air this often, so that it can be stopped."""
 CHECKPOINT_VERSION = 2
@@ -63,6 +65,8 @@ class SimulatedSettings:
     def __post_init__(self) -> None:
         if self.points < 1:
             raise ValueError(f"has points = {self.points}, but it should be at least 1")
+        if self.points > MOST_POINTS:
+            raise ValueError(f"has points = {self.points}, but it should be at most {MOST_POINTS}")
         for name, value in dataclasses.asdict(self).items():
             if name in _POSITIVE and not 0 < value < math.inf:
                 raise ValueError(f"has {name} = {value:g}, but it should be finite and above 0")

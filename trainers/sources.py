@@ -32,6 +32,8 @@ LEAST_TOKENS = (FIRST_HELDOUT + 1) * SEGMENT
 """Of a corpus: fewer cannot be trained on and measured on."""
 MAX_MARKOV_STATES = 65_536
 """Its law is found by iterating over all states: more would take minutes."""
+MAX_MARKOV_TOKENS = 2_000_000_000
+"""They are drawn in memory, a byte each: a hundred times the default is ample for a known law."""
 LEAST_VOCABULARY = 257
 """Of a trained tokenizer: the bytes and the separator."""
 MAX_VOCABULARY = 1 << 20
@@ -122,6 +124,11 @@ class Markov:
             )
         if not (self.temperature > 0 and self.tokens > 0 and self.seed >= 0):
             raise ValueError("needs temperature and tokens above 0 and a seed of at least 0")
+        if self.tokens > MAX_MARKOV_TOKENS:
+            raise ValueError(
+                f"has tokens = {self.tokens:,}, but at most {MAX_MARKOV_TOKENS:,} are drawn: use "
+                "more epochs, or files"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from analysis.errors import InputError
+from analysis.visible import visible
 from trainers.batches import Tokens
 from trainers.documents import content_hashes, file_hash
 
@@ -251,7 +252,7 @@ def locked(place: Path, doing: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"isoflop: another process {doing}; waiting for it", file=sys.stderr)
+        print(f"isoflop: another process {visible(doing)}; waiting for it", file=sys.stderr)
         lock.acquire()
     try:
         yield
@@ -286,7 +287,7 @@ def _sync(path: Path) -> None:
 def _clear(place: Path, reason: str) -> None:
     """Remove a store that is not as it should be, and what killed processes left."""
     if place.exists():
-        print(f"isoflop: {place} {reason}; tokenising again", file=sys.stderr)
+        print(f"isoflop: {visible(f'{place} {reason}')}; tokenising again", file=sys.stderr)
         # Renamed first: who has it mapped keeps it, and nobody opens half of it.
         doomed = place.with_name(f"{place.name}.{_host()}-{os.getpid()}.old.tmp")
         os.rename(place, doomed)

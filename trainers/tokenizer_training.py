@@ -6,12 +6,12 @@ It sees a bounded sample of the training documents, the same on every machine.
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.writing import replacing
 from trainers.documents import PIECE_BYTES
 from trainers.holdout import Split, document_hash, split, widest_split
 from trainers.origins import SAMPLE_VERSION, Origin
@@ -68,9 +68,8 @@ def fitting_tokenizer(
             for text in sample(origin, int(SAMPLE_BYTES * weight), excluded)
         )
         made = trained(texts, choice.train, choice.separator)
-        draft = place.with_suffix(f".{uuid.uuid4().hex}")
-        draft.write_text(made.definition or "", encoding="utf-8")
-        draft.replace(place)
+        with replacing(place) as file:
+            file.write((made.definition or "").encode())
     return made
 
 

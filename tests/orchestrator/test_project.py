@@ -284,7 +284,7 @@ def test_a_project_is_read_where_its_recipes_module_is_not(
     monkeypatch.chdir(tmp_path)  # not even where it could be imported
     (there,) = project.plans()
     assert "mine_alone" not in sys.modules
-    with pytest.raises(InputError, match="'mine_alone:Mine' is somebody's own, .* --sweep SWEEP"):
+    with pytest.raises(InputError, match=r"'mine_alone:Mine' is somebody's own, .* --sweep SWEEP"):
         there.spec.recipe.rules.resolve(plan.trials[0].shape, 1e9)
 
 

@@ -124,6 +124,8 @@ KIND_COLUMNS = ("trainer", "recipe_hash", "schedule", "context", "vocabulary", "
 _SMALLEST, _LARGEST = 1e-30, 1e40
 """Between which every N, D, C and loss lies: what is beyond was not measured, and its square and
 its powers would be no numbers."""
+_OUTWEIGHS = 1e12
+"""A row of this many times the median weight would be the whole fit, and a parabola no parabola."""
 _SHOWN = 12  # values listed in an error
 _NAMES = {"recipe_hash": "recipe", "corpus_hash": "corpus"}
 """Columns with people's names for what a hash tells apart."""
@@ -416,13 +418,19 @@ def observations(
             for values in (found.params, found.tokens, found.flops, found.loss)
         ],
         axis=0,
-    )
+    ) & (found.weight <= _heaviest(found.weight))
     if not known.any():
         raise InputError(
             f"none of {plural(len(n), 'observation')} has {loss}, N as {params} and C as {flops}: "
             "choose another convention or column"
         )
     return found.select(known)
+
+
+def _heaviest(weights: FloatArray) -> float:
+    """The largest weight beside which the others are still told from nothing in a double."""
+    counted = weights[(weights > 0.0) & np.isfinite(weights)]
+    return _OUTWEIGHS * float(np.median(counted)) if len(counted) else _LARGEST
 
 
 def _budgets(table: pa.Table, budgets: Mapping[ObservationId, float]) -> FloatArray:

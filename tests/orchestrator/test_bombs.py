@@ -171,8 +171,8 @@ def test_a_curve_that_is_repeated_in_a_row_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_small_gzip_of_gigabytes_is_refused(tmp_path: Path) -> None:
-    rows = b"1000000,1000000000,3\n" * 50_000
-    path = _gzip(tmp_path / "rows.csv.gz", [b"params,tokens,loss\n", *[rows] * 2000])
+    rows = (b"1000000,1000000000,3," + b"x" * 200 + b"\n") * 5000
+    path = _gzip(tmp_path / "rows.csv.gz", [b"params,tokens,loss,note\n", *[rows] * 1500])
     assert path.stat().st_size < 8 << 20
     assert "unpacks to more than" in _refusal("fit", path)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError
+from cluster.machines import UnfitNodeError
 from cluster.rank import Home, MakeWorkspace, Rank, Sign
 from trainers.registry import trainer
 from trainers.template import NODE_GPUS
@@ -98,6 +99,8 @@ def train_in_gang(
         If a rank raises, dies or does not start. All ranks are ended first.
     InputError
         If the group leaves its ranks no room, or a rank's trainer refuses the trial.
+    UnfitNodeError
+        If a rank finds that its node cannot train.
     """
     gang = _Gang(_own_group())
     try:
@@ -282,7 +285,7 @@ class _Gang:
             if dead:
                 raise self._death(*dead) from error
             cause = error.cause
-            if isinstance(cause, InputError):
+            if isinstance(cause, InputError | UnfitNodeError):
                 raise cause from error
             raise _noted(
                 f"{self._name(rank)} raised {type(cause).__name__}: {cause}", str(error)

@@ -23,6 +23,10 @@ UNKNOWN_GPU = replace(
     source="own assumption: no less than the T4, the weakest type in the table",
 )
 """What is assumed of GPUs whose type nobody told."""
+class UnfitNodeError(Exception):
+    """A node cannot work on the sweep: another project or isoflop, or a GPU that does not work."""
+
+
 _TYPE_RESOURCE = "accelerator_type:"
 """Ray's name of the resource that says which GPUs a node has."""
 

@@ -140,7 +140,7 @@ def connected(address: str | None = None) -> Iterator[None]:
         empty = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         with contextlib.chdir(directories.enter_context(empty)):
             if address is None:
-                short = directories.enter_context(_short_directory())
+                short = directories.enter_context(short_directory())
                 ray.init(
                     _temp_dir=short and str(short),
                     address="local",
@@ -159,7 +159,7 @@ def connected(address: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _short_directory() -> Iterator[Path | None]:
+def short_directory() -> Iterator[Path | None]:
     """A directory for Ray's sockets, None where the one that Ray chooses has a short enough path.
 
     Raises

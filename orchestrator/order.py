@@ -23,6 +23,8 @@ class Order:
     """What lies in the project, if this node sees the same one as the driver."""
     ranks: int
     """Processes that train it together."""
+    gpus: float = 0.0
+    """GPUs that Ray gives it: a share of one, or the number of all ranks together."""
     report_seconds: float
     """Between reports of a running trial: each waits for the driver."""
     silent_seconds: float | None

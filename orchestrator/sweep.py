@@ -29,6 +29,7 @@ from cluster.simulation import simulate
 from orchestrator.checkpoints import directory_of
 from orchestrator.connection import address_of, connected, group_gone, machines
 from orchestrator.estimate import jobs_of
+from orchestrator.gpu_checks import use_of
 from orchestrator.grid import Grid
 from orchestrator.growth import announced, wish
 from orchestrator.lease import Lease
@@ -36,7 +37,7 @@ from orchestrator.order import Order
 from orchestrator.planner import Plan
 from orchestrator.progress import Progress
 from orchestrator.project import Project, missing
-from orchestrator.proof import forget_drivers_before, nonce_name, prove_nodes
+from orchestrator.proof import forget_drivers_before, nonce_name, prove_gpus, prove_nodes
 from orchestrator.scratch import scratch
 from orchestrator.stop import Stop, interruptible
 from orchestrator.stopped import forget_stopped, note_stopped
@@ -106,6 +107,8 @@ def train(
         progress.doing("starting workers …")
         stop = Stop(lease)
         with _shared(project, lease) as nonce, wish(work.named) as wished:
+            for line in _try_gpus(work):
+                progress.say(line, style="dim")
             orders = _orders(project, plan, lease, nonce, work)
             grid = Grid(
                 work.queue,
@@ -203,9 +206,22 @@ def _orders(
         job.key: order(
             trial=work.trials[job.key],
             ranks=max(1, int(job.placement.gpus)),
+            gpus=job.placement.gpus,
         )
         for job in work.jobs
     }
+
+
+def _try_gpus(work: _Work) -> list[str]:
+    """Have nodes try the GPUs that the trials are to run on; return what a person should know.
+
+    Raises
+    ------
+    InputError
+        If no node's GPUs work.
+    """
+    uses = {use_of(work.trials[job.key].trainer) for job in work.jobs if job.placement.gpus}
+    return [line for use in sorted(uses - {None}, key=str) if use for line in prove_gpus(use)]
 
 
 def _machines(plan: Plan) -> Cluster:

@@ -198,12 +198,12 @@ def test_a_directory_that_is_too_long_is_named(
     long = str(_long(tmp_path))
     monkeypatch.setenv("RAY_TMPDIR", long)
     with pytest.raises(InputError, match=f"RAY_TMPDIR is {long}.*set RAY_TMPDIR to a short path"):
-        connection._short_directory().__enter__()
+        connection.short_directory().__enter__()
     monkeypatch.delenv("RAY_TMPDIR")
     monkeypatch.setenv("TMPDIR", long)
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(InputError, match=f"TMPDIR is {long}.*set RAY_TMPDIR to a short path"):
-        connection._short_directory().__enter__()
+        connection.short_directory().__enter__()
     monkeypatch.undo()
 
 
@@ -213,7 +213,7 @@ def test_only_what_ray_cannot_use_is_replaced(
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", value)
-    with connection._short_directory() as directory:
+    with connection.short_directory() as directory:
         assert (directory is not None) == short
         assert directory is None or directory.stat().st_mode & 0o777 == 0o700
     assert directory is None or not directory.exists()

@@ -20,7 +20,7 @@ from orchestrator import watch as watch_module
 from orchestrator.attempts import Attempts
 from orchestrator.planner import Plan, make_plan
 from orchestrator.project import Project, create_project
-from orchestrator.proof import UnfitNodeError
+from cluster.machines import UnfitNodeError
 from orchestrator.spec import parse_spec
 from orchestrator.spec_running import Limits
 from orchestrator.stop import Stop

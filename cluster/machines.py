@@ -23,12 +23,12 @@ UNKNOWN_GPU = replace(
     source="own assumption: no less than the T4, the weakest type in the table",
 )
 """What is assumed of GPUs whose type nobody told."""
-class UnfitNodeError(Exception):
-    """A node cannot work on the sweep: another project or isoflop, or a GPU that does not work."""
-
-
 _TYPE_RESOURCE = "accelerator_type:"
 """Ray's name of the resource that says which GPUs a node has."""
+
+
+class UnfitNodeError(Exception):
+    """A node cannot work on the sweep: another project or isoflop, or a GPU that does not work."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,10 +28,10 @@ a TorchDispatchMode), at about 10 microseconds of eager PyTorch each (own allowa
 PROCESS_BYTES = 0.6e9
 """Of a CPU worker before any tensor: Ray and torch."""
 GPU_PROCESS_BYTES = 3e9
-"""Main memory of a GPU worker before any tensor: Ray and torch take 0.6 GB, CUDA's libraries and the
-compiler of kernels the rest (own allowance)."""
+"""Main memory of a GPU worker before any tensor: Ray and torch take 0.6 GB, CUDA's libraries and
+the compiler of kernels the rest (own allowance)."""
 STATE_BYTES, WEIGHT_BYTES = 12, 4
-"""Main memory that a checkpoint takes for each parameter while it is written, and a stored model."""
+"""Main memory for each parameter of a checkpoint while it is written, and of a stored model."""
 PIN = 0.001
 """How much of a node's type a trial asks for that needs that type. Ray gives each node 1."""
 

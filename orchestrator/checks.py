@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from analysis.errors import InputError, first_line
+from analysis.errors import InputError
 from cluster.machines import WORKER_BYTES
 from orchestrator.connection import short_directory
 from orchestrator.storage import Storage, prove, reason_of

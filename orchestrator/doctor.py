@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError, last_line
@@ -156,9 +157,7 @@ def _cluster(address: str, storage: Storage | None) -> list[Machine]:
                 with suppress(OSError):
                     storage.remove(name)
         clocks = [
-            clock_of(lambda node=node: _time_on(node))  # type: ignore[misc]
-            if isinstance(found, Findings)
-            else None
+            clock_of(partial(_time_on, node)) if isinstance(found, Findings) else None
             for node, found in answers
         ]
     ours = checks.versions() | {"isoflop sources": fingerprint()}

@@ -125,7 +125,7 @@ def probe(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         env = dict(os.environ if environment is None else environment)
         # Caches of its own: a function that was compiled before needs no compiler.
-        env |= {name: directory for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+        env |= dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"), directory)
         env["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
         if offered and env.get("CUDA_VISIBLE_DEVICES") == "":
             del env["CUDA_VISIBLE_DEVICES"]
@@ -273,9 +273,7 @@ def gpu_checks(use: Use = "torch", offered: int = 0) -> list[Check]:
     return checks
 
 
-def driver_check(
-    report: Probe, driver: str | None, offered: int = 0, use: Use = "torch"
-) -> Check:
+def driver_check(report: Probe, driver: str | None, offered: int = 0, use: Use = "torch") -> Check:
     """Return whether driver and torch work together, with both versions where they do not."""
     name = "GPU driver"
     versions = _versions(report, driver)

@@ -117,9 +117,7 @@ def _result(reference: Any) -> Any:
         return getattr(error, "cause", None) or error
 
 
-def _require_same(
-    storage: Storage, sources: Any, node: Node, nonce: str, generation: int
-) -> None:
+def _require_same(storage: Storage, sources: Any, node: Node, nonce: str, generation: int) -> None:
     """Refuse a node whose answer, its `sources`, is not that of one like this."""
     if isinstance(sources, TimeoutError):
         raise InputError(f"{called(node)} {sources}")

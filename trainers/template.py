@@ -43,8 +43,8 @@ PLACEHOLDERS: Mapping[str, str] = {
 """What a command may name in braces, and what stands for it."""
 
 GRANTED = "ISOFLOP_GPUS"
-"""Environment variable: the GPUs that this process was given, or the share of one. A worker sets it;
-it is unset where no worker runs a trial, as in a notebook."""
+"""Environment variable with the number of GPUs that this process was given, or the share of one.
+Workers set it; elsewhere, as in a notebook, it is not set."""
 NODE_GPUS = "ISOFLOP_NODE_GPUS"
 """The variable that says to a rank which GPUs its node's ranks have, in their order; as
 CUDA_VISIBLE_DEVICES does to a program under torchrun, where LOCAL_RANK chooses among them."""

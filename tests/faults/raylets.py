@@ -1,7 +1,7 @@
 """A Ray cluster of several raylets on loopback, as a process of its own: see `conftest.py`.
 
-Reads lines: the CPUs of a node to add. Says a JSON object for the head and for each node. Ends the
-cluster when its input ends.
+Reads lines: the CPUs of a node to add, and the GPUs that it claims to have. Says a JSON object for
+the head and for each node. Ends the cluster when its input ends.
 """
 
 import json
@@ -23,7 +23,8 @@ def main():
     cluster = Cluster(initialize_head=True, head_node_args=head)
     say(cluster.head_node, address=cluster.address)
     for line in sys.stdin:
-        say(cluster.add_node(num_cpus=int(line), **OBJECT_STORE))
+        cpus, gpus = (*map(int, line.split()), 0)[:2]
+        say(cluster.add_node(num_cpus=cpus, num_gpus=gpus, **OBJECT_STORE))
     cluster.shutdown()
 
 

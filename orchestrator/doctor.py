@@ -233,8 +233,12 @@ def _time_on(node: Node) -> float | None:
     """Return a node's time; None if it does not answer."""
     from orchestrator.proof import ask_nodes
 
-    ((_, moment),) = ask_nodes([node], time.time, lambda node: (), CLOCK_SECONDS)
+    ((_, moment),) = ask_nodes([node], _now, lambda node: (), CLOCK_SECONDS)
     return moment if isinstance(moment, float) else None
+
+
+def _now() -> float:
+    return time.time()
 
 
 def clock_of(

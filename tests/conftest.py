@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,7 +28,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 MakeTrial = Callable[..., Trial]
 
 HIDDEN = "NoDevFiles"
-"""For CUDA_VISIBLE_DEVICES: no GPU for torch, and none for a Ray that counts them."""
+"""For CUDA_VISIBLE_DEVICES: no GPU for torch, and none for a Ray that counts them. It is set only
+where GPUs are: a Ray whose nodes claim GPUs does not start with it."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,8 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Two processes of tests would meet on one, and what holds on a CPU to the bit would not.
     """
-    expression = str(config.option.markexpr)
-    if not re.search(r"(?<!not )\bgpu\b", expression):
+    asked = re.search(r"(?<!not )\bgpu\b", str(config.option.markexpr))
+    there = shutil.which("nvidia-smi") or any(Path("/dev").glob("nvidia[0-9]*"))
+    if there and not asked:
         os.environ["CUDA_VISIBLE_DEVICES"] = HIDDEN
 
 

@@ -23,12 +23,17 @@ def test_of_a_gpu():
 
 
 def _pytest(tmp_path: Path, *arguments: str) -> str:
+    """What pytest says of the two tests on a machine that has nvidia-smi."""
     path = tmp_path / "test_two.py"
     path.write_text(TESTS)
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\n")
+    smi.chmod(0o755)
     root = Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-rs", *arguments, str(path)],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "0", "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": str(root)}
+        | {"CUDA_VISIBLE_DEVICES": "0", "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         cwd=root,
         capture_output=True,
         text=True,

@@ -43,6 +43,8 @@ def two_nodes() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    patch.setenv(GRANTED, "0")  # trainers stay on the CPU where there are real ones
     node = {"num_cpus": 4, "num_gpus": 2, "object_store_memory": 80_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     cluster.add_node(**node)

@@ -89,10 +89,10 @@ class Cluster:
         self.nodes: list[psutil.Process] = []
         """The raylets where trials run."""
 
-    def add(self, cpus: int = 2) -> psutil.Process:
-        """One more node."""
+    def add(self, cpus: int = 2, gpus: int = 0) -> psutil.Process:
+        """One more node, which claims to have so many GPUs."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{cpus}\n")
+        self._process.stdin.write(f"{cpus} {gpus}\n")
         self._process.stdin.flush()
         self.nodes.append(psutil.Process(self._said()["pid"]))
         return self.nodes[-1]

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -90,8 +91,11 @@ def _environment(**more: str) -> dict[str, str]:
 
 
 @contextmanager
-def _cluster(*around: str, **more: str) -> Iterator[str]:
-    """Address of a cluster of one node beside the driver's, started `around` by something."""
+def _cluster(*around: str, gpus: int = 0, **more: str) -> Iterator[str]:
+    """Address of a cluster of one node beside the driver's, started `around` by something.
+
+    The node claims to have so many GPUs.
+    """
     # Below /tmp itself: a socket's path has at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as directory:
         environment = _environment(RAY_TMPDIR=directory, **more)
@@ -104,7 +108,7 @@ def _cluster(*around: str, **more: str) -> Iterator[str]:
         ):
             try:
                 address = json.loads(process.stdout.readline())["address"]
-                print(1, file=process.stdin, flush=True)
+                print(2, gpus, file=process.stdin, flush=True)
                 assert json.loads(process.stdout.readline())["node"]
                 yield address
             finally:
@@ -168,3 +172,49 @@ def test_a_node_with_another_isoflop_is_named_and_tokens_are_compared(
         code, said = _run(sweep_file(), project, address, **nothing)
         assert code == 2
         assert f"isoflop: the Ray cluster at {address} is to be shown a token" in said
+
+
+PRETRAIN = """
+name = "test"
+recipe = "mini"
+budgets = [1e8]
+sizes = 1
+[corpus]
+kind = "markov"
+tokens = 150000
+symbols = 16
+[shapes]
+depth = 2
+heads = 2
+context = 64
+"""
+COMMAND = """
+name = "test"
+trainer = "command"
+budgets = [1e8]
+sizes = 1
+[command]
+run = ["{python}", "-c", "1"]
+gpus = 1.0
+vocabulary = 256
+[shapes]
+depth = 2
+heads = 2
+context = 64
+"""
+
+
+@pytest.mark.slow
+def test_gpus_that_are_none_are_refused_before_anything_trains(tmp_path: Path) -> None:
+    """Ray believes whoever starts it; torch then trains on the CPU, and raises nothing."""
+    with _cluster(gpus=2) as address:
+        for name, sweep, driver in (("a", PRETRAIN, False), ("b", COMMAND, True)):
+            path = tmp_path / f"{name}.toml"
+            path.write_text(sweep)
+            code, said = _run(path, tmp_path / name, address)
+            assert code == 2
+            last = said.splitlines()[-1]
+            assert last.startswith("isoflop: node 127.0.0.1")
+            assert ("no GPU answers" if driver else "torch sees no GPU") in last
+            assert driver or f"torch {version('torch')}" in last
+            assert "driver" in last

@@ -21,11 +21,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from analysis.errors import InputError
 from cluster.gang import GangError, train_in_gang
+from cluster.machines import UnfitNodeError
 from cluster.rank import Sign
 from tests.waiting import wait
 from trainers.registry import trainer
 from trainers.simulated import Simulated, SimulatedSettings
-from trainers.template import Command
+from trainers.template import GRANTED, Command
 from trainers.trial import Event, Measurement, Progress, Step, Trial
 from trainers.workspace import Scratch, Workspace
 
@@ -66,6 +67,9 @@ class Leader:
             train_in_gang(trial, lambda tell: Scratch(directory, keeps_models=True), make=make)
         )
 
+    def train_on_an_unfit_node(self, trial: Trial) -> list[Event | Sign]:
+        return list(train_in_gang(trial, _unfit))
+
     def train_tardily(self, trial: Trial, make: Callable[[str], Any]) -> list[Event | Sign]:
         return list(train_in_gang(trial, _tardy, make=make))
 
@@ -100,6 +104,10 @@ class Leader:
         assert self._events is not None
         for _ in self._events:
             pass
+
+
+def _unfit(tell: Callable[[str], None]) -> Scratch:
+    raise UnfitNodeError("its GPU does not work")
 
 
 @pytest.fixture
@@ -310,6 +318,14 @@ def test_a_rank_that_raises_ends_all_and_gives_its_traceback(
     assert "in train" in error.__notes__[0]
     pids = [place["pid"] for place in _places(tmp_path)]
     wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+@pytest.mark.slow
+def test_a_rank_on_an_unfit_node_says_so_as_an_error_of_the_node(leader, trial: Trial) -> None:
+    """So that the node is left out, and the trial is not blamed."""
+    actor = leader(ON_ONE_NODE)
+    with pytest.raises(UnfitNodeError, match="its GPU does not work"):
+        ray.get(actor.train_on_an_unfit_node.remote(trial), timeout=120)
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ def test_the_table_fits_the_terminal(width: int) -> None:
 
 
 def test_nodes_that_differ_in_a_version_are_named() -> None:
-    ours = {name: "1" for name in doctor.SHARED}
+    ours = dict.fromkeys(doctor.SHARED, "1")
     assert agreement(ours, ours).status == "ok"
     check = agreement(ours | {"torch": "2"}, ours)
     assert check.status == "failure"

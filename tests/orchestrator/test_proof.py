@@ -178,7 +178,7 @@ PRETRAIN = """
 name = "test"
 recipe = "mini"
 budgets = [1e8]
-sizes = 1
+sizes = 3
 [corpus]
 kind = "markov"
 tokens = 150000
@@ -192,7 +192,7 @@ COMMAND = """
 name = "test"
 trainer = "command"
 budgets = [1e8]
-sizes = 1
+sizes = 3
 [command]
 run = ["{python}", "-c", "1"]
 gpus = 1.0

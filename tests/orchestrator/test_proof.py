@@ -177,11 +177,12 @@ def test_a_node_with_another_isoflop_is_named_and_tokens_are_compared(
 PRETRAIN = """
 name = "test"
 recipe = "mini"
-budgets = [1e8]
+budgets = [1e10]
 sizes = 3
+span = 4
 [corpus]
 kind = "markov"
-tokens = 150000
+tokens = 2000000
 symbols = 16
 [shapes]
 depth = 2
@@ -191,16 +192,14 @@ context = 64
 COMMAND = """
 name = "test"
 trainer = "command"
-budgets = [1e8]
+corpus = { kind = "declared", name = "x", version = "1", vocabulary = 50, tokens = 9_000_000_000 }
+budgets = [1e9]
 sizes = 3
+span = 4
 [command]
 run = ["{python}", "-c", "1"]
+env = { TRIAL = "{width} {steps} {batch_tokens}" }
 gpus = 1.0
-vocabulary = 256
-[shapes]
-depth = 2
-heads = 2
-context = 64
 """
 
 

@@ -125,7 +125,7 @@ def _run(sweep: Path, project: Path, head: str, **more: str) -> tuple[int, str]:
     command = [sys.executable, "-P", "-m", "orchestrator", "run", str(sweep)]
     command += ["--project", str(project), "--address", head]
     done = subprocess.run(
-        command, env=_environment(**more), capture_output=True, text=True, timeout=120, check=False
+        command, env=_environment(**more), capture_output=True, text=True, timeout=400, check=False
     )
     assert list(project.glob("ledger/*")) == []
     assert list(project.glob("leases/*.nonce")) == []

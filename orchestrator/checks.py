@@ -79,13 +79,13 @@ class Check:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of what trials use, without importing any of it."""
-    found = {"Python": platform.python_version()}
+    numbers = {"Python": platform.python_version()}
     for package in ("isoflop", "torch", "ray", "mlflow"):
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            numbers[package] = "not installed"
+    return numbers
 
 
 def compiler(*, needed: bool) -> Check:
@@ -98,14 +98,14 @@ def compiler(*, needed: bool) -> Check:
     """
     name, missing = "compiler", []
     named = os.environ.get("CC")
-    found = next(filter(None, map(shutil.which, [named] if named else ["gcc", "clang"])), None)
-    if found is None:
+    program = next(filter(None, map(shutil.which, [named] if named else ["gcc", "clang"])), None)
+    if program is None:
         missing.append(f"no C compiler ({f'CC={named}' if named else 'gcc or clang'}) on PATH")
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not headers.is_file():
         missing.append(f"no {headers}")
     if not missing:
-        return Check.ok(name, f"{found}, {headers}")
+        return Check.ok(name, f"{program}, {headers}")
     if not needed:
         return Check.ok(name, f"{'; '.join(missing)}: not needed without a GPU")
     return Check.warning(
@@ -117,9 +117,9 @@ def compiler(*, needed: bool) -> Check:
 
 def memory() -> Check:
     """Return whether there is memory for one worker."""
-    found = psutil.virtual_memory()
-    value = f"{found.available / 1e9:.1f} of {found.total / 1e9:.1f} GB available"
-    if found.available < WORKER_BYTES:
+    state = psutil.virtual_memory()
+    value = f"{state.available / 1e9:.1f} of {state.total / 1e9:.1f} GB available"
+    if state.available < WORKER_BYTES:
         return Check.warning(
             "memory",
             f"{value}; one worker takes {WORKER_BYTES / 1e9:.1f} GB",
@@ -169,7 +169,7 @@ def token(environment: Mapping[str, str] = os.environ) -> Check:
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named) if named else Path.home() / ".ray" / "auth_token"
     try:
-        found = path.stat()
+        mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
         if named:
             return Check.failure(
@@ -178,7 +178,6 @@ def token(environment: Mapping[str, str] = os.environ) -> Check:
                 "correct RAY_AUTH_TOKEN_PATH, or unset it",
             )
         return Check.ok(name, "none, which only clusters need")
-    mode = stat.S_IMODE(found.st_mode)
     if mode & PRIVATE:
         return Check.warning(
             name,
@@ -196,7 +195,7 @@ def storage_checks(storage: Storage, clock: Callable[[], float] = time.time) -> 
     the file is compared with `clock`.
     """
     name = "project"
-    made = _missing_directories(storage)
+    missing = _missing_directories(storage)
     try:
         prove(storage)
         clocks = [_storage_clock(storage, clock)]
@@ -207,7 +206,7 @@ def storage_checks(storage: Storage, clock: Callable[[], float] = time.time) -> 
         remedy = "see whether the storage answers other programs"
         return [Check.failure(name, f"{storage.uri}: {reason_of(error)}", remedy)]
     finally:
-        for directory in made:
+        for directory in missing:
             with suppress(OSError):  # something is in it, or nothing was made
                 directory.rmdir()
     return [Check.ok(name, f"{storage.uri}: conditional writes work"), *clocks]
@@ -233,7 +232,7 @@ def _storage_clock(storage: Storage, clock: Callable[[], float]) -> Check:
             storage.remove(name)
     name = "clock of the storage"
     if moment is None:
-        return Check.ok(name, "not told by the storage")
+        return Check.ok(name, "unknown: the storage does not say when files were written")
     limit = REFUSED_SKEW_SECONDS if storage.local is None else None
     return clock_check(name, beyond(moment, before, after), limit=limit)
 

@@ -39,13 +39,15 @@ MARKS: dict[Status, tuple[str, str]] = {
     "failure": ("FAILURE", "bold red"),
 }
 """How a status is shown, and in which style."""
-SHARED = ("isoflop sources", "Python", "isoflop", "torch", "ray")
-"""Versions that all nodes of a cluster must have in common."""
+ALIKE = ("isoflop sources", "ray")
+"""What nodes must have in common: a sweep refuses other sources, and Ray another Ray."""
+SHARED = (*ALIKE, "Python", "isoflop", "torch")
+"""What nodes should have in common: with another torch or Python, results differ in last digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A machine and what was found there."""
+    """The answers of one machine."""
 
     name: str
     checks: tuple[Check, ...]
@@ -53,7 +55,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What doctor found."""
+    """The answers of all machines."""
 
     machines: tuple[Machine, ...]
 
@@ -81,7 +83,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a node of a cluster found on itself, as it sends it."""
+    """The answers of a node of a cluster, as the node sends them."""
 
     host: str
     versions: dict[str, str]
@@ -127,15 +129,15 @@ def _version_checks(versions: dict[str, str]) -> list[Check]:
     return [Check.ok("versions", text)]
 
 
-def _mlflow(storage: Storage | None, given: str | None) -> list[Check]:
+def _mlflow(storage: Storage | None, uri: str | None) -> list[Check]:
     """Return the check of the store that a sweep into this project would write to, if any."""
     from orchestrator.project import Project
     from orchestrator.tracking import Store, store_of
 
     if storage is not None:
-        store = store_of(Project(storage), given)
+        store = store_of(Project(storage), uri)
     else:
-        store = None if given is None else Store(uri=given, artifacts=None, own=False)
+        store = None if uri is None else Store(uri=uri, artifacts=None, own=False)
     return [] if store is None else [checks.mlflow(store)]
 
 
@@ -157,14 +159,14 @@ def _cluster(address: str, storage: Storage | None) -> list[Machine]:
                 with suppress(OSError):
                     storage.remove(name)
         clocks = [
-            clock_of(partial(_time_on, node)) if isinstance(found, Findings) else None
-            for node, found in answers
+            clock_of(partial(_time_on, node)) if isinstance(result, Findings) else None
+            for node, result in answers
         ]
     ours = checks.versions() | {"isoflop sources": fingerprint()}
     labels = _labels([called(node) for node, _ in answers])
     return [
-        _machine(label, found, ours, clock)
-        for label, (_, found), clock in zip(labels, answers, clocks, strict=True)
+        _machine(label, result, ours, clock)
+        for label, (_, result), clock in zip(labels, answers, clocks, strict=True)
     ]
 
 
@@ -203,10 +205,10 @@ def findings(project: str | None, name: str, nonce: str, gpus: int) -> Findings:
     """
     from orchestrator.proof import fingerprint
 
-    found = [] if project is None else [_sees(project, name, nonce)]
-    found += [*gpu_checks("torch", gpus), checks.memory(), checks.disk()]
+    results = [] if project is None else [_sees(project, name, nonce)]
+    results += [*gpu_checks("torch", gpus), checks.memory(), checks.disk(), checks.token()]
     versions = checks.versions() | {"isoflop sources": fingerprint()}
-    return Findings(host=socket.gethostname(), versions=versions, checks=tuple(found))
+    return Findings(host=socket.gethostname(), versions=versions, checks=tuple(results))
 
 
 def _sees(project: str, name: str, nonce: str) -> Check:
@@ -256,23 +258,24 @@ def clock_of(
     return checks.clock_check("clock", checks.beyond(moment, before, after))
 
 
-def _machine(name: str, found: Any, ours: dict[str, str], clock: Check | None) -> Machine:
-    """Return what a node found, or that it did not answer."""
-    if not isinstance(found, Findings):
-        text = str(found) if isinstance(found, TimeoutError) else last_line(found)
+def _machine(name: str, result: Any, ours: dict[str, str], clock: Check | None) -> Machine:
+    """Return what a node reported, or that it did not answer."""
+    if not isinstance(result, Findings):
+        text = str(result) if isinstance(result, TimeoutError) else last_line(result)
         remedy = "see its log in Ray's session directory, and whether isoflop is installed on it"
         return Machine(name=name, checks=(Check.failure("answer", text, remedy),))
-    shown = f"{name}, {found.host}"
-    answers = [agreement(found.versions, ours), *found.checks, *([clock] if clock else [])]
+    shown = f"{name}, {result.host}"
+    answers = [agreement(result.versions, ours), *result.checks, *([clock] if clock else [])]
     return Machine(name=shown, checks=tuple(answers))
 
 
 def agreement(theirs: dict[str, str], ours: dict[str, str]) -> Check:
     """Return whether a node has the same versions as this machine."""
-    differ = [f"{n} {theirs[n]}, here {ours[n]}" for n in SHARED if theirs[n] != ours[n]]
+    differ = {n: f"{n} {theirs[n]}, here {ours[n]}" for n in SHARED if theirs[n] != ours[n]}
     if differ:
+        kind = Check.failure if differ.keys() & set(ALIKE) else Check.warning
         remedy = "install the same on all nodes, or use `isoflop submit`, which ships isoflop"
-        return Check.failure("versions", "; ".join(differ), remedy)
+        return kind("versions", "; ".join(differ.values()), remedy)
     text = ", ".join(f"{name} {theirs[name]}" for name in SHARED[1:])
     return Check.ok("versions", f"as here: {text}")
 

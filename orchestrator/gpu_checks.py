@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -42,6 +42,8 @@ Version Compatibility)."""
 OTHER_MAKERS = ("/dev/kfd", "/dev/dri/renderD*")
 """Device files of GPUs that are not NVIDIA's. A program on those is not checked any further."""
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
+DRIVER = "driver"
+"""Name of the check of driver and torch together."""
 COLUMNS = ("index", "name", "driver_version", "compute_mode", "memory.total", "memory.free")
 """What nvidia-smi is asked for (nvidia-smi --help-query-gpu)."""
 
@@ -273,9 +275,25 @@ def gpu_checks(use: Use = "torch", offered: int = 0) -> list[Check]:
     return checks
 
 
+def is_of_gpus(check: Check) -> bool:
+    """Return whether one of `gpu_checks` is of the driver or of GPUs one by one."""
+    return check.name == DRIVER or check.name.startswith("GPU ")
+
+
+def gpus_work(checks: Sequence[Check]) -> bool:
+    """Return whether the driver works and at least one GPU, as far as they were tried."""
+    driver = next((check for check in checks if check.name == DRIVER), None)
+    each = [check for check in checks if check.name.startswith("GPU ")]
+    return (
+        driver is not None
+        and driver.status != "failure"
+        and (not each or any(check.status != "failure" for check in each))
+    )
+
+
 def driver_check(report: Probe, driver: str | None, offered: int = 0, use: Use = "torch") -> Check:
     """Return whether driver and torch work together, with both versions where they do not."""
-    name = "GPU driver"
+    name = DRIVER
     versions = _versions(report, driver)
     if report.ended is not None:
         return Check.failure(

@@ -16,7 +16,14 @@ from typing import Any
 
 from analysis.errors import InputError, last_line
 from orchestrator.connection import nodes
-from orchestrator.gpu_checks import PROBE_SECONDS, SMI_SECONDS, Use, gpu_checks
+from orchestrator.gpu_checks import (
+    PROBE_SECONDS,
+    SMI_SECONDS,
+    Use,
+    gpu_checks,
+    gpus_work,
+    is_of_gpus,
+)
 from orchestrator.storage import Storage, open_storage
 
 PROOF_SECONDS = 60.0
@@ -140,8 +147,8 @@ def _require_same(storage: Storage, sources: Any, node: Node, nonce: str, genera
 def prove_gpus(use: Use) -> list[str]:
     """Have every node that offers GPUs to Ray try them; return lines for a person.
 
-    A node whose GPUs do not work is only told of where another's do: its workers find out by
-    themselves, and it is left out.
+    Where some nodes' GPUs work, the others' are no more than a line: their workers find out by
+    themselves, and the nodes are left out.
 
     Raises
     ------
@@ -154,20 +161,20 @@ def prove_gpus(use: Use) -> list[str]:
     troubles, unusable = [], []
     for node, checks in answers:
         if isinstance(checks, Exception):
-            unusable.append(f"{called(node)}: {last_line(checks)}")
+            if _lives(node):
+                unusable.append(f"{called(node)}: {last_line(checks)}")
             continue
-        bad = [check for check in checks if check.status != "ok"]
-        lines = [f"{called(node)}: {check.value}: {check.remedy}" for check in bad]
-        gpus = [check for check in checks if check.name.startswith("GPU ")]
-        if all(check.status == "failure" for check in gpus):
-            unusable += lines or [f"{called(node)} has no GPU that works"]
+        lines = [f"{called(node)}: {c.value}: {c.remedy}" for c in checks if c.status != "ok"]
+        if not gpus_work(checks):
+            unusable += lines
             continue
-        works["; ".join(check.value for check in gpus if check.status != "failure")] += 1
+        fit = [check.value for check in checks if is_of_gpus(check) and check.status == "ok"]
+        works["; ".join(fit)] += 1
         troubles += lines
     if unusable and not works:
         count = f"none of {len(answers)} nodes has a GPU that works; " if len(answers) > 1 else ""
         raise InputError(f"{count}{unusable[0]}")
-    lines = [f"GPUs on {n} node{'s' * (n > 1)}: {text}" for text, n in works.items()]
+    lines = [f"GPUs of {n} node{'s' * (n > 1)}: {text}" for text, n in works.items()]
     return lines + troubles + unusable
 
 

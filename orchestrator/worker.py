@@ -349,8 +349,8 @@ def _rank_workspace(order: Order, tell: Callable[[str], None]) -> StoredWorkspac
         try:
             _require_gpu(order)
         except InputError as error:
-            said = f"{socket.gethostname()} cannot work on the sweep: {error}"
-            raise UnfitNodeError(said) from error
+            message = f"{socket.gethostname()} cannot work on the sweep: {error}"
+            raise UnfitNodeError(message) from error
     directory = _LIFELONG.enter_context(scratch())
     made = _workspace(order, directory, _witnessed(order), lambda: False)
     made.tell = tell

@@ -21,7 +21,7 @@ Run = Callable[..., tuple[int, str, str]]
 CHECKS = (
     Check.ok("versions", "Python 3.11.7, isoflop 0.1.0, torch 2.13.0, ray 2.60.0, mlflow 3.17.2"),
     Check.failure(
-        "GPU driver",
+        "driver",
         "torch sees no GPU: driver 550.54.15 (CUDA up to 12.4), torch 2.13.0 for CUDA 13.0",
         "install driver 580 or newer, or a torch for CUDA 12",
     ),
@@ -107,15 +107,16 @@ def test_the_table_fits_the_terminal(width: int) -> None:
         assert check.name in text
         assert not check.remedy or f"→ {check.remedy}" in text
     assert "1 failure, 1 warning: a failure would stop a sweep" in text
-    assert any(line.startswith("FAILURE  GPU driver") for line in lines)
+    assert any(line.startswith("FAILURE  driver") for line in lines)
 
 
 def test_nodes_that_differ_in_a_version_are_named() -> None:
     ours = dict.fromkeys(doctor.SHARED, "1")
     assert agreement(ours, ours).status == "ok"
     check = agreement(ours | {"torch": "2"}, ours)
-    assert check.status == "failure"
-    assert check.value == "torch 2, here 1"
+    assert (check.status, check.value) == ("warning", "torch 2, here 1")
+    check = agreement(ours | {"isoflop sources": "2", "torch": "2"}, ours)
+    assert (check.status, check.value) == ("failure", "isoflop sources 2, here 1; torch 2, here 1")
     assert "isoflop submit" in check.remedy
 
 
@@ -134,8 +135,8 @@ def test_a_driver_that_hangs_does_not_hang_doctor(
     probe = gpu_checks.probe
     monkeypatch.setattr(gpu_checks, "probe", lambda use, **rest: probe(use, seconds=10, **rest))
     found = {check.name: check for check in doctor.examine().machines[0].checks}
-    assert found["GPU driver"].status == "failure"
-    assert "did not end within 10 s" in found["GPU driver"].value
+    assert found["driver"].status == "failure"
+    assert "did not end within 10 s" in found["driver"].value
 
 
 @pytest.mark.slow
@@ -167,10 +168,10 @@ def test_every_node_of_a_cluster_is_asked(tmp_path: Path) -> None:
     for node in nodes:
         checks = {check["name"]: check for check in node["checks"]}
         assert {"versions", "project", "clock", "memory", "disk"} <= set(checks)
-        others = [c for name, c in checks.items() if name != "GPU driver"]
+        others = [c for name, c in checks.items() if name != "driver"]
         assert [c for c in others if c["status"] == "failure"] == []
         assert checks["project"]["value"] == f"sees {project}, and may write"
-        bad += [checks["GPU driver"]] if "GPU driver" in checks else []
+        bad += [checks["driver"]] if "driver" in checks else []
     (driver,) = bad
     assert driver["status"] == "failure"
     assert "torch sees no GPU" in driver["value"]

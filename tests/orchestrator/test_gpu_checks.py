@@ -173,7 +173,7 @@ def test_one_bad_gpu_of_several_is_named(
     monkeypatch.setattr(gpu_checks, "probe", lambda *_, **__: found)
     checks = gpu_checks.gpu_checks("torch", 3)
     by_name = {check.name: check for check in checks}
-    assert by_name["GPU driver"].status == "ok"
+    assert by_name["driver"].status == "ok"
     assert by_name["GPU 0, 2"].status == "ok"
     bad = by_name["GPU 1"]
     assert bad.status == "failure"

@@ -200,7 +200,7 @@ def storage_checks(storage: Storage, clock: Callable[[], float] = time.time) -> 
         prove(storage)
         clocks = [_storage_clock(storage, clock)]
     except InputError as error:
-        remedy = "choose another with --project, or mend its permissions or credentials"
+        remedy = "see that it is a directory or a bucket that this user may write to"
         return [Check.failure(name, str(error), remedy)]
     except OSError as error:
         remedy = "see whether the storage answers other programs"

@@ -307,14 +307,6 @@ def driver_check(report: Probe, driver: str | None, offered: int = 0, use: Use =
         if report.driver_cuda is None and _other_maker():
             return Check.ok(name, "not NVIDIA's, and not checked")
         return Check.failure(name, f"no GPU answers: {versions}", _driver_remedy(report, offered))
-    if report.torch_cuda is None and report.torch_hip is None:
-        return Check.failure(
-            name,
-            f"torch sees no GPU: {versions}; this torch was built without CUDA",
-            _driver_remedy(report, offered)
-            if report.driver_cuda is None
-            else "install torch with CUDA, as https://pytorch.org/get-started says for this driver",
-        )
     return Check.failure(name, f"torch sees no GPU: {versions}", _driver_remedy(report, offered))
 
 
@@ -325,9 +317,9 @@ def _versions(report: Probe, driver: str | None) -> str:
         major, minor = report.driver_cuda // 1000, report.driver_cuda % 1000 // 10
         parts[0] += f" (CUDA up to {major}.{minor})"
     if report.torch is not None:
-        built = f"CUDA {report.torch_cuda}" if report.torch_cuda else "no CUDA"
-        built = f"ROCm {report.torch_hip}" if report.torch_hip else built
-        parts.append(f"torch {report.torch} for {built}")
+        built = f"for CUDA {report.torch_cuda}" if report.torch_cuda else "without CUDA"
+        built = f"for ROCm {report.torch_hip}" if report.torch_hip else built
+        parts.append(f"torch {report.torch} {built}")
     if report.driver_error:
         parts.append(report.driver_error)
     return ", ".join(parts)
@@ -335,6 +327,10 @@ def _versions(report: Probe, driver: str | None) -> str:
 
 def _driver_remedy(report: Probe, offered: int) -> str:
     """Say what to do where no GPU answers."""
+    if report.torch_hip is not None:
+        return "see what rocm-smi says of the GPUs, and whether HIP_VISIBLE_DEVICES hides them"
+    if report.driver_cuda is not None and report.torch_cuda is None:
+        return "install a torch with CUDA, as https://pytorch.org/get-started says"
     if report.driver_cuda is not None and report.torch_cuda is not None:
         major = int(report.torch_cuda.partition(".")[0])
         if report.driver_cuda // 1000 < major:

@@ -124,7 +124,7 @@ def test_a_project_that_belongs_to_somebody_else(tmp_path: Path) -> None:
     status, value, remedy = done.stdout.strip().split("|")
     assert status == "failure"
     assert "no permission" in value
-    assert "--project" in remedy
+    assert "may write to" in remedy
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_this_torch_without_cuda_is_named() -> None:
         pytest.skip("this torch was built with CUDA")
     check = driver_check(found, None, offered=2)
     assert check.status == "failure"
-    assert f"torch {found.torch} for no CUDA" in check.value
+    assert f"torch {found.torch} without CUDA" in check.value
     assert "--num-gpus=0" in check.remedy
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError
+from cluster.machines import UnfitNodeError
 from cluster.rank import Home, MakeWorkspace, Rank, Sign
 from cluster.rank_errors import RankError, by_cause, others_in_a_clause
 from trainers.registry import trainer
@@ -104,6 +105,8 @@ def train_in_gang(
         If a rank raises, dies or does not start. All ranks are ended first.
     InputError
         If the group leaves its ranks no room, or a rank's trainer refuses the trial.
+    UnfitNodeError
+        If a rank finds that its node cannot train.
     """
     gang = _Gang(_own_group())
     try:
@@ -290,7 +293,7 @@ class _Gang:
             if dead:
                 raise self._death(*dead) from error
             first, *others = by_cause(errors)
-            if isinstance(first.cause, InputError):
+            if isinstance(first.cause, InputError | UnfitNodeError):
                 raise first.cause from error
             what = f"raised {type(first.cause).__name__}: {first.cause}"
             failed = _noted(

@@ -42,6 +42,10 @@ _TYPE_RESOURCE = "accelerator_type:"
 """Ray's name of the resource that says which GPUs a node has."""
 
 
+class UnfitNodeError(Exception):
+    """A node cannot work on the sweep: another project or isoflop, or a GPU that does not work."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Node:
     """One machine of a cluster."""

@@ -16,7 +16,7 @@ from cluster.effort import Effort
 from cluster.gpus import variants
 from cluster.machines import WORKER_BYTES, Cluster
 from cluster.pace import Pace
-from trainers.flops import trial_flops
+from trainers.flops import params, trial_flops
 from trainers.gpus import GpuType
 from trainers.memory import CONTEXT_BYTES, HEADROOM, LEAST, NCCL_BYTES, Passes, training_memory
 from trainers.simulated import SimulatedSettings
@@ -32,6 +32,11 @@ CUDA_SECONDS = 3.0
 allowance."""
 PROCESS_BYTES = 0.6e9
 """Of a CPU worker before any tensor: Ray and torch."""
+GPU_PROCESS_BYTES = 3e9
+"""Main memory of a GPU worker before any tensor: Ray and torch take 0.6 GB, CUDA's libraries and
+the compiler of kernels the rest (own allowance)."""
+STATE_BYTES, WEIGHT_BYTES = 12, 4
+"""Main memory for each parameter of a checkpoint while it is written, and of a stored model."""
 PIN = 0.001
 """How much of a node's type a trial asks for that needs that type. Ray gives each node 1."""
 
@@ -43,7 +48,7 @@ class Placement:
     gpus: float = 0.0
     """0 for cores alone; a share below 1; else GPUs on all nodes together."""
     memory_bytes: int = 0
-    """Of the machine, that it asks for beside a core, if it has no GPU."""
+    """Main memory that it asks for, on all nodes together."""
     nodes: int = 1
     """How many nodes the GPUs are on, the same number on each."""
     gpu_type: str | None = None
@@ -73,7 +78,9 @@ class Placement:
             shared = {"GPU": self.gpus, "memory": self.memory_bytes}
             return ({"CPU": self.cpus} | {k: v for k, v in shared.items() if v} | pin,)
         each = self.gpus_per_node
-        return ({}, *({"CPU": each, "GPU": each} | pin for _ in range(self.nodes)))
+        memory = {"memory": self.memory_bytes // self.nodes} if self.memory_bytes else {}
+        bundle = {"CPU": each, "GPU": each} | memory | pin
+        return ({}, *(dict(bundle) for _ in range(self.nodes)))
 
     @property
     def size(self) -> tuple[float, int, str]:
@@ -223,7 +230,10 @@ def _on_gpus(
             break  # a sequence is not split
         taken = _bytes(trial, gpus, passes)
         if taken <= _usable(gpu) * min(1.0, gpus):
-            return Placement(gpus=gpus, nodes=nodes, gpu_type=name, bytes=taken)
+            memory = nodes * _main_memory(trial, gpus / nodes, cluster, name)
+            return Placement(
+                gpus=gpus, nodes=nodes, gpu_type=name, memory_bytes=memory, bytes=taken
+            )
     return None
 
 
@@ -231,6 +241,22 @@ def _bytes(trial: Trial, gpus: float, passes: Passes | None) -> float:
     shape, h, gpus = trial.shape, trial.hyperparameters, max(1, int(gpus))
     own = CONTEXT_BYTES + (NCCL_BYTES if gpus > 1 else 0.0)
     return own + training_memory(shape, h, gpus=gpus, passes=passes).peak
+
+
+def _main_memory(trial: Trial, gpus: float, cluster: Cluster, gpu_type: str | None) -> int:
+    """Return the main memory to ask for on each node, in bytes.
+
+    The first rank gathers the whole state for a checkpoint, that of a trunk beside its branch's.
+    """
+    places = 2 if trial.hyperparameters.schedule == "wsd" else 1
+    each = (places * STATE_BYTES + WEIGHT_BYTES) * params(trial.shape).total
+    most = max(node.memory_bytes for node in cluster.of_type(gpu_type))
+    return int(min(_power_of_two(max(1, int(gpus)) * GPU_PROCESS_BYTES + each), most))
+
+
+def _power_of_two(size: float) -> float:
+    """Return the next power of two of GB, in bytes, so that there are few classes."""
+    return 1e9 * 2.0 ** max(0, math.ceil(math.log2(size / 1e9)))
 
 
 def _usable(gpu: GpuType) -> float:
@@ -263,8 +289,7 @@ def _one_core(trial: Trial, taken: float, cluster: Cluster) -> Placement | Unpla
         needed, there = _apart(taken, most)
         shortfall = f"needs {needed} of memory; the largest node has {there}"
         return Unplaceable(trial=trial, shortfall=shortfall)
-    # A power of two, so that there are few classes; or all that a node has.
-    asked = 1e9 * 2.0 ** max(0, math.ceil(math.log2(taken / 1e9))) if taken else 0.0
+    asked = _power_of_two(taken) if taken else 0.0  # or all that a node has
     return Placement(memory_bytes=int(min(asked, most)), bytes=taken)
 
 

@@ -1,7 +1,7 @@
-"""The verb that runs a sweep on a cluster that this machine is no part of: submit.
+"""The verbs of clusters: submit, for one that this machine is no part of, and doctor.
 
-Thin: parses, calls `cluster/submit.py` and says what became of the job. Nothing heavy is imported
-before the verb needs it.
+Thin: they parse, call `cluster/submit.py` or `doctor.py` and say what came of it. Nothing heavy is
+imported before a verb needs it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ import typer
 from analysis.errors import InputError
 from analysis.visible import visible
 from orchestrator.grouped import grouped
-from orchestrator.options import INTERRUPTED, Running, Told, say
+from orchestrator.options import (
+    INTERRUPTED,
+    Address,
+    Json,
+    Running,
+    Told,
+    TrackingUri,
+    console,
+    print_json,
+    say,
+)
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -29,6 +39,7 @@ JOB = "The job"
 def add_verbs(app: typer.Typer) -> None:
     """Give the command line its verbs, in the order of its help."""
     app.command()(grouped(submit))
+    app.command()(doctor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +140,41 @@ def submit(
             return
         say(f"job {job_id} submitted")
     _follow(client, job_id, options)
+
+
+def doctor(
+    project: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROJECT", help="A project to try: a directory, s3://... or gs://..."
+        ),
+    ] = None,
+    given: Annotated[
+        str | None, typer.Option("--project", metavar="DIR|URI", help="The same, as an option.")
+    ] = None,
+    address: Address = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Look for what would stop a sweep, here and on every node of a cluster.
+
+    Versions, GPUs, compiler, memory, disk, the project's storage, MLflow, token and clocks; with
+    what to do about each that is not well. The exit code is 1 if something would stop a sweep.
+
+    Example: `isoflop doctor /shared/projects/cluster --address auto`
+    """
+    if project is not None and given is not None:
+        raise InputError(f"the project is {project} and --project {given}: give one of them")
+    from orchestrator.doctor import examine, show
+
+    with console(stderr=True).status("looking …"):
+        report = examine(given if project is None else project, address, tracking_uri)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        show(console(), report)
+    if not report.healthy:
+        raise Told(1)
 
 
 def _refuse_with(option: str, *groups: Any) -> None:

@@ -184,7 +184,7 @@ def connected(address: str | None = None) -> Iterator[None]:
         empty = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         with contextlib.chdir(directories.enter_context(empty)):
             if address is None:
-                private = directories.enter_context(_private_directory())
+                private = directories.enter_context(private_directory())
                 ray.init(
                     _temp_dir=str(private),
                     address="local",
@@ -203,7 +203,7 @@ def connected(address: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _private_directory() -> Iterator[Path]:
+def private_directory() -> Iterator[Path]:
     """A directory for Ray's session that no other user can reach, gone with the block.
 
     Ray lets everybody write into the directory that it is given, where others could put their code

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,13 @@ class ObjectStorage(Storage):
                 if _code(error) == "NoSuchBucket":
                     raise
                 return False
+
+    def modified(self, name: str) -> float | None:
+        """See `Storage`."""
+        with self._telling("read"):
+            found = self._connect().info(self._path(name))
+        moment = found.get("LastModified") or found.get("mtime")  # s3fs; gcsfs
+        return moment.timestamp() if isinstance(moment, datetime) else None
 
     def names(self, directory: str, prefix: str = "") -> list[str]:
         """See `Storage`."""

@@ -100,6 +100,13 @@ class Storage(ABC):
         """Whether there is a file of that name."""
 
     @abstractmethod
+    def modified(self, name: str) -> float | None:
+        """Return when a file was written, by the storage's own clock, in seconds since 1970.
+
+        None where the storage does not tell.
+        """
+
+    @abstractmethod
     def names(self, directory: str, prefix: str = "") -> list[str]:
         """The files that lie directly in `directory` and begin with `prefix`, sorted, bare."""
 
@@ -195,6 +202,11 @@ class LocalStorage(Storage):
         """See `Storage`."""
         with _refusing(self.uri):
             return (self._directory / name).is_file()
+
+    def modified(self, name: str) -> float:
+        """See `Storage`."""
+        with _refusing(self.uri):
+            return (self._directory / name).stat().st_mtime
 
     def names(self, directory: str, prefix: str = "") -> list[str]:
         """See `Storage`."""

@@ -27,6 +27,7 @@ from cluster.placement import Unplaceable, place
 from cluster.queue import Job, Queue
 from orchestrator.checkpoints import directory_of
 from orchestrator.connection import address_of, connected, group_gone, machines
+from orchestrator.gpu_checks import use_of
 from orchestrator.gpu_reports import PATIENCE_SECONDS, GpuReports
 from orchestrator.grid import Grid
 from orchestrator.growth import announced, wish
@@ -36,7 +37,7 @@ from orchestrator.order import Order
 from orchestrator.planner import Plan
 from orchestrator.progress import Progress
 from orchestrator.project import Project, missing
-from orchestrator.proof import forget_drivers_before, nonce_name, prove_nodes
+from orchestrator.proof import forget_drivers_before, nonce_name, prove_gpus, prove_nodes
 from orchestrator.propagation import keep_secrets_here
 from orchestrator.scratch import scratch
 from orchestrator.stop import Stop, interruptible
@@ -116,6 +117,8 @@ def train(
             progress.trouble(warning)
         stop = Stop(lease)
         with _shared(project, lease) as nonce, wish(work.named) as wished:
+            for line in _try_gpus(work):
+                progress.say(line, style="dim")
             orders = _orders(project, plan, lease, nonce, work)
             grid = Grid(
                 work.queue,
@@ -235,6 +238,18 @@ def _orders(
         )
         for job in work.jobs
     }
+
+
+def _try_gpus(work: _Work) -> list[str]:
+    """Have nodes try the GPUs that the trials are to run on; return what a person should know.
+
+    Raises
+    ------
+    InputError
+        If no node's GPUs work.
+    """
+    uses = {use_of(work.trials[job.key].trainer) for job in work.jobs if job.placement.gpus}
+    return [line for use in sorted(uses - {None}, key=str) if use for line in prove_gpus(use)]
 
 
 def _machines(plan: Plan, reports: GpuReports, *, wait: float = 0.0) -> Cluster:

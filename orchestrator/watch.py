@@ -20,6 +20,7 @@ from ray.tune import Callback, Stopper
 
 from analysis.errors import InputError, first_line, last_line
 from analysis.observations import ObservationId
+from cluster.machines import UnfitNodeError
 from orchestrator.attempts import Attempt, Attempts, Kind
 from orchestrator.bad_gpus import HOLD_SECONDS, GpuFault, GpuRecord
 from orchestrator.checkpoints import directory_of
@@ -30,7 +31,6 @@ from orchestrator.nodes import LEFT_OUT
 from orchestrator.options import INTERRUPTED
 from orchestrator.progress import Progress, log_lines
 from orchestrator.project import Project
-from orchestrator.proof import UnfitNodeError
 from orchestrator.spec_running import Limits
 from orchestrator.stop import Stop
 from orchestrator.storage import reason_of

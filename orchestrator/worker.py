@@ -30,6 +30,7 @@ from typing import Any, cast
 
 from analysis.errors import InputError
 from cluster.gang import GangError, train_in_gang
+from cluster.machines import UnfitNodeError
 from cluster.pace import shared_device
 from cluster.rank import Sign
 from orchestrator import lease, logs
@@ -37,18 +38,24 @@ from orchestrator.advance import Advance
 from orchestrator.attempts import Attempts, Kind
 from orchestrator.bad_gpus import HOLD_SECONDS, GpuFault, fault_of, own_gpus
 from orchestrator.checkpoints import StoredWorkspace, directory_of
+from orchestrator.connection import nodes
+from orchestrator.gpu_checks import require_gpu, use_of
 from orchestrator.ledger import Ledger
 from orchestrator.order import Order
-from orchestrator.proof import UnfitNodeError, fingerprint, witness
+from orchestrator.proof import fingerprint, witness
 from orchestrator.scratch import scratch
 from orchestrator.storage import LONGEST_WAIT, Result, Storage, open_storage, patiently, reason_of
 from orchestrator.watchdog import Watchdog
 from trainers.registry import trainer
+from trainers.template import GRANTED
 from trainers.told import CommandError
 from trainers.trial import Event, Measurement, Progress, Step, Trial
 
 LOOK_SECONDS, FAR_LOOK_SECONDS = 1.0, 10.0
 """Between looks at the driver's lease, in a directory and in an object store."""
+NO_COMPILATION = "TORCHDYNAMO_DISABLE"
+"""Environment variable at which torch.compile leaves functions as they are (torch/_dynamo/
+eval_frame.py)."""
 UNFIT_SECONDS = 60.0
 """That a node may take to see the project."""
 
@@ -63,7 +70,9 @@ def observe(config: dict[str, Any]) -> None:
     """Tune's function: train the trial of `config["order"]`, unless the ledger has it."""
     from ray import tune
 
-    Work(Order.load(config["order"]), lambda told: tune.report(_at() | told)).do()
+    order = Order.load(config["order"])
+    _know_gpus(order)
+    Work(order, lambda told: tune.report(_at() | told)).do()
 
 
 class Work:
@@ -157,6 +166,7 @@ class Work:
                 if fingerprint() != self.order.sources:
                     raise InputError(f"{socket.gethostname()} has another isoflop than the driver")
                 _witnessed(self.order)
+                self._require_gpu()
                 return
             except (InputError, OSError) as error:
                 why = error if isinstance(error, InputError) else reason_of(error)
@@ -167,6 +177,13 @@ class Work:
                     raise UnfitNodeError(said) from error
                 self._tell(said)
                 time.sleep(min(LONGEST_WAIT, UNFIT_SECONDS / 4))
+
+    def _require_gpu(self) -> None:
+        """See that the GPU works that this process was given; a gang's ranks see to theirs."""
+        if self.order.ranks == 1:
+            shortcoming = _require_gpu(self.order)
+            if shortcoming is not None:
+                self.report({"trouble": shortcoming})
 
     def _attempt(self, trial: Trial) -> None:
         """One attempt at what is left of the trial, from its record to its rows."""
@@ -211,6 +228,9 @@ class Work:
                     self.storage.remove_all(directory_of(self.trial.key))
         except Interrupted as error:
             fail("interrupted", str(error))
+            raise
+        except UnfitNodeError as error:  # of a rank's node
+            fail("node lost", str(error))
             raise
         except Exception as error:
             lost = isinstance(error, GangError) and error.lost
@@ -353,7 +373,19 @@ def _rank_workspace(order: Order, tell: Callable[[str], None]) -> StoredWorkspac
     """The workspace in a rank's process. The leader hears of an interrupt and passes it on.
 
     While it waits for the storage, the rank's signs of life keep the leader's watchdog quiet.
+
+    Raises
+    ------
+    UnfitNodeError
+        If its GPU does not work.
     """
+    if order.gpus:
+        _know_gpus(order)
+        try:
+            _require_gpu(order)
+        except InputError as error:
+            message = f"{socket.gethostname()} cannot work on the sweep: {error}"
+            raise UnfitNodeError(message) from error
     directory = _LIFELONG.enter_context(scratch())
     made = _workspace(order, directory, _witnessed(order), lambda: False)
     made.tell = tell
@@ -362,6 +394,48 @@ def _rank_workspace(order: Order, tell: Callable[[str], None]) -> StoredWorkspac
 
 _LIFELONG = ExitStack()
 """Of a rank's process, which is killed in the end: the next trial on its node tidies up."""
+
+
+def _know_gpus(order: Order) -> None:
+    """Tell trainers in this process, before any of them imports torch, which GPUs are theirs.
+
+    A process is used again only by trials that are given the same.
+    """
+    each = order.gpus / order.ranks
+    os.environ[GRANTED] = f"{each:g}"
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(_compile_threads(each)))
+
+
+def _compile_threads(gpus: float) -> int:
+    """Return how many processes may compile kernels for this one, which holds so many GPUs.
+
+    By default torch starts 32 for each process that compiles.
+    """
+    if gpus < 1:
+        return 1
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    resources = next(n["Resources"] for n in nodes() if n["NodeID"] == here)
+    return max(1, int(resources.get("CPU", 1) / max(1, resources.get("GPU", 1))))
+
+
+def _require_gpu(order: Order) -> str | None:
+    """See that this process's GPU works; say, once, if nothing can be compiled for it.
+
+    Raises
+    ------
+    InputError
+        If it does not work.
+    """
+    use = use_of(order.trial.trainer)
+    if not order.gpus or use is None:
+        return None
+    shortcoming = require_gpu(use)
+    if shortcoming is None or os.environ.get(NO_COMPILATION) == "1":
+        return None
+    os.environ[NO_COMPILATION] = "1"
+    return shortcoming
 
 
 @cache

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,6 +26,32 @@ from trainers.trial import CorpusId, Trial
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeTrial = Callable[..., Trial]
+
+HIDDEN = "NoDevFiles"
+"""For CUDA_VISIBLE_DEVICES: no GPU for torch, and none for a Ray that counts them. It is set only
+where GPUs are: a Ray whose nodes claim GPUs does not start with it."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from tests and all that they start, unless the marker `gpu` is asked for.
+
+    Two processes of tests would meet on one, and what holds on a CPU to the bit would not.
+    """
+    asked = re.search(r"(?<!not )\bgpu\b", str(config.option.markexpr))
+    there = shutil.which("nvidia-smi") or any(Path("/dev").glob("nvidia[0-9]*"))
+    if there and not asked:
+        os.environ["CUDA_VISIBLE_DEVICES"] = HIDDEN
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is None:
+        return
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == HIDDEN:
+        pytest.skip("GPUs are hidden from tests: ask for these with -m gpu")
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU, and torch sees none here")
 
 
 STDLIB = Stdlib()

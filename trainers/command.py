@@ -26,7 +26,7 @@ from trainers.archive import pack, unpack
 from trainers.child import Child, Line
 from trainers.flops import flops_per_token, params
 from trainers.shape import DIMENSIONS
-from trainers.template import NODE_GPUS, Command, expand, file_hash
+from trainers.template import GRANTED, NODE_GPUS, Command, expand, file_hash
 from trainers.told import CommandError, Point, ProtocolError, Result, Saved, heard
 from trainers.trial import Event, Measurement, Progress, Step, Trial
 from trainers.visible_gpus import visible_variable
@@ -168,6 +168,8 @@ class _Run:
             env[visible_variable(env)] = gpus
         if not command.gpus:
             env["OMP_NUM_THREADS"] = "1"  # a trial is one core
+            if env.get(GRANTED) == "0":  # others are given what GPUs there are
+                env["CUDA_VISIBLE_DEVICES"] = env["HIP_VISIBLE_DEVICES"] = ""
         env |= {name: expand(value, self._values) for name, value in command.env}
         return Child(
             [expand(word, self._values) for word in command.run],

@@ -11,8 +11,10 @@ from functools import lru_cache
 
 import torch
 
+from analysis.errors import InputError
 from trainers.gpus import known_type
 from trainers.memory import HEADROOM
+from trainers.template import GRANTED
 from trainers.trial import Precision
 
 PRODUCTS = 30
@@ -71,8 +73,26 @@ def room(device: torch.device) -> float | None:
 
 
 def this_device() -> torch.device:
-    """The GPU that this process was given, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the GPU that this process was given, else the CPU.
+
+    Outside of a sweep, where nobody gives any, a GPU that is there is taken.
+
+    Raises
+    ------
+    InputError
+        If it was given one that torch does not see: it would train on the CPU.
+    """
+    granted = os.environ.get(GRANTED)
+    if granted == "0":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if granted is None:
+        return torch.device("cpu")
+    raise InputError(
+        f"this process was given {granted} GPU, and torch {torch.__version__} sees none: "
+        "`isoflop doctor` says why"
+    )
 
 
 def device_name(device: torch.device, count: int = 1) -> str:

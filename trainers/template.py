@@ -42,6 +42,9 @@ PLACEHOLDERS: Mapping[str, str] = {
 }
 """What a command may name in braces, and what stands for it."""
 
+GRANTED = "ISOFLOP_GPUS"
+"""Environment variable with the number of GPUs that this process was given, or the share of one.
+Workers set it; elsewhere, as in a notebook, it is not set."""
 NODE_GPUS = "ISOFLOP_NODE_GPUS"
 """The variable that says to a rank which GPUs its node's ranks have, in their order; as
 CUDA_VISIBLE_DEVICES (of AMD's: HIP_VISIBLE_DEVICES) does to a program under torchrun, where

@@ -22,11 +22,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from analysis.errors import InputError
 from cluster.gang import GRACE_SECONDS, GangError, train_in_gang
+from cluster.machines import UnfitNodeError
 from cluster.rank import Sign
 from tests.waiting import wait
 from trainers.registry import trainer
 from trainers.simulated import Simulated, SimulatedSettings
-from trainers.template import Command
+from trainers.template import GRANTED, Command
 from trainers.trial import Event, Measurement, Progress, Step, Trial
 from trainers.workspace import Scratch, Workspace
 
@@ -44,6 +45,8 @@ def two_nodes() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    patch.setenv(GRANTED, "0")  # trainers stay on the CPU where there are real ones
     node = {"num_cpus": 4, "num_gpus": 2, "object_store_memory": 80_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     cluster.add_node(**node)
@@ -64,6 +67,9 @@ class Leader:
         return list(
             train_in_gang(trial, lambda tell: Scratch(directory, keeps_models=True), make=make)
         )
+
+    def train_on_an_unfit_node(self, trial: Trial) -> list[Event | Sign]:
+        return list(train_in_gang(trial, _unfit))
 
     def train_tardily(self, trial: Trial, make: Callable[[str], Any]) -> list[Event | Sign]:
         return list(train_in_gang(trial, _tardy, make=make))
@@ -108,6 +114,10 @@ class Leader:
         assert self._events is not None
         for _ in self._events:
             pass
+
+
+def _unfit(tell: Callable[[str], None]) -> Scratch:
+    raise UnfitNodeError("its GPU does not work")
 
 
 @pytest.fixture
@@ -397,6 +407,14 @@ def test_a_gang_is_stopped_though_none_can_leave_the_group(
     assert seconds < GRACE_SECONDS / 2
     pids = _pids(tmp_path)
     wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+@pytest.mark.slow
+def test_a_rank_on_an_unfit_node_says_so_as_an_error_of_the_node(leader, trial: Trial) -> None:
+    """So that the node is left out, and the trial is not blamed."""
+    actor = leader(ON_ONE_NODE)
+    with pytest.raises(UnfitNodeError, match="its GPU does not work"):
+        ray.get(actor.train_on_an_unfit_node.remote(trial), timeout=120)
 
 
 @pytest.mark.slow

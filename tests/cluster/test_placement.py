@@ -10,6 +10,8 @@ from cluster.effort import Effort
 from cluster.machines import Cluster, Node, as_told, uniform
 from cluster.pace import Pace
 from cluster.placement import PROCESS_BYTES, SHARE_GAIN, Placement, Unplaceable, place
+from cluster.room import Room
+from trainers.flops import params
 from trainers.gpus import gpu_type
 from trainers.memory import (
     CONTEXT_BYTES,
@@ -248,6 +250,34 @@ def test_bundles_are_what_the_class_says(make_trial) -> None:
     assert four.strategy == "STRICT_PACK"
     assert sixteen.bundles == ({}, {"CPU": 8, "GPU": 8}, {"CPU": 8, "GPU": 8})
     assert Placement(gpus=1, gpu_type="H100").bundles[0]["accelerator_type:H100"] == 0.001
+
+
+def test_a_trial_on_gpus_asks_for_main_memory_too(large) -> None:
+    """Of 3 GB a process, and a checkpoint's 12 bytes a parameter with the model's 4 more."""
+    small = _placed(large(128, sequences=1), H100S)
+    assert small.gpus == 1 / 8
+    assert small.bundles[0]["memory"] == 4e9
+    trial = large(2048)
+    state = 16 * params(trial.shape).total
+    cluster = Cluster(nodes=(Node(name="x", cpus=8, gpus=1, gpu_type="B200", memory_bytes=1e12),))
+    found = _placed(trial, cluster)
+    assert 3e9 + state <= found.memory_bytes < 2 * (3e9 + state)
+    poor = Node(name="x", cpus=8, gpus=1, gpu_type="B200", memory_bytes=9e9)
+    assert _placed(trial, Cluster(nodes=(poor,))).memory_bytes == 9e9  # no more than there is
+    gang = Placement(gpus=16, nodes=2, memory_bytes=64_000_000_000)
+    assert [bundle.get("memory") for bundle in gang.bundles] == [None, 32e9, 32e9]
+
+
+def test_trials_that_need_more_main_memory_than_a_node_has_wait_for_each_other() -> None:
+    """Though there are GPUs: the queue sees it as Ray does."""
+    node = Node(name="x", cpus=64, gpus=8, gpu_type="H100", memory_bytes=100e9)
+    room = Room(Cluster(nodes=(node,)))
+    placement = Placement(gpus=1.0, memory_bytes=32_000_000_000)
+    for key in "abc":
+        spot = room.find(placement)
+        assert spot is not None
+        room.take(key, placement, spot, 1.0)
+    assert room.find(placement) is None
 
 
 def test_classes_are_equal_whatever_their_trials_take() -> None:

@@ -5,6 +5,7 @@ the head and for each node. Ends the cluster when its input ends.
 """
 
 import json
+import os
 import sys
 
 from ray.cluster_utils import Cluster
@@ -24,6 +25,8 @@ def main():
     say(cluster.head_node, address=cluster.address)
     for line in sys.stdin:
         cpus, gpus = (*map(int, line.split()), 0)[:2]
+        if gpus:  # numbers that no real GPU has, so that trials see none even where there are some
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(str(-1 - i) for i in range(gpus))
         say(cluster.add_node(num_cpus=cpus, num_gpus=gpus, **OBJECT_STORE))
     cluster.shutdown()
 

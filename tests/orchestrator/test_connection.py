@@ -323,12 +323,12 @@ def test_a_directory_that_is_too_long_is_named(
     long = str(_long(tmp_path))
     monkeypatch.setenv("RAY_TMPDIR", long)
     with pytest.raises(InputError, match=f"RAY_TMPDIR is {long}.*set RAY_TMPDIR to a short path"):
-        connection._private_directory().__enter__()
+        connection.private_directory().__enter__()
     monkeypatch.delenv("RAY_TMPDIR")
     monkeypatch.setenv("TMPDIR", long)
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(InputError, match=f"TMPDIR is {long}.*set RAY_TMPDIR to a short path"):
-        connection._private_directory().__enter__()
+        connection.private_directory().__enter__()
     monkeypatch.undo()
 
 
@@ -342,11 +342,11 @@ def test_a_directory_where_others_can_rename_what_is_ours_is_not_used(
         for place in (loose, str(within)):
             monkeypatch.setenv("TMPDIR", place)
             monkeypatch.delenv("RAY_TMPDIR", raising=False)
-            with connection._private_directory() as directory:
+            with connection.private_directory() as directory:
                 assert not directory.is_relative_to(loose)
             monkeypatch.setenv("RAY_TMPDIR", place)
             with pytest.raises(InputError, match=f"RAY_TMPDIR is {place}.*other users"):
-                connection._private_directory().__enter__()
+                connection.private_directory().__enter__()
 
 
 @pytest.mark.parametrize("value", ["/tmp", "", "relative"])
@@ -355,7 +355,7 @@ def test_the_directory_for_ray_is_within_a_private_one(
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", value)
-    with connection._private_directory() as directory:
+    with connection.private_directory() as directory:
         assert directory.is_relative_to("/tmp")
         assert directory.parent.stat().st_mode & 0o777 == 0o700
         assert not directory.exists()  # Ray makes it, and lets everybody write into it

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,8 @@ import pytest
 
 import orchestrator
 from analysis.errors import InputError
+from orchestrator import proof
+from orchestrator.checks import Check
 from orchestrator.connection import LOOPBACK_ONLY
 from orchestrator.proof import (
     ROOMS,
@@ -23,6 +26,7 @@ from orchestrator.proof import (
     fingerprint,
     forget_drivers_before,
     nonce_name,
+    prove_gpus,
     witness,
 )
 from orchestrator.storage import Storage
@@ -90,8 +94,11 @@ def _environment(**more: str) -> dict[str, str]:
 
 
 @contextmanager
-def _cluster(*around: str, **more: str) -> Iterator[str]:
-    """Address of a cluster of one node beside the driver's, started `around` by something."""
+def _cluster(*around: str, gpus: int = 0, **more: str) -> Iterator[str]:
+    """Address of a cluster of one node beside the driver's, started `around` by something.
+
+    The node claims to have so many GPUs.
+    """
     # Below /tmp itself: a socket's path has at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as directory:
         environment = _environment(RAY_TMPDIR=directory, **more)
@@ -104,7 +111,7 @@ def _cluster(*around: str, **more: str) -> Iterator[str]:
         ):
             try:
                 address = json.loads(process.stdout.readline())["address"]
-                print(1, file=process.stdin, flush=True)
+                print(2, gpus, file=process.stdin, flush=True)
                 assert json.loads(process.stdout.readline())["node"]
                 yield address
             finally:
@@ -121,7 +128,7 @@ def _run(sweep: Path, project: Path, head: str, **more: str) -> tuple[int, str]:
     command = [sys.executable, "-P", "-m", "orchestrator", "run", str(sweep)]
     command += ["--project", str(project), "--address", head]
     done = subprocess.run(
-        command, env=_environment(**more), capture_output=True, text=True, timeout=120, check=False
+        command, env=_environment(**more), capture_output=True, text=True, timeout=400, check=False
     )
     assert list(project.glob("ledger/*")) == []
     assert list(project.glob("leases/*.nonce")) == []
@@ -168,3 +175,102 @@ def test_a_node_with_another_isoflop_is_named_and_tokens_are_compared(
         code, said = _run(sweep_file(), project, address, **nothing)
         assert code == 2
         assert f"isoflop: the Ray cluster at {address} is to be shown a token" in said
+
+
+GOOD = Check.ok("driver", "driver 580.65.06 (CUDA up to 13.0), torch 2.13.0 for CUDA 13.0")
+OLD = Check.failure("driver", "torch sees no GPU: driver 550", "install driver 580 or newer")
+WORKS = Check.ok("GPU 0", "NVIDIA X: a matrix product and a compilation work")
+BROKEN = Check.failure("GPU 1", "NVIDIA X: a matrix product fails", "hide it")
+EAGER = Check.warning("GPU 0", "NVIDIA X: compiling fails", "install a C compiler")
+
+
+@pytest.fixture
+def nodes_that(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes a cluster whose nodes answer so."""
+
+    def make(*answers: object) -> None:
+        there = [
+            {"NodeID": str(i), "NodeManagerAddress": f"10.0.0.{i}", "Alive": True}
+            | {"Resources": {"GPU": 2.0}}
+            for i in range(len(answers))
+        ]
+        monkeypatch.setattr(proof, "nodes", lambda: there)
+        asked = list(zip(there, answers, strict=True))
+        monkeypatch.setattr(proof, "ask_nodes", lambda *_: asked)
+
+    return make
+
+
+def test_what_nodes_say_of_their_gpus_is_a_line(nodes_that: Callable[..., None]) -> None:
+    nodes_that([GOOD, WORKS], [GOOD, WORKS])
+    assert prove_gpus("torch") == [f"GPUs of 2 nodes: {GOOD.value}; {WORKS.value}"]
+    nodes_that([GOOD])  # all that can be told for a program of one's own
+    assert prove_gpus("driver") == [f"GPUs of 1 node: {GOOD.value}"]
+    nodes_that()  # an autoscaler brings them later
+    assert prove_gpus("torch") == []
+
+
+def test_a_sweep_begins_if_some_gpu_works_and_says_which_do_not(
+    nodes_that: Callable[..., None],
+) -> None:
+    nodes_that([GOOD, WORKS, BROKEN], [OLD], [GOOD, EAGER], TimeoutError("has not answered"))
+    first, *others = prove_gpus("torch")
+    assert first == f"GPUs of 1 node: {GOOD.value}; {WORKS.value}"
+    assert "node 10.0.0.0: NVIDIA X: a matrix product fails: hide it" in others
+    assert "node 10.0.0.2: NVIDIA X: compiling fails: install a C compiler" in others
+    assert "node 10.0.0.1: torch sees no GPU: driver 550: install driver 580 or newer" in others
+    assert "node 10.0.0.3: has not answered" in others
+
+
+@pytest.mark.parametrize("checks", [[OLD], [GOOD, BROKEN]])
+def test_a_sweep_does_not_begin_where_no_gpu_works(
+    nodes_that: Callable[..., None], checks: list[Check]
+) -> None:
+    nodes_that(checks, checks)
+    with pytest.raises(InputError, match=r"none of 2 nodes has a GPU that works; node 10\.0\.0\.0"):
+        prove_gpus("torch")
+
+
+PRETRAIN = """
+name = "test"
+recipe = "mini"
+budgets = [1e10]
+sizes = 3
+span = 4
+[corpus]
+kind = "markov"
+tokens = 2000000
+symbols = 16
+[shapes]
+depth = 2
+heads = 2
+context = 64
+"""
+COMMAND = """
+name = "test"
+trainer = "command"
+corpus = { kind = "declared", name = "x", version = "1", vocabulary = 50, tokens = 9_000_000_000 }
+budgets = [1e9]
+sizes = 3
+span = 4
+[command]
+run = ["{python}", "-c", "1"]
+env = { TRIAL = "{width} {steps} {batch_tokens}" }
+gpus = 1.0
+"""
+
+
+@pytest.mark.slow
+def test_gpus_that_are_none_are_refused_before_anything_trains(tmp_path: Path) -> None:
+    """Ray believes whoever starts it; torch then trains on the CPU, and raises nothing."""
+    with _cluster(gpus=2) as address:
+        for name, sweep, driver in (("a", PRETRAIN, False), ("b", COMMAND, True)):
+            path = tmp_path / f"{name}.toml"
+            path.write_text(sweep)
+            code, said = _run(path, tmp_path / name, address)
+            assert code == 2
+            last = said.splitlines()[-1]
+            assert last.startswith("isoflop: node 127.0.0.1")
+            assert ("no GPU answers" if driver else "torch sees no GPU") in last
+            assert driver or f"torch {version('torch')}" in last
+            assert "driver" in last

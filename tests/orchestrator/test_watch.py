@@ -14,13 +14,12 @@ from unittest.mock import MagicMock
 import pytest
 
 from analysis.observations import ObservationId
-from cluster.machines import uniform
+from cluster.machines import UnfitNodeError, uniform
 from orchestrator import sweep
 from orchestrator import watch as watch_module
 from orchestrator.attempts import Attempts
 from orchestrator.planner import Plan, make_plan
 from orchestrator.project import Project, create_project
-from orchestrator.proof import UnfitNodeError
 from orchestrator.spec import parse_spec
 from orchestrator.spec_running import Limits
 from orchestrator.stop import Stop

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from cluster.gang import GangError
+from cluster.machines import UnfitNodeError
 from cluster.rank import MakeWorkspace, Sign
 from orchestrator import logs, worker
 from orchestrator.lease import current, hold
 from orchestrator.ledger import Ledger
 from orchestrator.order import Order
-from orchestrator.proof import UnfitNodeError
 from orchestrator.spec_running import Checkpoints
 from orchestrator.storage import LocalStorage, Storage
 from orchestrator.watchdog import EXIT_STATUS

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from cluster.addresses import interface_of, reserve_port, socket_interfaces
 from tests.waiting import free_ports
@@ -183,10 +184,14 @@ def test_the_interface_of_an_address_is_known_by_name() -> None:
 def test_nobody_takes_the_port_that_the_first_rank_was_promised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with reserve_port("127.0.0.1") as reserved:
-        address = reserved.getsockname()
+    with reserve_port() as reserved:
+        address = "127.0.0.1", reserved.getsockname()[1]
         with socket.socket() as thief, pytest.raises(OSError, match="in use"):
             thief.bind(address)
+        # As torch in a program listens by itself: on all addresses.
+        all_addresses = TCPStore("127.0.0.1", address[1], 1, is_master=True)
+        assert all_addresses.port == address[1]
+        del all_addresses
         values = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": address[0]}
         for name, value in (values | {"MASTER_PORT": str(address[1])}).items():
             monkeypatch.setenv(name, value)

@@ -28,19 +28,20 @@ def socket_interfaces(address: str) -> dict[str, str]:
     return {} if name is None else {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}
 
 
-def reserve_port(address: str) -> socket.socket:
-    """Return a socket bound to a free port of `address`, which nobody is given while it is open.
+def reserve_port() -> socket.socket:
+    """Return a socket bound to a port of all addresses, which nobody is given while it is open.
 
     It does not listen: so one who sets SO_REUSEADDR, as `torch.distributed` does in this process or
     in another, can listen at that very port, while the system gives it to nobody who asks for any.
+    On all addresses, since torch listens on all, and who has the port of one is in its way.
     """
-    family, kind, protocol, _, where = socket.getaddrinfo(
-        address, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    reserved = socket.socket(family, kind, protocol)
+    dual = socket.has_dualstack_ipv6()
+    reserved = socket.socket(socket.AF_INET6 if dual else socket.AF_INET)
     try:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(where)
+        if dual:
+            reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        reserved.bind(("", 0))
     except OSError:
         reserved.close()
         raise

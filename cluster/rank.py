@@ -67,7 +67,7 @@ class Rank:
         # Ray leaves functions like this one without types.
         address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         if self._reserved is None:
-            self._reserved = reserve_port(address)
+            self._reserved = reserve_port()
         return Home(
             node=ray.get_runtime_context().get_node_id(),
             address=address,

@@ -28,9 +28,9 @@ CONTEXT_BYTES = 0.8e9
 """A process's own on a GPU before any tensor: CUDA's context, its kernels and cuBLAS's workspaces.
 Own allowance for data-centre GPUs; every share of a GPU pays it again."""
 NCCL_BYTES = 1.0e9
-"""NCCL's buffers on a GPU that trains with others, beside `CONTEXT_BYTES`: 24 channels, each with a
-ring and a tree of four connections that are received from, of 9.4 MB (NCCL_BUFFSIZE of 4 MiB and
-the buffers of LL128 and LL; NCCL 2.27, src/init.cc and src/include/device.h)."""
+"""NCCL's buffers on a GPU that trains with others, beside `CONTEXT_BYTES`. Own allowance: 24
+channels of a ring and a tree, four connections each, of about 9 MB (NCCL_BUFFSIZE, by default 4
+MiB, and the buffers of its protocols LL and LL128)."""
 HEADROOM = 0.1
 """Of a GPU's memory, left to the allocator: blocks are rounded, and holes stay between them."""
 MUON_COPIES = 24

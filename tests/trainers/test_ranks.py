@@ -5,6 +5,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import pickle
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -310,3 +311,33 @@ def test_a_model_that_is_shared_out_is_nowhere_whole_but_where_it_is_saved(make)
     assert all(torch.equal(first["whole"][name], alone[name]) for name in alone)
     assert all(rank["back"] for rank in every)
     assert [rank["whole"] for rank in others] == [{}, {}]
+
+
+class Harmful:
+    """What makes a directory where it is unpickled."""
+
+    def __init__(self, made: Path) -> None:
+        self._made = made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self._made,)
+
+
+def _attacked(made: Path) -> str:
+    """The first rank sends code, as `broadcast_object_list` would send an object."""
+    with joined(CPU) as ranks:
+        if ranks.rank == 0:
+            code = pickle.dumps(Harmful(made))
+            ranks.copy_first_(torch.tensor([len(code)]))
+            ranks.copy_first_(torch.frombuffer(bytearray(code), dtype=torch.uint8))
+            return "sent"
+        try:
+            return str(ranks.from_first(None))
+        except ValueError:
+            return "refused"
+
+
+@pytest.mark.slow
+def test_no_rank_runs_code_that_another_sends(tmp_path: Path) -> None:
+    assert _together(2, partial(_attacked, tmp_path / "made")) == ["sent", "refused"]
+    assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from cluster.addresses import interface_of, reserve_port, socket_interfaces
 from tests.waiting import free_ports
@@ -183,10 +184,14 @@ def test_the_interface_of_an_address_is_known_by_name() -> None:
 def test_nobody_takes_the_port_that_the_first_rank_was_promised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with reserve_port("127.0.0.1") as reserved:
-        address = reserved.getsockname()
+    with reserve_port() as reserved:
+        address = "127.0.0.1", reserved.getsockname()[1]
         with socket.socket() as thief, pytest.raises(OSError, match="in use"):
             thief.bind(address)
+        # As torch in a program listens by itself: on all addresses.
+        all_addresses = TCPStore("127.0.0.1", address[1], 1, is_master=True)
+        assert all_addresses.port == address[1]
+        del all_addresses
         values = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": address[0]}
         for name, value in (values | {"MASTER_PORT": str(address[1])}).items():
             monkeypatch.setenv(name, value)
@@ -196,6 +201,38 @@ def test_nobody_takes_the_port_that_the_first_rank_was_promised(
         store = meet()
         with socket.create_connection(address):
             assert store.check(["here/0"])
+
+
+TAKES_ALL_PORTS = """
+import socket
+from contextlib import suppress
+from pathlib import Path
+from cluster.addresses import reserve_port
+
+Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("40000 40019")
+reserved = reserve_port()
+taken = []
+with suppress(OSError):
+    while True:
+        other = socket.socket()
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken.append(other)
+ports = sorted(other.getsockname()[1] for other in taken)
+print(ports == sorted(set(range(40000, 40020)) - {reserved.getsockname()[1]}))
+"""
+
+
+@pytest.mark.slow
+def test_who_asks_for_any_port_is_given_every_one_but_that(network: Network) -> None:
+    """In a network of twenty ports."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = ["ip", "netns", "exec", network.names[0], sys.executable, "-P", "-c", TAKES_ALL_PORTS]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_a_port_that_is_taken_all_the_same_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,8 +179,14 @@ class Learner:
         self._optimizer.before_pass(last or not self._passes.summed)
 
     def evaluate(self, windows: HeldoutWindows) -> tuple[float, float | None]:
-        """See `trainers.evaluation.evaluate`. On a GPU in pieces as large as a pass."""
-        sequences = self._passes.sequences if self._device.type == "cuda" else None
+        """See `trainers.evaluation.evaluate`. On a GPU in pieces as large as a pass.
+
+        As large as the smallest rank's: windows are shared out by pieces, and a rank on which
+        memory ran out has smaller passes than others.
+        """
+        sequences = None
+        if self._device.type == "cuda":
+            sequences = int(self._ranks.least(self._passes.sequences))
         return evaluate(self._model, windows, self._device, self._ranks, sequences=sequences)
 
     def weights(self) -> dict[str, Tensor]:

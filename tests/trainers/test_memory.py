@@ -144,6 +144,7 @@ def test_blocks_are_computed_again_only_where_not_one_sequence_fits() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("setting", SHAPES)
 def test_the_peak_is_what_a_gpu_allocates(setting) -> None:
     """cuBLAS's workspaces, some ten megabytes, are of `CONTEXT_BYTES`."""

@@ -17,7 +17,10 @@ from trainers.shape import Shape
 from trainers.transformer import Transformer
 from trainers.trial import CorpusId, RecipeId, Trial
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
 GPU = torch.device("cuda")
 SEQUENCES = 20
 

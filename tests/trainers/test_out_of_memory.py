@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainers import learner as learners
 from trainers import passes, pretrain, transformer
 from trainers.decoders import LLAMA
 from trainers.learner import Learner
@@ -116,6 +117,29 @@ def test_a_rank_of_a_model_that_is_shared_out_leaves_it_to_the_next_attempt(
     with pytest.raises(torch.OutOfMemoryError):
         learner.step(_batch(0), 0.5)
     assert limited.sizes == [6]
+
+
+def test_ranks_evaluate_in_pieces_of_one_size_whichever_ran_out_of_memory(
+    as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share out windows by pieces: of other sizes some would count twice, others never."""
+
+    class Two(Ranks):
+        def least(self, number: float) -> float:
+            return min(number, 3)  # the other rank's passes
+
+    asked = []
+    monkeypatch.setattr(
+        learners, "evaluate", lambda *_, sequences: asked.append(sequences) or (1.0, None)
+    )
+    learner = Learner(_trial(), CPU, Ranks())
+    learner._ranks = Two()
+    learner.evaluate(None)
+    learner._device = torch.device("cuda")
+    learner.evaluate(None)
+    learner._passes = Passes(sequences=2)
+    learner.evaluate(None)
+    assert asked == [None, 3, 2]
 
 
 def test_the_next_attempt_takes_half_for_each_that_ran_out_of_memory(

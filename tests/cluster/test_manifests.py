@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tomllib
 import uuid
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -285,7 +286,7 @@ def test_a_launcher_can_have_all_the_machines_that_it_names() -> None:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> dict[str, str]:
+def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
     """An environment in which SLURM's commands are played, and `ray` notes what it is told."""
     played = {
         "scontrol": "seq -f node%g 20000",  # more than a pipe holds: who hears one line stops it
@@ -301,14 +302,17 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         (tmp_path / name).chmod(0o755)
     (tmp_path / "isoflop/bin").mkdir(parents=True)
     (tmp_path / "isoflop/bin/activate").touch()
-    return {
+    job = f"test-{uuid.uuid4().hex}"
+    yield {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_CPUS_PER_TASK": "64",
-        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_ID": job,
     }
+    if (pipes := Path(f"/tmp/isoflop-mps-{job}")).exists():
+        pipes.rmdir()
 
 
 def test_the_batch_script_runs_a_sweep_on_the_first_node(
@@ -332,23 +336,18 @@ def test_the_batch_script_starts_mps_in_a_directory_of_its_own(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
     """A directory that somebody made first is left alone, and the sweep runs without MPS."""
-    job = f"test-{uuid.uuid4().hex}"
-    pipes = Path(f"/tmp/isoflop-mps-{job}")
-    noted = tmp_path / "pipes"
+    pipes, noted = Path(f"/tmp/isoflop-mps-{slurm['SLURM_JOB_ID']}"), tmp_path / "pipes"
     script = (tmp_path / "ray").read_text() + f'echo "$CUDA_MPS_PIPE_DIRECTORY" > {noted}\n'
     (tmp_path / "ray").write_text(script)
-    run = partial(subprocess.run, ["bash", SBATCH, "sweep.toml"], timeout=60, check=True)
-    try:
-        run(env={**slurm, "SLURM_JOB_ID": job})
-        assert (tmp_path / "mps").read_text() == "700\n"
-        assert noted.read_text() == f"{pipes}\n"
-        (tmp_path / "mps").unlink()
-        run(env={**slurm, "SLURM_JOB_ID": job})  # the directory is there
-        assert not (tmp_path / "mps").exists()
-        assert noted.read_text() == "\n"
-        assert (tmp_path / "told").exists()
-    finally:
-        pipes.rmdir()
+    run = partial(subprocess.run, ["bash", SBATCH, "sweep.toml"], env=slurm, timeout=60, check=True)
+    run()
+    assert (tmp_path / "mps").read_text() == "700\n"
+    assert noted.read_text() == f"{pipes}\n"
+    (tmp_path / "mps").unlink()
+    run()  # the directory is there
+    assert not (tmp_path / "mps").exists()
+    assert noted.read_text() == "\n"
+    assert (tmp_path / "told").exists()
 
 
 @pytest.mark.parametrize("name", sorted(LAUNCHERS))

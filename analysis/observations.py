@@ -122,8 +122,10 @@ KIND_COLUMNS = ("trainer", "recipe_hash", "schedule", "context", "vocabulary", "
 """What observations of one fit must share: otherwise their losses are not comparable."""
 
 _SMALLEST, _LARGEST = 1e-30, 1e40
-"""Between which every N, D, C and loss lies: what is beyond was not measured, and its square and
-its powers would be no numbers."""
+"""Between which every N, D and C lies: what is beyond was not measured, and its square and its
+powers would be no numbers."""
+_LARGEST_LOSS = 1e9
+"""The same of losses; a perplexity is below it, too."""
 _OUTWEIGHS = 1e12
 """A row of this many times the median weight would be the whole fit, and a parabola no parabola."""
 _SHOWN = 12  # values listed in an error
@@ -412,13 +414,10 @@ def observations(
         weight=np.nan_to_num(column("weight"), nan=1.0),
         trunk=_trunks(complete),
     )
-    known = np.all(
-        [
-            (values > _SMALLEST) & (values < _LARGEST)  # false where it is no number
-            for values in (found.params, found.tokens, found.flops, found.loss)
-        ],
-        axis=0,
-    ) & (found.weight <= _heaviest(found.weight))
+    sizes = (found.params, found.tokens, found.flops)
+    known = np.all([(n > _SMALLEST) & (n < _LARGEST) for n in sizes], axis=0)  # NaN is neither
+    known &= (found.loss > _SMALLEST) & (found.loss < _LARGEST_LOSS)
+    known &= found.weight <= _heaviest(found.weight)
     if not known.any():
         raise InputError(
             f"none of {plural(len(n), 'observation')} has {loss}, N as {params} and C as {flops}: "

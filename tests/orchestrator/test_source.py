@@ -332,7 +332,7 @@ def test_external_runs_are_added_once_and_fitted(tmp_path: Path) -> None:
     assert (first.written, first.known) == (28, 0)
     assert (again.written, again.known) == (0, 14)
     project = Project(open_storage(tmp_path / "p"))
-    assert external_counts(project) == {"theirs": 28}
+    assert external_counts(project.ledger.read(), project.plans()) == {"theirs": 28}
     source = open_source(str(project.local), Reading())
     assert (source.plan, source.conventions.pairs[0]) == (None, ("given", "given"))
     seen, direct = source.study(Convention()), found.study(Convention())

@@ -79,7 +79,8 @@ class Packed:
     def _most_bytes(self, group: int, leaves: list[int]) -> float:
         """Bytes that leaf columns of a row group may take, if their largest value is in each."""
         part = self.file.metadata.row_group(group)
-        return sum(self._width(part.column(i), part.num_rows) * part.num_rows for i in leaves)
+        rows = int(part.num_rows)
+        return sum(self._width(part.column(i), rows) * rows for i in leaves)
 
     def _leaves(self, columns: Sequence[str] | None) -> list[int]:
         """Numbers of the leaf columns in columns of those names; of all without names."""

@@ -329,9 +329,9 @@ def _driver_remedy(report: Probe, offered: int) -> str:
     """Say what to do where no GPU answers."""
     if report.torch_hip is not None:
         return "see what rocm-smi says of the GPUs, and whether HIP_VISIBLE_DEVICES hides them"
-    if report.driver_cuda is not None and report.torch_cuda is None:
+    if report.driver_cuda and report.torch and not report.torch_cuda:
         return "install a torch with CUDA, as https://pytorch.org/get-started says"
-    if report.driver_cuda is not None and report.torch_cuda is not None:
+    if report.driver_cuda and report.torch_cuda:
         major = int(report.torch_cuda.partition(".")[0])
         if report.driver_cuda // 1000 < major:
             driver = OLDEST_DRIVERS.get(major)

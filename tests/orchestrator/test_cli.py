@@ -28,6 +28,7 @@ VERBS = (
     "run",
     "plan",
     "submit",
+    "doctor",
     "status",
     "tune",
     "sync",

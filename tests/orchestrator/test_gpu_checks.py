@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -116,6 +117,12 @@ def test_what_the_driver_itself_complains_of_is_passed_on(
     check = driver_check(found, "580.65.06")
     assert check.status == "failure"
     assert "CUDA_ERROR_SYSTEM_NOT_READY (802)" in check.value
+    assert "nvidia-smi" in check.remedy
+    check = driver_check(replace(found, torch=None, torch_cuda=None), "580.65.06", use="driver")
+    assert check.status == "failure"
+    assert "nvidia-smi" in check.remedy
+    check = driver_check(replace(found, torch_cuda=None), "580.65.06")
+    assert "install a torch with CUDA" in check.remedy
 
 
 def test_a_program_of_ones_own_needs_a_driver_that_answers_and_no_torch(

@@ -294,8 +294,10 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
         "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
         "nvidia-cuda-mps-control": 'stat -c "%a" "$CUDA_MPS_PIPE_DIRECTORY" > "$HOME/mps"',
         "ray": f'[[ $1 == symmetric-run ]] || exit 0; printf "%s\\n" "$@" > {tmp_path}/told',
-        "mkdir": "",  # the directory of this machine's own is left alone
-        "stat": 'echo "$(id -u) 700 directory"',
+        # The directory of this machine's own is left alone.
+        "mkdir": f'[[ $* != *-mps-* ]] || exec {shutil.which("mkdir")} "$@"',
+        "stat": f'[[ $* != *-mps-* ]] || exec {shutil.which("stat")} "$@"\n'
+        'echo "$(id -u) 700 directory"',
     }
     for name, script in played.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")

@@ -252,9 +252,9 @@ def test_bundles_are_what_the_class_says(make_trial) -> None:
     assert Placement(gpus=1, gpu_type="H100").bundles[0]["accelerator_type:H100"] == 0.001
 
 
-def test_a_trial_on_gpus_asks_for_main_memory_too(large) -> None:
+def test_a_trial_on_gpus_asks_for_main_memory_too(large, busy) -> None:
     """Of 3 GB a process, and a checkpoint's 12 bytes a parameter with the model's 4 more."""
-    small = _placed(large(128, sequences=1), H100S)
+    small = _placed(busy(1), H100S)
     assert small.gpus == 1 / 8
     assert small.bundles[0]["memory"] == 4e9
     trial = large(2048)

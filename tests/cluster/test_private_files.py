@@ -46,7 +46,9 @@ def _installs() -> list[str]:
 def _private_lines() -> dict[str, str]:
     """By manifest and part, the shell line that makes the private directory."""
     lines = {
-        f"{name} {part}": next(c for c in launcher[f"{part}_start_ray_commands"] if "mkdir" in c)
+        f"{name} {part}": next(
+            c for c in launcher[f"{part}_start_ray_commands"] if c.startswith("mkdir")
+        )
         for name, launcher in LAUNCHERS.items()
         for part in ("head", "worker")
     }
@@ -88,7 +90,7 @@ def test_every_place_where_ray_starts_makes_a_private_directory_first() -> None:
     for launcher in LAUNCHERS.values():
         for part in ("head", "worker"):
             commands = launcher[f"{part}_start_ray_commands"]
-            (made,) = [i for i, command in enumerate(commands) if "mkdir" in command]
+            (made,) = [i for i, command in enumerate(commands) if command.startswith("mkdir")]
             (started,) = [i for i, command in enumerate(commands) if "ray start" in command]
             assert made < started
             assert "--temp-dir=/tmp/isoflop-$(id -u)/ray" in commands[started]

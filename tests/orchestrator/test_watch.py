@@ -412,7 +412,7 @@ def test_a_run_knows_whether_earlier_ones_gave_rows(
             watch.first_failures.failed(trial.key, "ended without a result")
 
     monkeypatch.setattr(sweep, "connected", lambda address: nullcontext())
-    monkeypatch.setattr(sweep, "_machines", lambda plan: uniform(cpus=1))
+    monkeypatch.setattr(sweep, "_machines", lambda *_, **__: uniform(cpus=1))
     monkeypatch.setattr(sweep, "_shared", lambda project, lease: nullcontext("nonce"))
     monkeypatch.setattr(sweep, "_tune", tune)
     lease = SimpleNamespace(lost=threading.Event(), generation=1, note=lambda *_, **__: None)

@@ -387,6 +387,7 @@ def test_a_row_says_on_which_share_of_a_gpu_it_was_measured(
     """So that what was slower there than alone is known for a share's pace."""
     trained: list[float] = []
     monkeypatch.setattr("trainers.gpu_share.keep_to_share", trained.append)
+    monkeypatch.setattr("orchestrator.worker.require_gpu", lambda *_, **__: None)
     bench.trial = replace(bench.trial, trainer="pretrain", settings=())
     bench.run(Tiny(), gpus=gpus, mps=mps)
     assert bench.row is not None

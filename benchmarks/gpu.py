@@ -43,7 +43,7 @@ class Stage:
 STAGES = (
     Stage("environment", 30),
     Stage("numerics", 75),
-    # Stage("compile", 100),
+    Stage("compile", 100),
     Stage("reuse", 60),
     Stage("speed", 90),
     Stage("sharing", 75),

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from benchmarks import steps
 from benchmarks.sharing import sharing
 from benchmarks.training import GPU_SEQUENCES, gpu_shapes, mini_shape
 from benchmarks.trunks import pretraining
+from trainers import compiling
 from trainers.decoders import LLAMA
 from trainers.device import datasheet_flops, synchronise, this_device
 from trainers.flops import flops_per_token
@@ -58,6 +60,10 @@ LEAST_MFU = {768: 0.45, 1024: 0.50}
 peak of a matrix product."""
 MUON_OVER_ADAMW = 1.3
 """Largest ratio allowed between a step with Muon and one with AdamW."""
+MOST_GRAPHS = 6
+"""Number of graphs that a trial may compile, whatever its depth."""
+COMPILE_RATIO, STEP_RATIO = 0.4, 1.08
+"""Largest ratios allowed, by blocks over one graph: of the time to compile, and of a step."""
 LEFT_BYTES = 50e6
 """Memory that may stay allocated after the trials of a process have ended."""
 REPEAT_NATS = 0.02
@@ -181,35 +187,115 @@ def _attention_kernel(shape: Shape, h: Hyperparameters, device: torch.device) ->
     return next((kind for part, kind in kinds.items() if part in names), "math")
 
 
+def compile_(_gpus: int) -> Report:
+    """Time the first step of a model whose blocks are unrolled into one graph, and by blocks."""
+    from torch._dynamo.utils import counters
+
+    device, bad = this_device(), []
+    on_gpu = device.type == "cuda"
+    shape, h = _model(
+        width=768 if on_gpu else 64,
+        depth=12 if on_gpu else 4,
+        vocabulary=50_304 if on_gpu else 512,
+        context=1024 if on_gpu else 64,
+        precision="bf16" if on_gpu else "fp32",
+        sequences=GPU_SEQUENCES if on_gpu else 4,
+    )
+    windows = _windows(shape, h)
+    report: Report = {}
+    for name, make in (("one graph", _unrolled), ("by blocks", _by_blocks)):
+        with _compiled_everywhere(device):
+            before = _graphs(counters)
+            start = time.perf_counter()
+            step = make(shape, h, device, windows)
+            step()
+            synchronise(device)
+            seconds = time.perf_counter() - start
+            report[name] = {
+                "first_step_s": seconds,
+                "graphs": _graphs(counters) - before,
+                "step_ms": 1e3 * _seconds(step, device, times=5),
+            }
+        del step
+        gc.collect()
+    whole, blocks = report["one graph"], report["by blocks"]
+    if blocks["graphs"] > MOST_GRAPHS:
+        bad.append(f"a trial compiles {blocks['graphs']} graphs, more than {MOST_GRAPHS}")
+    if on_gpu and blocks["first_step_s"] > COMPILE_RATIO * whole["first_step_s"]:
+        ratio = blocks["first_step_s"] / whole["first_step_s"]
+        bad.append(f"compiling by blocks takes {ratio:.2f} of the time of one graph")
+    if on_gpu and blocks["step_ms"] > STEP_RATIO * whole["step_ms"]:
+        bad.append(
+            f"a step takes {blocks['step_ms'] / whole['step_ms']:.2f} times as long by blocks"
+        )
+    return report | {"bad": bad}
+
+
+def _unrolled(
+    shape: Shape, h: Hyperparameters, device: torch.device, windows: NDArray[np.int64]
+) -> Callable[[], object]:
+    """Return a step of a model that is compiled as one graph with all its blocks."""
+    passes = passes_on(device, shape, h)
+    model = Transformer(shape, 0, partial(prepared, passes=passes)).to(device)
+    optimizer = Optimizer(model, h)
+    torch.compiler.reset()
+    loss = torch.compile(model.loss, dynamic=False, backend=compiling.BACKEND)
+    batch = torch.from_numpy(windows).to(device)
+
+    def step() -> None:
+        accumulate(loss, batch, passes, after_pass=optimizer.collect)
+        optimizer.step(0.1)
+
+    return step
+
+
+def _by_blocks(
+    shape: Shape, h: Hyperparameters, device: torch.device, windows: NDArray[np.int64]
+) -> Callable[[], object]:
+    """Return a step as the trainer takes it, compiled before it is called."""
+    learner = Learner(_trial(shape, h), device, Ranks())
+    learner.prepare()
+    return partial(learner.step, windows, 0.1)
+
+
+@contextmanager
+def _compiled_everywhere(device: torch.device) -> Iterator[None]:
+    """Have the trainer compile trials of any length; on a CPU without generating machine code."""
+    backend = compiling.BACKEND if device.type == "cuda" else "aot_eager"
+    with (
+        mock.patch.object(compiling, "pays", return_value=True),
+        mock.patch.object(compiling, "BACKEND", backend),
+    ):
+        yield
+
+
 def reuse(_gpus: int) -> Report:
     """Train ten trials of ten shapes in one process, and check that each of them runs compiled."""
     from torch._dynamo.utils import counters
 
     device, rows = this_device(), []
-    count, width = (10, 64) if device.type == "cuda" else (3, 16)
+    count, width = (10, 64) if device.type == "cuda" else (10, 8)
     bad = []
     for number in range(count):
         shape, h = _model(width=width * (number + 2), depth=2, heads=2, context=64)
-        before = _graphs(counters)
-        learner, windows = Learner(_trial(shape, h), device, Ranks()), _windows(shape, h)
-        first = _seconds(partial(learner.step, windows, 0.1), device, times=1, warm=False)
-        rows.append(
-            {
-                "first_s": round(first, 2),
-                "graphs": _graphs(counters) - before,
-                "step_ms": round(
-                    1e3 * _seconds(partial(learner.step, windows, 0.1), device, times=10), 2
-                ),
-            }
-        )
-        del learner
+        windows = _windows(shape, h)
+        with _compiled_everywhere(device):
+            before = _graphs(counters)
+            step = _by_blocks(shape, h, device, windows)
+            first = _seconds(step, device, times=1, warm=False)
+            graphs = _graphs(counters) - before
+            step_ms = 1e3 * _seconds(step, device, times=10)
+        rows.append({"first_s": round(first, 2), "graphs": graphs, "step_ms": round(step_ms, 2)})
+        del step
         gc.collect()
     left = 0
     if device.type == "cuda":
         torch.cuda.empty_cache()
         left = torch.cuda.memory_allocated()
-        if any(row["graphs"] == 0 for row in rows):
-            bad.append("a later trial of the process ran in eager mode")
+    if any(row["graphs"] == 0 for row in rows):
+        bad.append("a later trial of the process ran in eager mode")
+    if any(row["graphs"] > MOST_GRAPHS for row in rows):
+        bad.append(f"a trial compiled more than {MOST_GRAPHS} graphs")
     if left > LEFT_BYTES:
         bad.append(f"{left / 1e6:.0f} MB stay allocated after the trials")
     return {"trials": rows, "left_bytes": left, "bad": bad}
@@ -514,6 +600,7 @@ def gang_rank() -> None:
 STAGES: dict[str, Callable[[int], Report]] = {
     "environment": environment,
     "numerics": numerics,
+    "compile": compile_,
     "reuse": reuse,
     "speed": speed,
     "sharing": shared,

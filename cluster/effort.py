@@ -9,24 +9,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from trainers.compile_costs import COMPILE_SECONDS, LAUNCH_SECONDS_PER_BLOCK
 from trainers.corpus import HELDOUT_WINDOWS
 from trainers.flops import params, pass_sequences, trial_flops
 from trainers.gpus import GpuType
 from trainers.trial import Precision, Trial
 
-LAUNCH_SECONDS_PER_BLOCK = 0.4e-3
-"""A step of `trainers.transformer` and its optimiser launches 37 to 41 kernels a block (counted by
-a TorchDispatchMode), at about 10 microseconds of eager PyTorch each (own allowance)."""
-
-COMPILE_SECONDS = 15.0
 COMPILE_SECONDS_PER_BLOCK = 0.3
-"""Own allowance for a training on a GPU, of which one block and a part of the loss are compiled,
-until a ledger has measured it. nanoGPT's train.py gives "a ~minute" for 12 blocks unrolled into one
-graph, and one block took .31 of such a graph at depth 16 on a CPU. That it hardly grows with depth
-was measured on a busy core as well: 101 s at depth 2, 126 s at depth 16."""
-EAGER_FACTOR = 1.5
-"""Time of training that is not compiled, over that of training that is: compilation is taken to
-save a third (own allowance). What would take longer to compile than that saves is not compiled."""
+"""What each block adds to `COMPILE_SECONDS`, though one function is compiled for all: own
+allowance, between the 0 of that and 25 s for 14 more blocks, measured on a busy core."""
 
 MPS_OVERLAP = 0.25
 """Share, in logarithms, of the gap between a model's MFU and that of the largest models that the

@@ -10,9 +10,10 @@ from statistics import median
 from typing import Any
 
 from analysis.observations import SCHEMA
-from cluster.effort import EAGER_FACTOR, Effort, expected_compile_seconds
+from cluster.effort import Effort, expected_compile_seconds
 from cluster.gpus import variants
 from cluster.machines import unknown_gpu
+from trainers.compile_costs import EAGER_FACTOR
 from trainers.gpus import GpuType, known_type
 
 CPU = "CPU"

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from trainers.compile_costs import COMPILE_SECONDS, EAGER_FACTOR, LAUNCH_SECONDS_PER_BLOCK
 from trainers.device import peak_flops
 from trainers.flops import trial_flops
 from trainers.head_loss import ChunkLoss, chunk_loss
@@ -21,21 +22,14 @@ from trainers.transformer import Block, Transformer
 from trainers.trial import Trial
 
 BACKEND = "inductor"
-COMPILE_SECONDS = 15.0
-"""Allowance for compiling a block and a chunk for a GPU, forward and backward, in one process."""
 EAGER_UTILISATION = 0.3
 """Share of a GPU's peak that eager training is taken to reach at most; own allowance."""
-EAGER_BLOCK_SECONDS = 0.4e-3
-"""Seconds that a pass through a block takes at least where it is eager: some 40 kernels at 10
-microseconds each, as `cluster.placement` has it."""
-SAVED = 1 / 3
-"""Share of eager training's time that compiled training is taken to save; own allowance."""
 
 
 def pays(trial: Trial, device: torch.device, passes: Passes, gpus: int = 1) -> bool:
-    """Whether a trial is expected to save the time that compiling it takes, on a GPU.
+    """Return whether compiling a trial on a GPU is expected to save more time than it takes.
 
-    By the trial's whole length, so that every attempt at it computes alike.
+    It goes by the trial's whole length, so that all of its attempts compute alike.
     """
     if device.type != "cuda":
         return False
@@ -43,7 +37,8 @@ def pays(trial: Trial, device: torch.device, passes: Passes, gpus: int = 1) -> b
     share = -(-h.batch_tokens // (shape.context * gpus))
     launched = trial.total_steps * -(-share // passes.sequences) * shape.depth
     computed = trial_flops(trial) / gpus / (EAGER_UTILISATION * peak_flops(device, h.precision))
-    return SAVED * max(launched * EAGER_BLOCK_SECONDS, computed) > COMPILE_SECONDS
+    eager = max(launched * LAUNCH_SECONDS_PER_BLOCK, computed)
+    return eager * (1 - 1 / EAGER_FACTOR) > COMPILE_SECONDS
 
 
 def compiled() -> tuple[ComputeBlock, ChunkLoss]:

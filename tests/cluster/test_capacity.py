@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from cluster.capacity import estimated_seconds, mfu, seconds, times
-from cluster.effort import EAGER_FACTOR, LAUNCH_SECONDS_PER_BLOCK, Effort
+from cluster.effort import Effort
 from cluster.machines import uniform
 from cluster.pace import Pace
 from cluster.placement import Placement
 from orchestrator.planner import make_plan
 from orchestrator.spec import read_spec
+from trainers.compile_costs import EAGER_FACTOR, LAUNCH_SECONDS_PER_BLOCK
 from trainers.flops import flops_per_token, params, trial_flops
 from trainers.gpus import gpu_type
 

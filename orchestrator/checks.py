@@ -171,9 +171,12 @@ def token() -> Check:
                 "correct RAY_AUTH_TOKEN_PATH, or unset it",
             )
         return Check.ok(name, "none, which only clusters need")
-    if warning := loose_token_file():
-        remedy = f"chmod 600 {path}, then make a new token if others use this machine"
-        return Check.warning(name, warning, remedy)
+    if loose_token_file() is not None:
+        return Check.warning(
+            name,
+            f"other users of this machine may read {path}, and with it run programs on the cluster",
+            f"chmod 600 {path}, then make a new token if others use this machine",
+        )
     return Check.ok(name, str(path))
 
 

@@ -17,9 +17,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError, last_line
+from cluster.nvidia import SMI_SECONDS
 from orchestrator import checks
 from orchestrator.checks import Check, Status
-from orchestrator.gpu_checks import PROBE_SECONDS, SMI_SECONDS, gpu_checks
+from orchestrator.gpu_checks import PROBE_SECONDS, gpu_checks
 from orchestrator.storage import Storage, open_storage, reason_of
 
 if TYPE_CHECKING:

@@ -6,36 +6,26 @@ and none leaves a CUDA context behind.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from analysis.errors import InputError, last_line
+from cluster.nvidia import Smi, mps_runs, run_bounded, smi
 from orchestrator import gpu_probe
 from orchestrator.checks import Check, compiler
 
 PROBE_SECONDS = 120.0
 """Time limit of the process that tries the GPUs: most of its time is importing torch, which takes
 tens of seconds from a cold network file system."""
-SMI_SECONDS = 20.0
-"""Time limit of nvidia-smi, which answers in a second or two where the driver works."""
-KILL_SECONDS = 5.0
-"""Wait for a killed process. One that a driver holds in the kernel may never end, and is left."""
 OLDEST_DRIVERS: Mapping[int, int] = {11: 450, 12: 525, 13: 580}
 """Oldest NVIDIA driver of each major version of CUDA (NVIDIA, "CUDA Compatibility", section Minor
 Version Compatibility)."""
@@ -44,8 +34,6 @@ OTHER_MAKERS = ("/dev/kfd", "/dev/dri/renderD*")
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 DRIVER = "driver"
 """Name of the check of driver and torch together."""
-COLUMNS = ("index", "name", "driver_version", "compute_mode", "memory.total", "memory.free")
-"""What nvidia-smi is asked for (nvidia-smi --help-query-gpu)."""
 
 Use = Literal["torch", "driver"]
 """What trials need of a GPU: that torch works on it, or that a driver answers."""
@@ -77,18 +65,6 @@ class Probe:
     torch_hip: str | None = None
     torch_gpus: int = 0
     gpus: tuple[Gpu, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Smi:
-    """One GPU as nvidia-smi describes it."""
-
-    index: int
-    name: str
-    driver: str
-    compute_mode: str
-    total_bytes: float
-    free_bytes: float
 
 
 def use_of(trainer: str) -> Use | None:
@@ -131,44 +107,15 @@ def probe(
         env["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
         if offered and env.get("CUDA_VISIBLE_DEVICES") == "":
             del env["CUDA_VISIBLE_DEVICES"]
-        log = Path(directory) / "log"
-        output, ended = _run(command, env, seconds, log)
-        report = _report(output)
-        stage = report.pop("stage", "its start")
-        if ended is None and stage:
-            ended = "ended early"
-        if ended is not None and log.exists() and log.stat().st_size:
-            ended += f" ({last_line(log.read_text(errors='replace'))})"
+        outcome = run_bounded(command, seconds, environment=env)
+    report = _report(outcome.output)
+    stage = report.pop("stage", "its start")
+    ended = outcome.trouble
+    if ended is None and stage:
+        ended = "ended early"
+    if ended is not None and outcome.errors:
+        ended += f" ({last_line(outcome.errors)})"
     return Probe(**report, ended=ended and f"{ended} at this step: {stage or 'its end'}")
-
-
-def _run(
-    command: list[str], env: Mapping[str, str], seconds: float, log: Path
-) -> tuple[str, str | None]:
-    """Return what a program printed, and how it ended where that was not well."""
-    ended = None
-    with tempfile.TemporaryFile("w+") as output, log.open("w") as errors:
-        process = subprocess.Popen(
-            command,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=errors,
-            start_new_session=True,
-        )
-        try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            ended = f"did not end within {seconds:.0f} s"
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(KILL_SECONDS)
-        else:
-            if status:
-                ended = f"ended with exit status {status}"
-        output.seek(0)
-        return output.read(), ended
 
 
 def _report(output: str) -> dict[str, Any]:
@@ -185,43 +132,6 @@ def _report(output: str) -> dict[str, Any]:
         elif isinstance(values, dict):
             report |= values
     return report | {"gpus": tuple(Gpu(**values) for values in gpus.values())}
-
-
-def smi() -> list[Smi]:
-    """Return what nvidia-smi says of the GPUs; nothing where it is not there or does not answer."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(COLUMNS)}", "--format=csv,noheader,nounits"]
-    if shutil.which(command[0]) is None:
-        return []
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-        output, ended = _run(command, os.environ, SMI_SECONDS, Path(directory) / "log")
-    return [] if ended else parse_smi(output)
-
-
-def parse_smi(output: str) -> list[Smi]:
-    """Return the GPUs in nvidia-smi's CSV of `COLUMNS`; lines of another form are passed over.
-
-    Examples
-    --------
-    >>> line = "0, NVIDIA H100 80GB HBM3, 580.65.06, Exclusive_Process, 81559, 80994"
-    >>> [(gpu.index, gpu.driver, gpu.compute_mode) for gpu in parse_smi(line)]
-    [(0, '580.65.06', 'Exclusive_Process')]
-    """
-    gpus = []
-    for row in csv.reader(io.StringIO(output), skipinitialspace=True):
-        if len(row) != len(COLUMNS) or not row[0].isdecimal():
-            continue
-        total, free = (float(cell) * 2**20 if cell.isdecimal() else 0.0 for cell in row[4:])
-        gpus.append(
-            Smi(
-                index=int(row[0]),
-                name=row[1],
-                driver=row[2],
-                compute_mode=row[3],
-                total_bytes=total,
-                free_bytes=free,
-            )
-        )
-    return gpus
 
 
 def driver_version(gpus: Iterable[Smi]) -> str | None:
@@ -405,16 +315,6 @@ def _modes(gpus: list[Smi]) -> list[Check]:
             checks.append(Check.ok("compute mode", where))
     text = "running" if mps else "not running: trials that share a GPU take turns on it"
     return [*checks, Check.ok("MPS", text)]
-
-
-def mps_runs() -> bool:
-    """Return whether NVIDIA's Multi-Process Service runs on this machine."""
-    with suppress(psutil.Error):
-        return any(
-            (process.info["name"] or "").startswith("nvidia-cuda-mps")
-            for process in psutil.process_iter(["name"])
-        )
-    return False
 
 
 def require_gpu(use: Use) -> str | None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import InputError, last_line
+from cluster.nvidia import SMI_SECONDS
 from orchestrator.connection import nodes
 from orchestrator.gpu_checks import (
     PROBE_SECONDS,
-    SMI_SECONDS,
     Use,
     gpu_checks,
     gpus_work,

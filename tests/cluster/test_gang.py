@@ -203,6 +203,10 @@ def _places(directory: Path) -> list[dict[str, Any]]:
     return places
 
 
+def _wait_for_the_end_of(pids: list[int]) -> None:
+    wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bundles", [ON_ONE_NODE, ON_TWO_NODES])
 def test_ranks_meet_in_the_trials_own_group(
@@ -309,7 +313,7 @@ def test_killing_one_rank_ends_all_and_says_which(
         ray.get(actor.go_on.remote(), timeout=60)
     assert caught.value.cause.lost
     assert "\n" not in str(caught.value.cause)
-    wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    _wait_for_the_end_of(pids)
 
 
 @pytest.mark.slow
@@ -327,7 +331,7 @@ def test_a_rank_that_raises_ends_all_and_gives_its_traceback(
     assert "raised ValueError: rank 1 has had enough" in str(error)
     assert "in train" in error.__notes__[0]
     pids = [place["pid"] for place in _places(tmp_path)]
-    wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    _wait_for_the_end_of(pids)
 
 
 class Leaving:
@@ -392,7 +396,7 @@ def test_a_ranks_error_is_heard_with_its_own_cause_though_none_can_leave_the_gro
     assert ("has had enough" in own, "pair.cc" in lost) == (True, True)
     pids = _pids(tmp_path)
     assert len(pids) == 4
-    wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    _wait_for_the_end_of(pids)
 
 
 @pytest.mark.slow
@@ -406,7 +410,7 @@ def test_a_gang_is_stopped_though_none_can_leave_the_group(
     )
     assert seconds < GRACE_SECONDS / 2
     pids = _pids(tmp_path)
-    wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    _wait_for_the_end_of(pids)
 
 
 @pytest.mark.slow
@@ -423,7 +427,7 @@ def test_the_death_of_the_leader_ends_all_ranks(leader, trial: Trial, tmp_path: 
     ray.get(actor.begin.remote(trial, tmp_path, lambda name: Reducing(rounds=10_000)), timeout=120)
     pids = [place["pid"] for place in _places(tmp_path)]
     ray.kill(actor)
-    wait(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    _wait_for_the_end_of(pids)
 
 
 @pytest.mark.slow

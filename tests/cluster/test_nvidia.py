@@ -1,6 +1,9 @@
 """What a node says of its GPUs, with programs that answer as NVIDIA's do."""
 
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 from cluster import nvidia
 from cluster.nvidia import GpuReport, gpu_report
 
-H100S = "NVIDIA H100 80GB HBM3, 81559, Default\n" * 2
+H100S = "0, NVIDIA H100 80GB HBM3, 580.65.06, Default, 81559\n" * 2
 Install = Callable[..., None]
 
 
@@ -44,14 +47,14 @@ def test_a_node_says_name_and_memory_of_its_gpus(install: Install) -> None:
 
 
 def test_of_several_types_the_one_of_least_memory_counts(install: Install) -> None:
-    install("nvidia-smi", H100S + "NVIDIA L4, 23034, Default\n")
+    install("nvidia-smi", H100S + "2, NVIDIA L4, 580.65.06, Default, 23034\n")
     found = gpu_report()
     assert found is not None
     assert (found.name, found.memory_bytes) == ("NVIDIA L4", 23034 * 2**20)
 
 
 def test_memory_that_a_driver_does_not_tell_is_not_known(install: Install) -> None:
-    install("nvidia-smi", "NVIDIA GB10, [N/A], Default\n")
+    install("nvidia-smi", "0, NVIDIA GB10, 580.65.06, Default, [N/A]\n")
     assert gpu_report() == GpuReport(name="NVIDIA GB10", memory_bytes=None)
 
 
@@ -79,6 +82,26 @@ def test_a_gpu_that_takes_one_process_takes_several_by_mps(
 def test_a_driver_that_hangs_is_not_waited_for(
     install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nvidia, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(nvidia, "SMI_SECONDS", 1.0)
     install("nvidia-smi", H100S, seconds=600)
     assert gpu_report() is None
+
+
+def test_a_program_that_the_driver_holds_in_the_kernel_is_left_alone(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No signal ends it, here because none is sent."""
+    spared: list[int] = []
+    kill = os.killpg
+    monkeypatch.setattr(nvidia, "SMI_SECONDS", 0.5)
+    monkeypatch.setattr(nvidia, "KILL_SECONDS", 0.5)
+    monkeypatch.setattr(os, "killpg", lambda pid, _: spared.append(pid))
+    install("nvidia-smi", H100S, seconds=600)
+    started = time.monotonic()
+    try:
+        assert gpu_report() is None
+        assert time.monotonic() - started < 300
+    finally:
+        for pid in spared:
+            kill(pid, signal.SIGKILL)
+    assert spared

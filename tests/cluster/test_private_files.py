@@ -63,12 +63,16 @@ def _private_lines() -> dict[str, str]:
 LINES = _private_lines()
 
 
+def _directory(mode: int) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(mode)
+        yield Path(name)
+
+
 @pytest.fixture
 def shared() -> Iterator[Path]:
     """A directory such as /tmp, in which every user may make things."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o1777)
-        yield Path(name)
+    yield from _directory(0o1777)
 
 
 def _make(line: str, shared: Path, **user: Any) -> subprocess.CompletedProcess[str]:
@@ -198,9 +202,7 @@ TOKEN_LINES = _token_lines()
 @pytest.fixture
 def home() -> Iterator[Path]:
     """A home directory that others may enter, as many are."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
+    yield from _directory(0o755)
 
 
 def _keep_token(line: str, home: Path) -> None:

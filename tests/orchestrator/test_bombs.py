@@ -5,8 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-import zlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +15,7 @@ from analysis.bounds import MOST_ROWS, MOST_TABLE_BYTES
 from analysis.files import read_table
 from analysis.observations import SCHEMA
 from orchestrator.spec import read_spec
+from tests.bombs import gzip_file, parquet_file, repeated
 
 MEMORY = 4 << 30
 """Address space of a command that reads a bomb, with that of the libraries that it loads."""
@@ -113,25 +112,6 @@ def test_a_sweep_file_with_long_words_is_read_at_once(tmp_path: Path) -> None:
     assert read_spec(sweep).name == "s"
 
 
-def _parquet(path: Path, columns: dict[str, pa.Array], **options: object) -> Path:
-    settings = {"compression": "zstd", "dictionary_pagesize_limit": 1 << 30, "store_schema": False}
-    pq.write_table(pa.table(columns), path, **{**settings, **options})
-    return path
-
-
-def _repeated(value: object, rows: int) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
-
-
-def _gzip(path: Path, pieces: Iterable[bytes]) -> Path:
-    pack = zlib.compressobj(9, wbits=31)
-    with path.open("wb") as file:
-        for piece in pieces:
-            file.write(pack.compress(piece))
-        file.write(pack.flush())
-    return path
-
-
 def test_rows_of_a_parquet_table_are_counted_by_the_footer(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     table = pa.table({"params": pa.array([1e6]).take(pa.array([0] * 3_000_000))})
@@ -146,9 +126,9 @@ def test_rows_of_a_parquet_table_are_counted_by_the_footer(tmp_path: Path) -> No
 
 
 def test_a_text_that_is_repeated_in_a_table_is_counted_as_it_unpacks(tmp_path: Path) -> None:
-    path = _parquet(
+    path = parquet_file(
         tmp_path / "text.parquet",
-        {"params": pa.array([1e6] * 256), "note": _repeated("x" * 20_000_000, 256)},
+        {"params": pa.array([1e6] * 256), "note": repeated("x" * 20_000_000, 256)},
     )
     assert path.stat().st_size < 5000
     assert "2 GiB" in _refusal("fit", path)
@@ -172,7 +152,7 @@ def test_a_curve_that_is_repeated_in_a_row_is_refused(tmp_path: Path) -> None:
 
 def test_a_small_gzip_of_gigabytes_is_refused(tmp_path: Path) -> None:
     rows = (b"1000000,1000000000,3," + b"x" * 200 + b"\n") * 5000
-    path = _gzip(tmp_path / "rows.csv.gz", [b"params,tokens,loss,note\n", *[rows] * 1500])
+    path = gzip_file(tmp_path / "rows.csv.gz", [b"params,tokens,loss,note\n", *[rows] * 1500])
     assert path.stat().st_size < 8 << 20
     assert "unpacks to more than" in _refusal("fit", path)
 
@@ -180,7 +160,7 @@ def test_a_small_gzip_of_gigabytes_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["line.csv.gz", "line.jsonl.gz"])
 def test_a_line_of_gigabytes_is_refused(tmp_path: Path, name: str) -> None:
     start = b"params,tokens,loss\n1e6,1e9," if "csv" in name else b'{"params": 1e6, "x": "'
-    path = _gzip(tmp_path / name, [start, *[b"3" * (1 << 20)] * 1000])
+    path = gzip_file(tmp_path / name, [start, *[b"3" * (1 << 20)] * 1000])
     message = _refusal("fit", path)
     assert str(path) in message
     assert "64 MiB" in message
@@ -217,7 +197,7 @@ def test_what_is_legitimate_is_read_as_it_is(tmp_path: Path) -> None:
     n = 2_000_000
     words = pa.array(["adam", "muon"] * (n // 2)).dictionary_encode()
     rows = {"params": pa.array(range(n)), "optimizer": words}
-    table = read_table(_parquet(tmp_path / "rows.parquet", rows))
+    table = read_table(parquet_file(tmp_path / "rows.parquet", rows))
     assert table.num_rows == n
     assert table["optimizer"].slice(n - 2).to_pylist() == ["adam", "muon"]
     assert table.nbytes < MOST_TABLE_BYTES / 20
@@ -243,7 +223,7 @@ def test_a_table_is_the_same_read_whole_or_in_parts(tmp_path: Path, group: int) 
         "name": pa.array([f"{'x' * 100_000}{i % 7}" if i % 5 else None for i in range(n)]),
         "inner": pa.array([{"size": i, "text": str(i)} for i in range(n)]),
     }
-    path = _parquet(tmp_path / "rows.parquet", columns, row_group_size=group)
+    path = parquet_file(tmp_path / "rows.parquet", columns, row_group_size=group)
     found = read_table(path)
     assert found["inner.size"].to_pylist() == list(range(n))
     assert found["name"].to_pylist() == columns["name"].to_pylist()

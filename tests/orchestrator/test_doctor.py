@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from cluster import nvidia
 from orchestrator import doctor, gpu_checks
 from orchestrator.checks import Check
 from orchestrator.doctor import Machine, Report, agreement, show
@@ -131,7 +132,7 @@ def test_a_driver_that_hangs_does_not_hang_doctor(
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(gpu_checks, "SMI_SECONDS", 0.5)
+    monkeypatch.setattr(nvidia, "SMI_SECONDS", 0.5)
     probe = gpu_checks.probe
     monkeypatch.setattr(gpu_checks, "probe", lambda use, **rest: probe(use, seconds=10, **rest))
     found = {check.name: check for check in doctor.examine().machines[0].checks}

@@ -17,9 +17,11 @@ import psutil
 import pytest
 
 from analysis.errors import InputError
+from cluster import nvidia
+from cluster.nvidia import smi
 from orchestrator import gpu_checks
 from orchestrator.checks import Check
-from orchestrator.gpu_checks import Gpu, Probe, driver_check, probe, require_gpu, smi
+from orchestrator.gpu_checks import Gpu, Probe, driver_check, probe, require_gpu
 from tests.waiting import wait
 
 MakeTorch = Callable[..., dict[str, str]]
@@ -237,16 +239,19 @@ def test_a_gpu_for_which_nothing_compiles_is_fit_and_told_of(
     assert "train without compilation" in told
 
 
-def _nvidia_smi(tmp_path: Path, script: str, patch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "nvidia-smi"
+def _program(path: Path, script: str) -> None:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
+
+
+def _nvidia_smi(tmp_path: Path, script: str, patch: pytest.MonkeyPatch) -> None:
+    _program(tmp_path / "nvidia-smi", script)
     patch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
 
 
-LINES = """echo '0, NVIDIA H100 80GB HBM3, 580.65.06, Exclusive_Process, 81559, 80994'
-echo '1, NVIDIA H100 80GB HBM3, 580.65.06, Prohibited, 81559, [N/A]'
-echo '2, NVIDIA H100 80GB HBM3, 580.65.06, Default, 81559, 80994'"""
+LINES = """echo '0, NVIDIA H100 80GB HBM3, 580.65.06, Exclusive_Process, 81559'
+echo '1, NVIDIA H100 80GB HBM3, 580.65.06, Prohibited, [N/A]'
+echo '2, NVIDIA H100 80GB HBM3, 580.65.06, Default, 81559'"""
 
 
 def test_compute_modes_that_refuse_processes_are_named_with_the_command(
@@ -258,14 +263,16 @@ def test_compute_modes_that_refuse_processes_are_named_with_the_command(
     assert "nvidia-smi -i 0 -c DEFAULT" in exclusive.remedy
     assert (prohibited.status, default.status) == ("failure", "ok")
     assert mps.name == "MPS"
-    monkeypatch.setattr(gpu_checks, "mps_runs", lambda: True)
-    assert gpu_checks._modes(smi())[0].status == "ok"
+    assert "not running" in mps.value
+    _program(tmp_path / "nvidia-cuda-mps-control", 'read -r line; test "$line" = get_server_list')
+    exclusive, *_, mps = gpu_checks._modes(smi())
+    assert (exclusive.status, mps.value) == ("ok", "running")
 
 
 def test_an_nvidia_smi_that_hangs_or_fails_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_checks, "SMI_SECONDS", 0.5)
+    monkeypatch.setattr(nvidia, "SMI_SECONDS", 0.5)
     _nvidia_smi(tmp_path, "sleep 600", monkeypatch)
     assert smi() == []
     monkeypatch.undo()

@@ -49,7 +49,7 @@ def test_a_node_is_asked_once_and_known_from_then_on(
     """Ray says A100, which is taken for the one of 40 GB; the node has the one of 80."""
     from functools import partial
 
-    report = partial(_with_driver, tmp_path, "NVIDIA A100-SXM4-80GB, 81920, Default")
+    report = partial(_with_driver, tmp_path, "0, NVIDIA A100-SXM4-80GB, 580.65.06, Default, 81920")
     monkeypatch.setattr(gpu_reports, "gpu_report", lambda: report())
     reports = GpuReports()
     found = machines(reports, wait=PATIENCE)

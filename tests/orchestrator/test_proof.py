@@ -233,7 +233,7 @@ def test_a_sweep_does_not_begin_where_no_gpu_works(
 
 PRETRAIN = """
 name = "test"
-recipe = "mini"
+recipe = "llama-adamw"
 budgets = [1e10]
 sizes = 3
 span = 4
@@ -246,6 +246,7 @@ depth = 2
 heads = 2
 context = 64
 """
+"""In bf16, of which trials are placed on GPUs however small they are."""
 COMMAND = """
 name = "test"
 trainer = "command"

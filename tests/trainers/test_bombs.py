@@ -4,8 +4,6 @@ import gzip
 import json
 import multiprocessing
 import resource
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +12,7 @@ import pytest
 
 from analysis.bounds import size_of
 from analysis.errors import InputError
+from tests.bombs import gzip_file, parquet_file, repeated
 from trainers.documents import kind_of, read, units
 
 MEMORY = 3 << 30
@@ -55,18 +54,12 @@ def _refusal(path: Path, column: str = "text") -> str:
 
 
 def _parquet(path: Path, column: pa.Array, **options: object) -> Path:
-    settings = {"compression": "zstd", "dictionary_pagesize_limit": 1 << 30, "store_schema": False}
-    pq.write_table(pa.table({"text": column}), path, **{**settings, **options})
-    return path
-
-
-def _repeated(text: str, rows: int) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([text]))
+    return parquet_file(path, {"text": column}, **options)
 
 
 def test_a_text_that_is_repeated_in_a_parquet_file_is_refused(tmp_path: Path) -> None:
     """Below a kilobyte, and 5 GB of text; the reviewer's bomb."""
-    path = _parquet(tmp_path / "bomb.parquet", _repeated("x" * 20_000_000, 256))
+    path = _parquet(tmp_path / "bomb.parquet", repeated("x" * 20_000_000, 256))
     assert path.stat().st_size < 1000
     assert "256 MiB" in _refusal(path)
 
@@ -95,18 +88,9 @@ def test_rows_of_nothing_are_counted_by_the_footer(tmp_path: Path) -> None:
     assert "12,000,000 rows" in _refusal(path)
 
 
-def _gzip(path: Path, pieces: Callable[[], object]) -> Path:
-    pack = zlib.compressobj(9, wbits=31)
-    with path.open("wb") as file:
-        for piece in pieces():
-            file.write(pack.compress(piece))
-        file.write(pack.flush())
-    return path
-
-
 def test_a_line_of_gigabytes_in_a_small_gzip_is_refused(tmp_path: Path) -> None:
     block = b"x" * (1 << 20)
-    path = _gzip(tmp_path / "line.jsonl.gz", lambda: [b'{"text": "', *[block] * 1500, b'"}\n'])
+    path = gzip_file(tmp_path / "line.jsonl.gz", [b'{"text": "', *[block] * 1500, b'"}\n'])
     assert path.stat().st_size < 2 << 20
     message = _refusal(path)
     assert "line 1 " in message
@@ -115,7 +99,7 @@ def test_a_line_of_gigabytes_in_a_small_gzip_is_refused(tmp_path: Path) -> None:
 
 def test_many_lines_of_a_small_gzip_are_refused(tmp_path: Path) -> None:
     line = json.dumps({"text": "x" * (8 << 20)}).encode() + b"\n"
-    path = _gzip(tmp_path / "lines.jsonl.gz", lambda: [line] * 200)
+    path = gzip_file(tmp_path / "lines.jsonl.gz", [line] * 200)
     message = _refusal(path)
     assert "unpacks to more than" in message
     assert size_of(path.stat().st_size) in message
@@ -172,7 +156,7 @@ def test_the_header_of_a_dictionary_is_read_right(tmp_path: Path) -> None:
     from analysis.packed import open_packed
 
     for size in (10, 1000, 3_000_000):
-        path = _parquet(tmp_path / f"{size}.parquet", _repeated("x" * size, 10))
+        path = _parquet(tmp_path / f"{size}.parquet", repeated("x" * size, 10))
         opened = open_packed(path)
         chunk = opened.file.metadata.row_group(0).column(0)
         assert opened._dictionary_bytes(chunk) == size + 4  # a length of four bytes before it

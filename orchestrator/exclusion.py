@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from analysis.errors import InputError
 from analysis.observations import SCHEMA, equals
 from analysis.text_files import decoded
-from orchestrator.storage import Storage
+from orchestrator.storage import Refused, Storage
 
 FILE = "exclude.toml"
 SELECTORS = [field.name for field in SCHEMA if not pa.types.is_nested(field.type)]
@@ -40,10 +40,14 @@ def read_exclusions(storage: Storage) -> tuple[Exclusion, ...]:
     Raises
     ------
     InputError
-        If the file is no TOML, or an entry has no reason, no selector or an unknown one.
+        If it is no regular file or no TOML, or an entry has no reason, no selector or an unknown
+        one.
     """
     place = storage.place(FILE)
-    data = storage.read_many([FILE]).get(FILE)
+    try:
+        data = storage.read_many([FILE]).get(FILE)
+    except Refused as error:
+        raise InputError(str(error)) from error
     if data is None:
         return ()
     try:

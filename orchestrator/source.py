@@ -394,7 +394,7 @@ def evidence(
         chosen, excluded = family, excluded | foreign_shapes
     odd = (*rows.left_out, *odd_plans)
     if rows.left_out:
-        excluded |= {"not the row that their file's name says": len(rows.left_out)}
+        excluded |= {"files of the ledger that are no rows of it": len(rows.left_out)}
     found = Evidence(
         name=plan.name if plan else project.name,
         table=chosen,

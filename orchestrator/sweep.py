@@ -112,6 +112,12 @@ def train(
         progress.joined(str(work.coming), work.slots)
         if unknown := unknown_types(work.coming):
             progress.say(unknown, style="yellow")
+        gpu = plan.spec.cluster.gpu
+        if gpu is not None and not any(node.gpus for node in work.coming.nodes):
+            missing_gpu = (
+                f"the sweep file is for {gpu} GPUs and none is here: trials train on cores"
+            )
+            progress.say(missing_gpu, style="yellow")
         progress.doing("starting workers …")
         if warning := keep_secrets_here():
             progress.trouble(warning)

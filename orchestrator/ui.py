@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from http import HTTPStatus
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import cast
@@ -86,8 +87,9 @@ def serve(project: Project, port: int, console: Console, *, ask_password: bool =
             with console.status("starting MLflow"):
                 _wait_until_healthy(process, port, password)
             if process.poll() is None:
-                experiment = _experiment(project, port, password)
-                address = f"http://{HOST}:{port}/#/experiments/{experiment}/runs"
+                address = f"http://{HOST}:{port}/#/experiments"
+                if experiment := _experiment(project, port, password):
+                    address += f"/{experiment}/runs"
                 where = (f"MLflow for {project.name}: ", (address, "bold"), "  (Ctrl-C ends)")
                 console.print(Text.assemble(*where))
                 if password is not None:
@@ -116,12 +118,20 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, password: s
             time.sleep(0.2)
 
 
-def _experiment(project: Project, port: int, password: str | None) -> str:
-    """Return the ID of the project's experiment, so that the address leads to its runs."""
+def _experiment(project: Project, port: int, password: str | None) -> str | None:
+    """Return the ID of the project's experiment, so that the address leads to its runs.
+
+    None in a copy under another name, whose database has the experiment of the original.
+    """
     name = urllib.parse.quote(project.name)
     path = f"api/2.0/mlflow/experiments/get-by-name?experiment_name={name}"
-    with _get(path, port, password, seconds=20) as answer:
-        return str(json.load(answer)["experiment"]["experiment_id"])
+    try:
+        with _get(path, port, password, seconds=20) as answer:
+            return str(json.load(answer)["experiment"]["experiment_id"])
+    except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.NOT_FOUND:
+            return None
+        raise
 
 
 def _get(path: str, port: int, password: str | None, *, seconds: float) -> HTTPResponse:

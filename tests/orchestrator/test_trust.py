@@ -561,3 +561,21 @@ def test_what_is_no_project_is_refused(isoflop: Run, tmp_path: Path) -> None:
     code, _, err = isoflop("verify", tmp_path / "none")
     assert code == 2
     assert "there is no project" in err
+
+
+@pytest.mark.parametrize("planted", ["pipe", "device"])
+def test_a_file_without_an_end_in_the_place_of_exclusions_is_refused(
+    isoflop: Run, project: Project, planted: str
+) -> None:
+    """Reading a named pipe would wait for ever, and /dev/zero would fill the memory."""
+    path = project.local / "exclude.toml"
+    if planted == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    code, _, err = isoflop("fit", project.uri)
+    assert code == 2
+    assert "exclude.toml is no regular file: remove it" in " ".join(err.split())
+    code, out, _ = isoflop("status", project.uri)
+    assert code == 0
+    assert "exclude.toml is no regular file" in " ".join(out.split())

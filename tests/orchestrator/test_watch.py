@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -418,6 +419,24 @@ def test_a_run_knows_whether_earlier_ones_gave_rows(
     lease = SimpleNamespace(lost=threading.Event(), generation=1, note=lambda *_, **__: None)
     end = sweep.train(project, plan, lease, MagicMock(), lambda name: None)
     assert end.common_reason == (None if rows else "ended without a result")
+
+
+def test_a_sweep_for_gpus_says_that_there_are_none(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of `train` but Ray, on one core."""
+    cluster = plan.spec.cluster.model_copy(update={"gpu": "H100"})
+    planned = replace(plan, spec=plan.spec.model_copy(update={"cluster": cluster}))
+    monkeypatch.setattr(sweep, "connected", lambda address: nullcontext())
+    monkeypatch.setattr(sweep, "_machines", lambda *_, **__: uniform(cpus=1))
+    monkeypatch.setattr(sweep, "_shared", lambda project, lease: nullcontext("nonce"))
+    monkeypatch.setattr(sweep, "_tune", lambda *_: None)
+    lease = SimpleNamespace(lost=threading.Event(), generation=1, note=lambda *_, **__: None)
+    progress = MagicMock()
+    project = create_project(tmp_path / "project")
+    sweep.train(project, planned, lease, progress, lambda name: None)
+    lines = [call.args[0] for call in progress.say.call_args_list]
+    assert "the sweep file is for H100 GPUs and none is here: trials train on cores" in lines
 
 
 def test_what_a_program_says_last_tells_causes_apart(eye: Eye) -> None:

@@ -231,11 +231,11 @@ def _run(spec: Path, running: Running, as_json: bool, *, address: str | None = N
 
     prepare(address)
     if address is not None:
+        check(address)
         from cluster.dashboard import loose_token_file
 
         if warning := loose_token_file():
             console(stderr=True).print(f"! {warning}", style="yellow")
-        check(address)
     made = make_plan(read_spec(spec))
     for caution in (*cautions(made), *filter(None, [corpus_caution(made.spec)])):
         console(stderr=True).print(f"! {caution}", style="yellow")

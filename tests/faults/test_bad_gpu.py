@@ -40,7 +40,7 @@ retries = 0
 @pytest.fixture
 def node(steps: Steps) -> Iterator[Cluster]:
     """A head, and one node of fake GPUs."""
-    cluster = Cluster(steps.directory, FAULTS_BAD_GPU="0")  # the one that Ray gives first
+    cluster = Cluster(steps.directory, FAULTS_BAD_GPU="-1")  # the first of raylets.py
     try:
         cluster.add(GPUS, GPUS)
         yield cluster
@@ -66,9 +66,9 @@ def test_one_bad_gpu_of_a_node_costs_no_trial_and_is_named(
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
     assert (data["complete"], data["failed"]) == (data["trials"], 0)
-    assert re.search(r"GPU 0 of \S+ is not used until \d\d:\d\d UTC", done.stderr)
-    assert re.search(r"GPU 0 of \S+ ended \d trials?: have it checked .*ECC", done.stderr)
+    assert re.search(r"GPU -1 of \S+ is not used until \d\d:\d\d UTC", done.stderr)
+    assert re.search(r"GPU -1 of \S+ ended \d trials?: have it checked .*ECC", done.stderr)
     attempts = Project(LocalStorage(tmp_path / "project")).attempts.all()
     assert attempts
     assert {attempt.kind for attempt in attempts} == {"raised"}
-    assert all(str(attempt.error).endswith("(GPU 0)") for attempt in attempts)
+    assert all(str(attempt.error).endswith("(GPU -1)") for attempt in attempts)

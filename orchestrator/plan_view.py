@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from analysis.numerals import PF_DAY
-from analysis.wording import count
+from analysis.wording import count, plural
 from cluster.budget import HOUR
 from cluster.machines import unknown_types
 from orchestrator.estimate import Cost, Estimate, class_counts
@@ -173,7 +173,9 @@ def _price(found: Estimate, cost: Cost) -> str:
 
 
 def _machines(found: Estimate) -> str:
-    return f"{found.cluster.gpus} GPUs" if found.cost.gpu_hours else f"{found.cluster.cpus:g} cores"
+    if found.cost.gpu_hours:
+        return plural(found.cluster.gpus, "GPU")
+    return f"{found.cluster.cpus:g} cores"
 
 
 def _classes(counts: Mapping[str, int]) -> str:

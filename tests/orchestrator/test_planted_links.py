@@ -16,13 +16,18 @@ import pytest
 
 from analysis.errors import InputError
 from analysis.writing import replacing
+from orchestrator import artifacts, attempts, compaction, evaluations, lease, ledger, logs, models
 from orchestrator.artifacts import keep_inside
+from orchestrator.checkpoints import directory_of
+from orchestrator.checks import storage_checks
 from orchestrator.mirror import Mirror
-from orchestrator.project import Project, open_project
+from orchestrator.project import DIRECTORIES, Project, create_project, open_project
 from orchestrator.runs import SWEEP_TAG
-from orchestrator.storage import open_storage
+from orchestrator.storage import open_storage, patiently
 from orchestrator.sync import sync
 from orchestrator.tracking import Results, Tracker, store_of, store_uri
+from orchestrator.worker import Work
+from tests.orchestrator.workers import STEPS, Tiny, bench_at
 from tests.waiting import free_ports
 
 Run = Callable[..., tuple[int, str, str]]
@@ -98,6 +103,70 @@ def test_figures_are_not_written_through_a_link_of_their_directory(
     code, _, err = isoflop("report", project.uri)
     assert code == 2
     assert str(project.local / "figures") in err
+    _require_untouched(home)
+
+
+def test_every_directory_of_a_project_is_known() -> None:
+    modules = (attempts, compaction, evaluations, ledger, lease, logs, models, artifacts)
+    own = {directory_of("key").partition("/")[0], "plans", "figures"}
+    assert set(DIRECTORIES) == own | {module.DIRECTORY for module in modules}
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_a_directory_that_leads_elsewhere_is_found_before_anything_is_done(
+    tmp_path: Path, home: Path, directory: str
+) -> None:
+    link = tmp_path / "project" / directory
+    link.parent.mkdir()
+    link.symlink_to(home)
+    with pytest.raises(InputError, match=f"{link} is or lies in a symbolic link") as refusal:
+        create_project(link.parent)
+    (check,) = storage_checks(open_storage(link.parent))
+    assert check.status == "failure"
+    assert f"{check.value}: {check.remedy}" == str(refusal.value)
+    assert "move the whole project" in check.remedy
+    assert list(link.parent.iterdir()) == [link]
+    _require_untouched(home)
+
+
+@pytest.mark.parametrize("verb", ["run", "tune"])
+def test_a_sweep_does_not_start_beside_a_link_of_its_ledger(
+    isoflop: Run, sweep_file: Callable[..., Path], tmp_path: Path, home: Path, verb: str
+) -> None:
+    link = tmp_path / "project/ledger"
+    link.parent.mkdir()
+    link.symlink_to(home)
+    code, _, err = isoflop(verb, sweep_file(), "--project", link.parent)
+    assert code == 2
+    assert str(link) in err
+    assert list(link.parent.iterdir()) == [link]
+    _require_untouched(home)
+
+
+def test_patience_ends_at_once_where_a_link_leads_out(tmp_path: Path, home: Path) -> None:
+    storage = open_storage(tmp_path / "project")
+    storage.make()
+    (tmp_path / "project/ledger").symlink_to(home)
+
+    def tell(error: OSError) -> None:
+        raise AssertionError(f"waits for {error}")
+
+    with pytest.raises(InputError, match="out of the project"):
+        patiently(lambda: storage.create("ledger/row", b""), tell=tell, unless=lambda: False)
+
+
+def test_an_attempt_fails_where_a_link_was_planted_meanwhile(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(tmp_path / "project")
+    with bench_at(storage, tmp_path, monkeypatch) as bench:
+        plant = Tiny(at={STEPS: lambda: (storage.local / "ledger").symlink_to(home)})
+        monkeypatch.setattr(Work, "_tell", lambda _, trouble: pytest.fail(f"waits: {trouble}"))
+        with pytest.raises(InputError, match="out of the project"):
+            bench.run(plant)
+        (attempt,) = bench.attempts.all()
+    assert attempt.kind == "raised"
+    assert "ledger is or lies in a symbolic link" in attempt.error
     _require_untouched(home)
 
 

@@ -170,6 +170,20 @@ def test_an_attempt_fails_where_a_link_was_planted_meanwhile(
     _require_untouched(home)
 
 
+@pytest.mark.slow
+def test_figures_that_cannot_be_written_do_not_end_a_sweep(
+    simulated_project: MakeProject, isoflop: Run
+) -> None:
+    project = simulated_project(measured=15, budgets=[1e10, 3e10, 9e10])
+    (project.local / "figures").write_text("a file")
+    code, out, err = isoflop("run", project.local / "plans/s.toml")
+    assert code == 0, err
+    assert "hoffmann" in out
+    assert f"no pictures are in {project.local}/figures" in " ".join(err.split())
+    (report,) = project.local.glob("mlartifacts/*/artifacts/report.html")
+    assert report.read_bytes() == (project.local / "report.html").read_bytes()
+
+
 @pytest.mark.parametrize("directory", ["ledger", "plans", "attempts"])
 def test_records_are_not_written_through_a_link_of_their_directory(
     tmp_path: Path, home: Path, directory: str
@@ -303,9 +317,10 @@ def test_an_id_of_a_run_that_is_a_path_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("database", [True, False])
 @pytest.mark.parametrize("name", ["mlflow.db", "mlflow.db-journal", "mlartifacts", "mlartifacts/x"])
 def test_a_store_that_is_a_link_out_of_the_project_is_refused(
-    simulated_project: MakeProject, home: Path, name: str
+    simulated_project: MakeProject, home: Path, name: str, database: bool
 ) -> None:
     project = simulated_project(measured=1)
     link = project.local / name
@@ -314,6 +329,8 @@ def test_a_store_that_is_a_link_out_of_the_project_is_refused(
         link.rename(home / "secret")
     before = (home / "secret").read_bytes()
     link.symlink_to(home / "secret")
+    if name != "mlflow.db" and not database:
+        (project.local / "mlflow.db").unlink()
     for act in (keep_inside, lambda p: Tracker(p, store_of(p)), lambda p: Mirror(p, "s").caution()):
         with pytest.raises(InputError) as refusal:
             act(project)

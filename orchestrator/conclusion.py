@@ -19,10 +19,11 @@ from analysis.study import Study, next_budget
 from analysis.wording import count
 from orchestrator.family import corpus_id, family
 from orchestrator.planner import Plan, make_plan, most_tokens, text_limit, trainable
+from orchestrator.project import in_project
 from orchestrator.reading import Convention
 from orchestrator.source import Source
 from orchestrator.spec import Budget, SweepSpec, code_of, to_toml
-from orchestrator.storage import split
+from orchestrator.storage import is_uri, split
 from trainers.flops import flops_per_token
 from trainers.flops import params as count_params
 
@@ -171,13 +172,23 @@ def _why(chosen: Proposal, ahead: Centre, plan: Plan) -> str:
 def write(location: str | Path, text: str) -> None:
     """Write a text to a path or URI, of which the directory is there.
 
+    In a project a link is replaced, which somebody may have planted. Elsewhere it is followed, and
+    a device or a pipe is written to.
+
     Raises
     ------
     InputError
         If it cannot be written.
     """
-    storage, name = split(location)
+    place = location
     try:
+        if not is_uri(location) and not in_project(Path(location)):
+            path = Path(location)
+            if path.exists() and not path.is_file() and not path.is_dir():
+                path.write_text(text, encoding="utf-8")
+                return
+            place = os.path.realpath(path)
+        storage, name = split(place)
         if storage.local is not None and not storage.local.is_dir():
             raise FileNotFoundError(ENOENT, os.strerror(ENOENT))  # a typing error, not a new place
         storage.replace(name, text.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -303,6 +304,17 @@ def open_project(location: str | Path) -> Project:
 def is_project(storage: Storage) -> bool:
     """Whether it has the mark of one, or plans, as a project of before the mark."""
     return storage.exists(MARK) or bool(storage.names(_PLANS))
+
+
+def in_project(path: Path) -> bool:
+    """Return whether a path, as it is written, is below what may be a project (see `is_project`).
+
+    Directories that cannot be read are none.
+    """
+    return any(
+        os.path.isfile(parent / MARK) or any(parent.glob(f"{_PLANS}/*"))
+        for parent in path.absolute().parents
+    )
 
 
 def create_project(location: str | Path) -> Project:

@@ -16,7 +16,17 @@ import pytest
 
 from analysis.errors import InputError
 from analysis.writing import replacing
-from orchestrator import artifacts, attempts, compaction, evaluations, lease, ledger, logs, models
+from orchestrator import (
+    artifacts,
+    attempts,
+    compaction,
+    conclusion,
+    evaluations,
+    lease,
+    ledger,
+    logs,
+    models,
+)
 from orchestrator.artifacts import keep_inside
 from orchestrator.checkpoints import directory_of
 from orchestrator.checks import storage_checks
@@ -63,24 +73,48 @@ def _content(directory: Path) -> dict[str, str]:
 
 
 def test_a_report_takes_the_place_of_links(
-    simulated_project: MakeProject, isoflop: Run, home: Path, tmp_path: Path
+    simulated_project: MakeProject, isoflop: Run, home: Path
 ) -> None:
     project = simulated_project(measured=15, budgets=[1e10, 3e10, 9e10])
-    figures, elsewhere = project.local / "figures", tmp_path / "page.html"
+    figures, page = project.local / "figures", project.local / "pages/page.html"
+    page.parent.mkdir()
     figures.mkdir()
     planted = [
         *(figures / f"{name}.{kind}" for name in ("isoflop", "scaling") for kind in ("svg", "png")),
         project.local / "report.html",
     ]
-    for link in (*planted, elsewhere):
+    for link in (*planted, page):
         link.symlink_to(home / "secret")
     assert isoflop("report", project.uri)[0] == 0
-    assert isoflop("report", project.uri, "-o", elsewhere)[0] == 0
+    assert isoflop("report", project.uri, "-o", page)[0] == 0
     _require_untouched(home)
-    for path in (*planted, elsewhere):
+    for path in (*planted, page):
         assert path.is_file()
         assert not path.is_symlink()
     assert not [name for name in os.listdir(figures) if name.startswith(".")]
+
+
+def test_a_link_that_a_person_names_elsewhere_is_followed(tmp_path: Path) -> None:
+    target, link = tmp_path / "target.html", tmp_path / "link.html"
+    link.symlink_to(target)
+    for text in ("first", "second"):
+        conclusion.write(link, text)
+        assert link.is_symlink()
+        assert target.read_text() == text
+    with pytest.raises(InputError, match="Is a directory"):
+        conclusion.write(tmp_path, "text")
+
+
+def test_a_report_is_written_to_standard_output(
+    simulated_project: MakeProject, tmp_path: Path
+) -> None:
+    project = simulated_project(measured=15, budgets=[1e10, 3e10, 9e10])
+    link = tmp_path / "stdout"
+    link.symlink_to("/dev/stdout")
+    command = [sys.executable, "-m", "orchestrator", "report", project.uri, "-o", str(link)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    assert "</html>" in done.stdout
+    assert os.readlink(link) == "/dev/stdout"
 
 
 def test_a_proposal_takes_the_place_of_a_link(
@@ -131,8 +165,15 @@ def test_a_directory_that_leads_elsewhere_is_found_before_anything_is_done(
 
 @pytest.mark.parametrize("verb", ["run", "tune"])
 def test_a_sweep_does_not_start_beside_a_link_of_its_ledger(
-    isoflop: Run, sweep_file: Callable[..., Path], tmp_path: Path, home: Path, verb: str
+    isoflop: Run,
+    sweep_file: Callable[..., Path],
+    tmp_path: Path,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
 ) -> None:
+    for name in ("orchestrator.loop.run", "orchestrator.tune.tune"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("it started"))
     link = tmp_path / "project/ledger"
     link.parent.mkdir()
     link.symlink_to(home)

@@ -1,4 +1,4 @@
-"""The one error that a person, not a programmer, is meant to read; others, in a line of it."""
+"""The error and the warning that a person is meant to read; other errors, in a line of each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ class InputError(Exception):
     The message is one sentence that says what is wrong and what to do. The command line prints it
     on stderr and exits with code 2; nothing was written.
     """
+
+
+class PlainWarning(UserWarning):
+    """A warning that is a sentence for people: the command line prints it as one, and once."""
 
 
 def first_line(said: BaseException | str, *, named: bool = False) -> str:

@@ -73,10 +73,10 @@ def keep_inside(project: Project) -> str | None:
         If the database is damaged or in use.
     """
     root = project.local
-    if root is None or not os.path.lexists(root / DATABASE):
+    if root is None:
         return None
     _refuse_links(root)
-    if not _is_sqlite(root / DATABASE):
+    if not (root / DATABASE).exists() or not _is_sqlite(root / DATABASE):
         return None  # for `tracking`, which refuses it
     try:
         return _moved(root)

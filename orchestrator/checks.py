@@ -26,7 +26,8 @@ from analysis.errors import InputError
 from cluster.dashboard import loose_token_file, token_file
 from cluster.machines import WORKER_BYTES
 from orchestrator.connection import private_directory
-from orchestrator.storage import Storage, prove, reason_of
+from orchestrator.project import require_no_way_out
+from orchestrator.storage import NO_WAY_OUT, Outside, Storage, prove, reason_of
 
 if TYPE_CHECKING:
     from orchestrator.tracking import Store
@@ -183,14 +184,18 @@ def token() -> Check:
 def storage_checks(storage: Storage, clock: Callable[[], float] = time.time) -> list[Check]:
     """Write a file into the project's storage on condition that it is not there, and remove it.
 
-    A directory that is not there yet is made and removed again. The time that the storage gives
+    A directory that is not there yet is made and removed again. Links that lead out of the project
+    are looked for before. The time that the storage gives
     the file is compared with `clock`.
     """
     name = "project"
     missing = _missing_directories(storage)
     try:
+        require_no_way_out(storage)
         prove(storage)
         clocks = [_storage_clock(storage, clock)]
+    except Outside as error:
+        return [Check.failure(name, str(error).removesuffix(f": {NO_WAY_OUT}"), NO_WAY_OUT)]
     except InputError as error:
         remedy = "see that it is a directory or a bucket that this user may write to"
         return [Check.failure(name, str(error), remedy)]

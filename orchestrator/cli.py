@@ -42,6 +42,7 @@ from orchestrator.options import (
     console,
     print_json,
     say,
+    show_plain_warnings,
 )
 
 if TYPE_CHECKING:
@@ -275,6 +276,7 @@ def _show(outcome: Outcome) -> None:
 
 def main() -> None:
     """Run the command line; errors meant for people become one sentence."""
+    show_plain_warnings()
     try:
         app()
     except InputError as error:

@@ -289,7 +289,7 @@ def report(
     Example: `isoflop report projects/mini -o mini.html`
     """
     from analysis.study import require_laws
-    from orchestrator.conclusion import write_report
+    from orchestrator.conclusion import write_pictures, write_report
 
     found = data.open(rows)
     seen = checking.study(found, fitting.convention(params, flops_as), fitting)
@@ -302,5 +302,6 @@ def report(
         path = output or project.report
         with project.drafts() as drafts:
             text = project.proposal_text()
-            write_report(found, seen, output or drafts.report, text, pictures=drafts.figures)
+            figures = write_report(found, seen, output or drafts.report, text)
+            write_pictures(figures, drafts.figures)
     console().print(path)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.errors import InputError
+from analysis.errors import InputError, PlainWarning
 from analysis.files import read_parquet
 from analysis.observations import SCHEMA, ObservationId, observation_ids
 from orchestrator.storage import Storage
@@ -30,7 +30,7 @@ MARK = "file_mark"
 _MARK_FIELD = pa.field(MARK, pa.string())
 
 
-class CopyWarning(UserWarning):
+class CopyWarning(PlainWarning):
     """A copy of the ledger is not used, or not all of it."""
 
 
@@ -62,8 +62,9 @@ def read_copy(place: str, data: bytes, columns: Sequence[str] = SCHEMA.names) ->
     with pq.ParquetFile(pa.BufferReader(data)) as file:
         if MARK not in file.schema_arrow.names:
             raise InputError(
-                f"{place} does not say of which files its rows are, as those of earlier versions; "
-                "the rows' own files are read instead, and the next run writes another copy"
+                f"{place} is of an earlier version and has no marks of the rows' own files; these "
+                "are read instead, which is slower, until isoflop run with one of the project's "
+                "sweeps (such as plans/NAME.toml in it) writes a new copy"
             )
         marks = file.read([MARK], use_threads=False)[MARK].cast(pa.string())
     return table.append_column(_MARK_FIELD, marks)

@@ -8,6 +8,7 @@ import os
 from dataclasses import replace
 from errno import ENOENT
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,12 +19,16 @@ from analysis.study import Study, next_budget
 from analysis.wording import count
 from orchestrator.family import corpus_id, family
 from orchestrator.planner import Plan, make_plan, most_tokens, text_limit, trainable
+from orchestrator.project import in_project
 from orchestrator.reading import Convention
 from orchestrator.source import Source
 from orchestrator.spec import Budget, SweepSpec, code_of, to_toml
-from orchestrator.storage import split
+from orchestrator.storage import is_uri, split
 from trainers.flops import flops_per_token
 from trainers.flops import params as count_params
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SIZES = 7
 """Sizes of a proposal, unless its spend allows fewer."""
@@ -167,13 +172,23 @@ def _why(chosen: Proposal, ahead: Centre, plan: Plan) -> str:
 def write(location: str | Path, text: str) -> None:
     """Write a text to a path or URI, of which the directory is there.
 
+    In a project a link is replaced, which somebody may have planted. Elsewhere it is followed, and
+    a device or a pipe is written to.
+
     Raises
     ------
     InputError
         If it cannot be written.
     """
-    storage, name = split(location)
+    place = location
     try:
+        if not is_uri(location) and not in_project(Path(location)):
+            path = Path(location)
+            if path.exists() and not path.is_file() and not path.is_dir():
+                path.write_text(text, encoding="utf-8")
+                return
+            place = os.path.realpath(path)
+        storage, name = split(place)
         if storage.local is not None and not storage.local.is_dir():
             raise FileNotFoundError(ENOENT, os.strerror(ENOENT))  # a typing error, not a new place
         storage.replace(name, text.encode())
@@ -182,26 +197,28 @@ def write(location: str | Path, text: str) -> None:
 
 
 def write_report(
-    found: Source,
-    seen: Study,
-    output: str | Path,
-    proposal: str | None,
-    *,
-    pictures: Path | None = None,
-) -> list[Path]:
-    """One self-contained page at `output`, a path or URI, and figures in a directory, if given.
+    found: Source, seen: Study, output: str | Path, proposal: str | None
+) -> dict[str, Figure]:
+    """Write one self-contained page at `output`, a path or URI; returns its figures, by name.
 
-    `proposal` is the text of a proposed sweep, to be shown on the page. Returns the pictures.
+    `proposal` is the text of a proposed sweep, to be shown on the page.
     """
     # On nodes without a writable home it says that fonts are listed anew each time.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    from analysis.figures import draw, save
+    from analysis.figures import draw
     from analysis.report import page
 
     figures = draw(seen)
     html = page(seen, figures, table=found.table, name=found.name, proposal=proposal)
     write(output, html)
-    return save(figures, pictures) if pictures else []
+    return figures
+
+
+def write_pictures(figures: dict[str, Figure], directory: Path) -> list[Path]:
+    """Write figures into a directory, which is made if need be; returns the PNG files."""
+    from analysis.figures import save
+
+    return save(figures, directory)
 
 
 def metrics(seen: Study) -> dict[str, float]:

@@ -17,7 +17,7 @@ from analysis.study import Study
 from analysis.study_json import to_json
 from analysis.wording import count
 from orchestrator import checkpoints
-from orchestrator.conclusion import metrics, propose_next, write_report
+from orchestrator.conclusion import metrics, propose_next, write_pictures, write_report
 from orchestrator.lease import hold
 from orchestrator.mirror import Mirror
 from orchestrator.options import INTERRUPTED
@@ -185,7 +185,7 @@ def run(
                 return _outcome(project, plan, tracking, before, started, end)
             tidy(project, plan, lease.generation, end)
             with project.drafts() as drafts:
-                results = _conclude(project, plan, tracking, drafts)
+                results = _conclude(project, plan, tracking, drafts, console)
             return _outcome(project, plan, tracking, before, started, end, *results)
 
 
@@ -201,7 +201,7 @@ def tidy(project: Project, plan: Plan, generation: int, end: End) -> None:
 
 
 def _conclude(
-    project: Project, plan: Plan, tracking: Mirror, drafts: Drafts
+    project: Project, plan: Plan, tracking: Mirror, drafts: Drafts, console: Console
 ) -> tuple[Study | None, str | None, str, bool]:
     """Fit, propose, draw, report and attach, whatever of it the ledger allows.
 
@@ -220,9 +220,16 @@ def _conclude(
             if ended:
                 proposal, proposed = _propose(found, drafts)
             text = drafts.proposal.read_text() if proposed else None
-            pictures = drafts.figures
-            artifacts = write_report(found, study, drafts.report, text, pictures=pictures)
+            figures = write_report(found, study, drafts.report, text)
             artifacts += [drafts.report, *([drafts.proposal] if proposed else [])]
+            try:
+                artifacts += write_pictures(figures, drafts.figures)
+            except (InputError, OSError) as error:
+                console.print(
+                    f"! no pictures are in {drafts.figures}: {error}; then isoflop report "
+                    f"{project.uri} writes them",
+                    style="yellow",
+                )
     finally:
         tracking.conclude(metrics(study) if study else {}, artifacts, ended=ended)
     return study, refusal, proposal, proposed

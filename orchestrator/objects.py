@@ -48,6 +48,9 @@ class ObjectStorage(Storage):
     def make(self) -> None:
         """See `Storage`: a bucket is not made."""
 
+    def require_inside(self, directory: str) -> None:
+        """See `Storage`: there are no links."""
+
     def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
         """See `Storage`."""
         with self._telling("write"):

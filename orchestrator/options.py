@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from analysis.errors import InputError
+from analysis.errors import InputError, PlainWarning
 from analysis.numerals import read_number
 from analysis.visible import visible
 
@@ -473,6 +474,20 @@ def console(*, stderr: bool = False) -> Console:
     if not made.is_terminal:
         made.width = max(made.width, 160)  # a pipe has no width: do not fold tables
     return made
+
+
+def show_plain_warnings() -> None:
+    """Have every `PlainWarning` printed on stderr as a sentence, once, without a source line."""
+    usual, shown = warnings.showwarning, set[str]()
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, PlainWarning):
+            usual(message, category, *where, **more)
+        elif str(message) not in shown:
+            shown.add(str(message))
+            console(stderr=True).print(f"! {message}", style="yellow")
+
+    warnings.showwarning = show
 
 
 def say(text: str) -> None:

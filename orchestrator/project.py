@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +31,11 @@ MARK = "project.json"
 """What makes a storage a project: object stores have no empty directories."""
 REPORT, PROPOSAL, FIGURES = "report.html", "next.toml", "figures"
 _PLANS = "plans"
+DIRECTORIES = (
+    *("attempts", "checkpoints", "compacted", "evaluations", FIGURES, "leases", "ledger", "logs"),
+    *("mlartifacts", "models", _PLANS),
+)
+"""Every directory of a project."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,18 +306,45 @@ def is_project(storage: Storage) -> bool:
     return storage.exists(MARK) or bool(storage.names(_PLANS))
 
 
+def in_project(path: Path) -> bool:
+    """Return whether a path, as it is written, is below what may be a project (see `is_project`).
+
+    Directories that cannot be read are none.
+    """
+    return any(
+        os.path.isfile(parent / MARK) or any(parent.glob(f"{_PLANS}/*"))
+        for parent in path.absolute().parents
+    )
+
+
 def create_project(location: str | Path) -> Project:
     """A new or existing project that can be written, and was: see `storage.prove`.
 
     Raises
     ------
     InputError
-        If nothing can be written there, or not as a ledger must be.
+        If nothing can be written there, or not as a ledger must be, or a directory of the project
+        is a link that leads out of it.
     """
     storage = open_storage(location)
+    require_no_way_out(storage)
     prove(storage)
     storage.create(MARK, json.dumps({"created_at": timestamp()}).encode())
     return Project(storage)
+
+
+def require_no_way_out(storage: Storage) -> None:
+    """See that no directory of a project is a link that leads out of it.
+
+    Nothing is written through such a link, which a sweep would otherwise meet when it has trained.
+
+    Raises
+    ------
+    Outside
+        If one is; it names the link.
+    """
+    for directory in DIRECTORIES:
+        storage.require_inside(directory)
 
 
 def directory_for(sweep_file: str | Path, name: str) -> str | Path:

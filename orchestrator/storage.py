@@ -28,6 +28,8 @@ LONGEST_WAIT = 10.0
 """Seconds between tries of a storage that fails."""
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """How file systems say that they have no hard links; want of permission is EACCES."""
+NO_WAY_OUT = "remove the link, or move the whole project to where there is room"
+"""What to do about a link that leads out of a project; the whole project may be a link."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")  # one slash too: Path drops the other
 
 Result = TypeVar("Result")
@@ -35,6 +37,10 @@ Result = TypeVar("Result")
 
 class Refused(InputError, OSError):
     """A storage said no: to what a person gave, and as an `OSError` to who goes on without it."""
+
+
+class Outside(Refused):
+    """A link leads out of the storage, which no waiting mends."""
 
 
 class Storage(ABC):
@@ -73,6 +79,10 @@ class Storage(ABC):
     @abstractmethod
     def make(self) -> None:
         """Make its directory, where it is one that is not there yet; nothing else does."""
+
+    @abstractmethod
+    def require_inside(self, directory: str) -> None:
+        """Raise `Outside` if a directory of it is a link that leads out of it."""
 
     @abstractmethod
     def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
@@ -159,6 +169,10 @@ class LocalStorage(Storage):
     def local(self) -> Path:
         """The directory itself."""
         return self._directory
+
+    def require_inside(self, directory: str) -> None:
+        """See `Storage`."""
+        self._require_inside(self._directory / directory)
 
     def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
         """See `Storage`."""
@@ -276,9 +290,9 @@ class LocalStorage(Storage):
             return
         where = place.resolve()
         if not where.is_relative_to(self._directory.resolve()):
-            raise Refused(
+            raise Outside(
                 f"{place} is or lies in a symbolic link that leads out of the project, to {where}: "
-                "remove the link, or move the whole project to where there is room"
+                f"{NO_WAY_OUT}"
             )
 
     @contextmanager
@@ -441,12 +455,14 @@ def patiently(
     Raises
     ------
     OSError
-        The last one, once `unless` says that nobody wants it any more.
+        The last one, once `unless` says that nobody wants it any more; `Outside` at once.
     """
     wait = 0.1
     while True:
         try:
             return action()
+        except Outside:
+            raise
         except OSError as error:
             if unless():
                 raise

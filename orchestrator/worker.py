@@ -44,7 +44,15 @@ from orchestrator.ledger import Ledger
 from orchestrator.order import Order
 from orchestrator.proof import fingerprint, witness
 from orchestrator.scratch import scratch
-from orchestrator.storage import LONGEST_WAIT, Result, Storage, open_storage, patiently, reason_of
+from orchestrator.storage import (
+    LONGEST_WAIT,
+    Outside,
+    Result,
+    Storage,
+    open_storage,
+    patiently,
+    reason_of,
+)
 from orchestrator.watchdog import Watchdog
 from trainers.registry import trainer
 from trainers.template import GRANTED
@@ -314,6 +322,8 @@ class Work:
                 tell=lambda error: self._tell(f"cannot {what}: {reason_of(error)}"),
                 unless=self.will.stop,
             )
+        except Outside:
+            raise
         except OSError as error:
             raise Interrupted(f"cannot {what}: {error}") from error
 

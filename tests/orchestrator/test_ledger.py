@@ -5,6 +5,7 @@ import multiprocessing
 import signal
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from orchestrator.compaction import DIRECTORY as COMPACTED
 from orchestrator.compaction import CopyWarning, copies, write_copy
 from orchestrator.ledger import FEW, Ledger, file_name, read_row
 from orchestrator.planner import Plan, make_plan
+from orchestrator.project import Project
 from orchestrator.spec import parse_spec
 from orchestrator.storage import Storage, open_storage
 from trainers.registry import trainer
@@ -291,7 +293,7 @@ def test_a_copy_of_an_earlier_version_is_passed_over_with_a_word(compacted: Ledg
     (name,) = copies(compacted.storage)
     rows = pq.read_table(io.BytesIO(compacted.storage.read(f"{COMPACTED}/{name}")))
     compacted.storage.replace(f"{COMPACTED}/{name}", _parquet(rows.drop_columns(["file_mark"])))
-    with pytest.warns(CopyWarning, match="as those of earlier versions"):
+    with pytest.warns(CopyWarning, match="is of an earlier version"):
         assert _seeds(compacted.read()) == list(range(15))
     with pytest.warns(CopyWarning):
         compacted.compact()
@@ -400,3 +402,22 @@ def test_compaction_waits_until_it_is_worthwhile(tmp_path: Path, plan: Plan) -> 
         done = rows
         assert ledger.compact_if_worthwhile() == expected
     assert len(copies(ledger.storage)) == 1
+
+
+@pytest.mark.slow
+def test_a_copy_of_an_earlier_version_is_told_of_once_until_a_run_replaces_it(
+    simulated_project: Callable[..., Project], isoflop: Callable[..., tuple[int, str, str]]
+) -> None:
+    project = simulated_project(measured=105, budgets=[1e10, 3e10, 9e10], seeds=[*range(7)])
+    copy = f"{COMPACTED}/{project.ledger.compact()}"
+    rows = pq.read_table(io.BytesIO(project.storage.read(copy)))
+    project.storage.replace(copy, _parquet(rows.drop_columns(["file_mark"])))
+    code, _, err = isoflop("fit", project.uri)
+    assert code == 0
+    words = " ".join(err.split())
+    assert words.count(f"{copy} is of an earlier version") == 1
+    assert "isoflop run with one of the project's sweeps (such as plans/NAME.toml in it)" in words
+    assert "CopyWarning" not in words
+    assert ".py" not in words
+    assert isoflop("run", project.local / "plans/s.toml")[0] == 0
+    assert "earlier version" not in isoflop("fit", project.uri)[2]

@@ -16,13 +16,28 @@ import pytest
 
 from analysis.errors import InputError
 from analysis.writing import replacing
+from orchestrator import (
+    artifacts,
+    attempts,
+    compaction,
+    conclusion,
+    evaluations,
+    lease,
+    ledger,
+    logs,
+    models,
+)
 from orchestrator.artifacts import keep_inside
+from orchestrator.checkpoints import directory_of
+from orchestrator.checks import storage_checks
 from orchestrator.mirror import Mirror
-from orchestrator.project import Project, open_project
+from orchestrator.project import DIRECTORIES, Project, create_project, open_project
 from orchestrator.runs import SWEEP_TAG
-from orchestrator.storage import open_storage
+from orchestrator.storage import open_storage, patiently
 from orchestrator.sync import sync
 from orchestrator.tracking import Results, Tracker, store_of, store_uri
+from orchestrator.worker import Work
+from tests.orchestrator.workers import STEPS, Tiny, bench_at
 from tests.waiting import free_ports
 
 Run = Callable[..., tuple[int, str, str]]
@@ -58,24 +73,48 @@ def _content(directory: Path) -> dict[str, str]:
 
 
 def test_a_report_takes_the_place_of_links(
-    simulated_project: MakeProject, isoflop: Run, home: Path, tmp_path: Path
+    simulated_project: MakeProject, isoflop: Run, home: Path
 ) -> None:
     project = simulated_project(measured=15, budgets=[1e10, 3e10, 9e10])
-    figures, elsewhere = project.local / "figures", tmp_path / "page.html"
+    figures, page = project.local / "figures", project.local / "pages/page.html"
+    page.parent.mkdir()
     figures.mkdir()
     planted = [
         *(figures / f"{name}.{kind}" for name in ("isoflop", "scaling") for kind in ("svg", "png")),
         project.local / "report.html",
     ]
-    for link in (*planted, elsewhere):
+    for link in (*planted, page):
         link.symlink_to(home / "secret")
     assert isoflop("report", project.uri)[0] == 0
-    assert isoflop("report", project.uri, "-o", elsewhere)[0] == 0
+    assert isoflop("report", project.uri, "-o", page)[0] == 0
     _require_untouched(home)
-    for path in (*planted, elsewhere):
+    for path in (*planted, page):
         assert path.is_file()
         assert not path.is_symlink()
     assert not [name for name in os.listdir(figures) if name.startswith(".")]
+
+
+def test_a_link_that_a_person_names_elsewhere_is_followed(tmp_path: Path) -> None:
+    target, link = tmp_path / "target.html", tmp_path / "link.html"
+    link.symlink_to(target)
+    for text in ("first", "second"):
+        conclusion.write(link, text)
+        assert link.is_symlink()
+        assert target.read_text() == text
+    with pytest.raises(InputError, match="Is a directory"):
+        conclusion.write(tmp_path, "text")
+
+
+def test_a_report_is_written_to_standard_output(
+    simulated_project: MakeProject, tmp_path: Path
+) -> None:
+    project = simulated_project(measured=15, budgets=[1e10, 3e10, 9e10])
+    link = tmp_path / "stdout"
+    link.symlink_to("/dev/stdout")
+    command = [sys.executable, "-m", "orchestrator", "report", project.uri, "-o", str(link)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    assert "</html>" in done.stdout
+    assert os.readlink(link) == "/dev/stdout"
 
 
 def test_a_proposal_takes_the_place_of_a_link(
@@ -99,6 +138,91 @@ def test_figures_are_not_written_through_a_link_of_their_directory(
     assert code == 2
     assert str(project.local / "figures") in err
     _require_untouched(home)
+
+
+def test_every_directory_of_a_project_is_known() -> None:
+    modules = (attempts, compaction, evaluations, ledger, lease, logs, models, artifacts)
+    own = {directory_of("key").partition("/")[0], "plans", "figures"}
+    assert set(DIRECTORIES) == own | {module.DIRECTORY for module in modules}
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_a_directory_that_leads_elsewhere_is_found_before_anything_is_done(
+    tmp_path: Path, home: Path, directory: str
+) -> None:
+    link = tmp_path / "project" / directory
+    link.parent.mkdir()
+    link.symlink_to(home)
+    with pytest.raises(InputError, match=f"{link} is or lies in a symbolic link") as refusal:
+        create_project(link.parent)
+    (check,) = storage_checks(open_storage(link.parent))
+    assert check.status == "failure"
+    assert f"{check.value}: {check.remedy}" == str(refusal.value)
+    assert "move the whole project" in check.remedy
+    assert list(link.parent.iterdir()) == [link]
+    _require_untouched(home)
+
+
+@pytest.mark.parametrize("verb", ["run", "tune"])
+def test_a_sweep_does_not_start_beside_a_link_of_its_ledger(
+    isoflop: Run,
+    sweep_file: Callable[..., Path],
+    tmp_path: Path,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+) -> None:
+    for name in ("orchestrator.loop.run", "orchestrator.tune.tune"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("it started"))
+    link = tmp_path / "project/ledger"
+    link.parent.mkdir()
+    link.symlink_to(home)
+    code, _, err = isoflop(verb, sweep_file(), "--project", link.parent)
+    assert code == 2
+    assert str(link) in err
+    assert list(link.parent.iterdir()) == [link]
+    _require_untouched(home)
+
+
+def test_patience_ends_at_once_where_a_link_leads_out(tmp_path: Path, home: Path) -> None:
+    storage = open_storage(tmp_path / "project")
+    storage.make()
+    (tmp_path / "project/ledger").symlink_to(home)
+
+    def tell(error: OSError) -> None:
+        raise AssertionError(f"waits for {error}")
+
+    with pytest.raises(InputError, match="out of the project"):
+        patiently(lambda: storage.create("ledger/row", b""), tell=tell, unless=lambda: False)
+
+
+def test_an_attempt_fails_where_a_link_was_planted_meanwhile(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(tmp_path / "project")
+    with bench_at(storage, tmp_path, monkeypatch) as bench:
+        plant = Tiny(at={STEPS: lambda: (storage.local / "ledger").symlink_to(home)})
+        monkeypatch.setattr(Work, "_tell", lambda _, trouble: pytest.fail(f"waits: {trouble}"))
+        with pytest.raises(InputError, match="out of the project"):
+            bench.run(plant)
+        (attempt,) = bench.attempts.all()
+    assert attempt.kind == "raised"
+    assert "ledger is or lies in a symbolic link" in attempt.error
+    _require_untouched(home)
+
+
+@pytest.mark.slow
+def test_figures_that_cannot_be_written_do_not_end_a_sweep(
+    simulated_project: MakeProject, isoflop: Run
+) -> None:
+    project = simulated_project(measured=15, budgets=[1e10, 3e10, 9e10])
+    (project.local / "figures").write_text("a file")
+    code, out, err = isoflop("run", project.local / "plans/s.toml")
+    assert code == 0, err
+    assert "hoffmann" in out
+    assert f"no pictures are in {project.local}/figures" in " ".join(err.split())
+    (report,) = project.local.glob("mlartifacts/*/artifacts/report.html")
+    assert report.read_bytes() == (project.local / "report.html").read_bytes()
 
 
 @pytest.mark.parametrize("directory", ["ledger", "plans", "attempts"])
@@ -234,9 +358,10 @@ def test_an_id_of_a_run_that_is_a_path_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("database", [True, False])
 @pytest.mark.parametrize("name", ["mlflow.db", "mlflow.db-journal", "mlartifacts", "mlartifacts/x"])
 def test_a_store_that_is_a_link_out_of_the_project_is_refused(
-    simulated_project: MakeProject, home: Path, name: str
+    simulated_project: MakeProject, home: Path, name: str, database: bool
 ) -> None:
     project = simulated_project(measured=1)
     link = project.local / name
@@ -245,6 +370,8 @@ def test_a_store_that_is_a_link_out_of_the_project_is_refused(
         link.rename(home / "secret")
     before = (home / "secret").read_bytes()
     link.symlink_to(home / "secret")
+    if name != "mlflow.db" and not database:
+        (project.local / "mlflow.db").unlink()
     for act in (keep_inside, lambda p: Tracker(p, store_of(p)), lambda p: Mirror(p, "s").caution()):
         with pytest.raises(InputError) as refusal:
             act(project)

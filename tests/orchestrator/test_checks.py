@@ -135,16 +135,16 @@ def test_a_project_that_belongs_to_somebody_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("skew", "local", "bucket"),
+    ("skew", "on_a_disk", "on_s3"),
     [(0.0, "ok", "ok"), (60.0, "warning", "warning"), (-3600.0, "warning", "failure")],
 )
 def test_a_clock_that_differs_from_the_storages(
-    storage: Storage, skew: float, local: str, bucket: str
+    storage: Storage, skew: float, on_a_disk: str, on_s3: str
 ) -> None:
     """This machine's clock is wrong by `skew`; S3 itself refuses to answer one that is far off."""
     _, clock = checks.storage_checks(storage, lambda: time.time() - skew)
     assert clock.name == "clock of the storage"
-    assert clock.status == (bucket if storage.local is None else local)
+    assert clock.status == (on_s3 if storage.local is None else on_a_disk)
     assert ("chrony" in clock.remedy) == (clock.status != "ok")
 
 

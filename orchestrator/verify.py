@@ -278,16 +278,19 @@ def _models(
         if not bare.endswith(".safetensors"):
             result.problem(file, f"{file} is no model: move it elsewhere")
             continue
-        result.models += 1
         try:
-            told = _metadata(project, file)
-            trial = Trial.from_dict(json.loads(told["trial"]))
-            name, loss = (trial.key, int(told["tokens"])), float(told["loss"])
+            record = _metadata(project, file)
+            trial = Trial.from_dict(json.loads(record["trial"]))
+            name, loss = (trial.key, int(record["tokens"])), float(record["loss"])
+        except FileNotFoundError:  # removed since it was listed
+            continue
         except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
             why = f"{type(error).__name__}: {first_line(error)}"
+            result.models += 1
             result.problem(file, f"{file} is damaged, or no model of this version ({why})")
             continue
-        if models.file_name(name) != file or told.get("key") != trial.key:
+        result.models += 1
+        if models.file_name(name) != file or record.get("key") != trial.key:
             result.problem(file, f"{file}: it is the model of {name[0]} at {name[1]} tokens")
         elif name in losses and losses[name] != loss:
             result.problem(
@@ -316,7 +319,10 @@ def _links(directory: Path, result: Verified) -> None:
         for name in (*folders, *files):
             path = Path(where) / name
             file = path.relative_to(root).as_posix()
-            mode = path.lstat().st_mode
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # a temporary file of a sweep that runs
+                continue
             if stat.S_ISLNK(mode):
                 target = path.resolve()
                 if not target.is_relative_to(root):

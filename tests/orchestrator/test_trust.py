@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from orchestrator.lease import hold
 from orchestrator.planner import Plan, make_plan
 from orchestrator.project import Project, create_project
 from orchestrator.spec import parse_spec, read_spec
+from orchestrator.storage import LocalStorage
 from orchestrator.verify import verify
 from trainers.recipes import named
 from trainers.registry import trainer
@@ -518,6 +519,26 @@ def test_what_points_outside_of_a_project_is_found(project: Project, tmp_path: P
     reasons = {p.file: p.reason for p in verify(project).problems}
     assert set(reasons) == {"figures", "logs/pipe"}
     assert f"symbolic link to {tmp_path}/theirs" in reasons["figures"]
+
+
+def test_files_that_a_running_sweep_removes_meanwhile_are_no_problem(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As between the moment when a directory is listed and the one when a file is looked at."""
+    names, walk = LocalStorage.names, os.walk
+
+    def names_and_one(storage: LocalStorage, directory: str, prefix: str = "") -> list[str]:
+        more = ["gone.safetensors"] if directory == "models" else []
+        return [*names(storage, directory, prefix), *more]
+
+    def walk_and_one(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        return ((where, folders, [*files, ".row.gone"]) for where, folders, files in walk(top))
+
+    monkeypatch.setattr(LocalStorage, "names", names_and_one)
+    monkeypatch.setattr(os, "walk", walk_and_one)
+    result = verify(project)
+    assert result.problems == []
+    assert result.models == 0
 
 
 @pytest.mark.parametrize(

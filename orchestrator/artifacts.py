@@ -59,6 +59,27 @@ def artifact_name(run: str, path: Path) -> str:
     return f"{DIRECTORY}/{run}/artifacts/{kind}{path.name}"
 
 
+def places_outside(root: Path) -> list[str]:
+    """Return the places in a project's database that `keep_inside` would have to move into it.
+
+    The database is only read, and the places are worded for a person.
+
+    Raises
+    ------
+    sqlite3.Error
+        If it is damaged or in use.
+    """
+    uri = f"{(root / DATABASE).as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True)) as database:
+        database.execute("PRAGMA trusted_schema = OFF")
+        # MLflow makes an experiment 0 below the working directory, which isoflop never uses.
+        return [
+            f"{table}.{column} {place!r}"
+            for table, column, row, place in _outside(database, root)
+            if (table, row) != ("experiments", 0)
+        ]
+
+
 def keep_inside(project: Project) -> str | None:
     """Have every place that the project's own MLflow database names lie in the project.
 

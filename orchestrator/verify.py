@@ -12,17 +12,18 @@ import os
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
 from analysis.errors import InputError, first_line
 from analysis.observations import LATER, SCHEMA, ObservationId, observation_ids
+from analysis.wording import plural
 from orchestrator import evaluations, ledger, models
+from orchestrator.artifacts import DATABASE, places_outside
+from orchestrator.artifacts import DIRECTORY as ARTIFACTS
 from orchestrator.compaction import DIRECTORY as COMPACTED
 from orchestrator.compaction import MARK, copies, read_copy
 from orchestrator.exclusion import FILE as EXCLUSIONS
@@ -39,16 +40,6 @@ AT_ONCE = 500
 """Rows in memory at once, with their curves."""
 HEADER_BYTES = 100_000_000
 """The longest header of a safetensors file, as its own reader has it."""
-DATABASE = "mlflow.db"
-PLACES: Mapping[str, tuple[str, ...]] = {
-    "experiments": ("artifact_location",),
-    "runs": ("artifact_uri",),
-    "logged_models": ("artifact_location",),
-    "model_versions": ("source", "storage_location"),
-}
-"""Columns of MLflow's tables (MLflow 3.17) that say where files are."""
-WITHIN = ("mlflow-artifacts", "runs", "models")
-"""Schemes by which MLflow names what is in the store itself."""
 Moved = Callable[[int, int], None]
 
 
@@ -334,41 +325,16 @@ def _links(directory: Path, result: Verified) -> None:
 def _database(directory: Path, result: Verified) -> None:
     """Find where MLflow's database has artifacts outside of the project."""
     path = directory / DATABASE
-    if not path.is_file() or path.is_symlink():  # a link is told of as such
+    if not path.is_file() or path.is_symlink():  # `_links` tells of a link
         return
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            connection.execute("PRAGMA trusted_schema = OFF")
-            for table, columns in PLACES.items():
-                for column in columns:
-                    _check_places(connection, table, column, directory.resolve(), result)
+        places = places_outside(directory)
     except sqlite3.Error as error:
         result.problem(DATABASE, f"{DATABASE} cannot be read ({error}): move it away, and sync")
-
-
-def _check_places(
-    connection: sqlite3.Connection, table: str, column: str, root: Path, result: Verified
-) -> None:
-    known = connection.execute(f"PRAGMA table_info({table})").fetchall()
-    if column not in {name for _, name, *_ in known}:
         return
-    # MLflow makes an experiment 0 below the working directory, which isoflop never uses.
-    unused = " WHERE experiment_id <> 0" if table == "experiments" else ""
-    query = f"SELECT DISTINCT {column} FROM {table}{unused}"
-    for (place,) in connection.execute(query):
-        if place is not None and not _is_within(str(place), root):
-            result.problem(
-                DATABASE,
-                f"{DATABASE}: {table}.{column} is {place!r}, which is not in this project: move "
-                f"the file away, and isoflop sync {root} writes it anew",
-            )
-
-
-def _is_within(place: str, root: Path) -> bool:
-    parts = urlsplit(place)
-    if parts.scheme in WITHIN:
-        return True
-    if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
-        return False
-    path = unquote(parts.path) if parts.scheme else place
-    return os.path.isabs(path) and Path(path).resolve().is_relative_to(root)
+    if places:
+        result.problem(
+            DATABASE,
+            f"{DATABASE}: {plural(len(places), 'place')} of files outside of the project's "
+            f"{ARTIFACTS}, such as {places[0]}: isoflop sync {directory} makes them lead into it",
+        )

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.errors import InputError
+from orchestrator.artifacts import keep_inside
 from orchestrator.lease import hold
 from orchestrator.planner import Plan, make_plan
 from orchestrator.project import Project, create_project
@@ -541,12 +542,31 @@ def test_files_that_a_running_sweep_removes_meanwhile_are_no_problem(
     assert result.models == 0
 
 
+@pytest.fixture
+def place_artifacts(project: Project, empty_store: Path) -> Callable[[str], None]:
+    """Gives the project a database that says that files of an experiment lie at a place."""
+
+    def place(uri: str) -> None:
+        path = project.local / "mlflow.db"
+        shutil.copy(empty_store, path)
+        with sqlite3.connect(path) as connection:
+            connection.execute(
+                "INSERT INTO experiments (experiment_id, name, artifact_location, "
+                "lifecycle_stage, workspace) VALUES (7, 'x', ?, 'active', 'default')",
+                [uri.format(project=project.local)],
+            )
+        connection.close()
+
+    return place
+
+
 @pytest.mark.parametrize(
     ("place", "within"),
     [
-        ("{project}/mlartifacts/1", True),
         ("file://{project}/mlartifacts/1", True),
-        ("mlflow-artifacts:/1", True),
+        ("{project}/mlartifacts/1", False),
+        ("mlflow-artifacts:/1", False),
+        ("file://{project}/plans", False),
         ("file://{project}/../elsewhere", False),
         ("file://{project}-other/mlartifacts", False),
         ("/etc", False),
@@ -555,20 +575,37 @@ def test_files_that_a_running_sweep_removes_meanwhile_are_no_problem(
         ("relative", False),
     ],
 )
-def test_an_artifact_place_outside_of_a_project_is_found(
-    project: Project, empty_store: Path, place: str, within: bool
+def test_an_artifact_place_outside_of_a_project_is_found_and_mended(
+    project: Project, place_artifacts: Callable[[str], None], place: str, within: bool
 ) -> None:
-    path = project.local / "mlflow.db"
-    shutil.copy(empty_store, path)
-    assert verify(project).problems == []
-    with sqlite3.connect(path) as connection:
-        connection.execute(
-            "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, "
-            "workspace) VALUES (7, 'x', ?, 'active', 'default')",
-            [place.format(project=project.local)],
-        )
+    """As `run`, `tune`, `sync` and `ui` mend it, and only where they would."""
+    place_artifacts(place)
     problems = verify(project).problems
     assert [p.file for p in problems] == ([] if within else ["mlflow.db"])
+    keep_inside(project)
+    assert verify(project).problems == []
+
+
+def test_places_of_many_runs_are_one_line_with_one_remedy(
+    project: Project, place_artifacts: Callable[[str], None], tmp_path: Path
+) -> None:
+    place_artifacts("file://{project}/mlartifacts/7")
+    (tmp_path / "theirs").mkdir()
+    (project.local / "mlartifacts").symlink_to(tmp_path / "theirs")
+    inside = f"{(project.local / 'mlartifacts').as_uri()}/7/artifacts"
+    with sqlite3.connect(project.local / "mlflow.db") as connection:
+        connection.executemany(
+            "INSERT INTO runs (run_uuid, artifact_uri, experiment_id) VALUES (?, ?, 7)",
+            [(f"{i:032x}", inside) for i in range(20)],
+        )
+        assert [p.file for p in verify(project).problems] == ["mlartifacts"]  # the link itself
+        (project.local / "mlartifacts").unlink()
+        connection.execute("UPDATE runs SET artifact_uri = 'mlflow-artifacts:/x'")
+        connection.execute("UPDATE workspaces SET default_artifact_root = 'file:///etc'")
+    connection.close()
+    (problem,) = verify(project).problems
+    assert "21 places of files outside" in problem.reason
+    assert f"isoflop sync {project.local}" in problem.reason
 
 
 def test_who_else_can_write_to_a_project_is_said(project: Project) -> None:

@@ -2,7 +2,7 @@
 
 It finds what somebody changed, renamed, mixed up or planted, as far as files contradict each other.
 Whoever can write to a project can still write a row that nothing contradicts: a measurement that
-never took place is not to be told from one that did. See docs/trust.md.
+never took place looks like one that did. See docs/trust.md.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Moved = Callable[[int, int], None]
 
 @dataclass
 class Verified:
-    """What was found in a project."""
+    """Problems of a project, and how much of it was compared."""
 
     project: str
     """Its URI."""
@@ -57,9 +57,9 @@ class Verified:
     """Rows in compacted copies that were compared with their own files."""
     models: int = 0
     problems: list[LeftOut] = field(default_factory=list)
-    """What disagrees, or points outside of the project."""
+    """Files that disagree with others or point outside of the project, each with the reason."""
     notes: list[str] = field(default_factory=list)
-    """What is no disagreement, and should be known."""
+    """Sentences on matters that are no disagreement and that a person should know."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the contract of `isoflop verify --json`."""
@@ -239,7 +239,7 @@ class _Copy:
 
 
 def _copies(project: Project, result: Verified) -> list[_Copy]:
-    found = []
+    usable = []
     names = [f"{COMPACTED}/{name}" for name in copies(project.storage)]
     for file, data in project.storage.read_many(names).items():
         try:
@@ -253,8 +253,8 @@ def _copies(project: Project, result: Verified) -> list[_Copy]:
             continue
         marks = dict(zip(ids, rows[MARK].to_pylist(), strict=True))
         at = {name: i for i, name in enumerate(ids)}
-        found.append(_Copy(file, rows.drop_columns([MARK]), marks, at))
-    return found
+        usable.append(_Copy(file, rows.drop_columns([MARK]), marks, at))
+    return usable
 
 
 def _models(

@@ -59,6 +59,27 @@ def artifact_name(run: str, path: Path) -> str:
     return f"{DIRECTORY}/{run}/artifacts/{kind}{path.name}"
 
 
+def places_outside(root: Path) -> list[str]:
+    """Return the places in a project's database that `keep_inside` would have to move into it.
+
+    The database is only read, and the places are worded for a person.
+
+    Raises
+    ------
+    sqlite3.Error
+        If it is damaged or in use.
+    """
+    uri = f"{(root / DATABASE).as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True)) as database:
+        database.execute("PRAGMA trusted_schema = OFF")
+        # MLflow makes an experiment 0 below the working directory, which isoflop never uses.
+        return [
+            f"{table}.{column} {place!r}"
+            for table, column, row, place in _outside(database, root)
+            if (table, row) != ("experiments", 0)
+        ]
+
+
 def keep_inside(project: Project) -> str | None:
     """Have every place that the project's own MLflow database names lie in the project.
 
@@ -79,13 +100,39 @@ def keep_inside(project: Project) -> str | None:
     if not (root / DATABASE).exists() or not _is_sqlite(root / DATABASE):
         return None  # for `tracking`, which refuses it
     try:
-        return _moved(root)
+        return _moved(root / DATABASE, root)
     except sqlite3.Error as error:
         raise OSError(f"{root / DATABASE} cannot be read as MLflow's database: {error}") from error
 
 
-def _moved(root: Path) -> str | None:
-    with closing(sqlite3.connect(root / DATABASE, timeout=30.0)) as database, database:
+def can_write(root: Path) -> bool:
+    """Return whether a project's database can be written, and SQLite's journal beside it."""
+    return os.access(root, os.W_OK) and os.access(root / DATABASE, os.W_OK)
+
+
+def copy_inside(root: Path, copy: Path) -> None:
+    """Copy the database of a project, and have every place in the copy lie in the project.
+
+    Raises
+    ------
+    InputError, OSError
+        As `keep_inside` does.
+    """
+    _refuse_links(root)
+    uri = f"{(root / DATABASE).as_uri()}?mode=ro"
+    try:
+        with (
+            closing(sqlite3.connect(uri, uri=True)) as source,
+            closing(sqlite3.connect(copy)) as to,
+        ):
+            source.backup(to)
+        _moved(copy, root)
+    except sqlite3.Error as error:
+        raise OSError(f"{root / DATABASE} cannot be read as MLflow's database: {error}") from error
+
+
+def _moved(path: Path, root: Path) -> str | None:
+    with closing(sqlite3.connect(path, timeout=30.0)) as database, database:
         outside = list(_outside(database, root))
         for table, column, row, _ in outside:
             home = artifacts_uri(root)
@@ -97,7 +144,7 @@ def _moved(root: Path) -> str | None:
         left = next(_outside(database, root), None)
         if left is not None:
             raise InputError(
-                f"{root / DATABASE} says in its table {left[0]} that files lie at {left[3]}, "
+                f"{path} says in its table {left[0]} that files lie at {left[3]}, "
                 "outside of the project, and this cannot be mended: move it away, and isoflop sync "
                 "makes a new one"
             )

@@ -26,7 +26,7 @@ from trainers.trial import Measurement, Trial
 
 DIRECTORY = "ledger"
 DIGITS = 18
-"""Of a horizon at most, so that it is a 64-bit number."""
+"""Most digits of a horizon in a file's name, so that it is a 64-bit number."""
 FEW = 50
 """Rows that are read from their own files: a copy of all is slower for so few."""
 WORTHWHILE = 100
@@ -35,10 +35,10 @@ WORTHWHILE = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What could be read of a ledger."""
+    """Rows of a ledger that could be read, and the files that were left out."""
 
     table: pa.Table
-    """In order of name."""
+    """One row an observation, in order of its name."""
     left_out: tuple[LeftOut, ...] = ()
     """Files that are damaged, foreign, or not of the observation that their name says."""
 

@@ -25,7 +25,7 @@ from rich.text import Text
 
 from analysis.errors import InputError
 from orchestrator import ui_guard
-from orchestrator.artifacts import artifacts_uri, keep_inside
+from orchestrator.artifacts import DATABASE, artifacts_uri, can_write, copy_inside, keep_inside
 from orchestrator.project import Project
 from orchestrator.tracking import store_uri
 from orchestrator.ui_guard import PASSWORD_VARIABLE, USER_NAME, authorization, can_tell_users
@@ -55,53 +55,77 @@ def serve(project: Project, port: int, console: Console, *, ask_password: bool =
     InputError
         If the project has no MLflow store yet, the port is in use, or the server ends by itself.
     """
-    if project.local is None or not (project.local / "mlflow.db").exists():
+    if project.local is None or not (project.local / DATABASE).exists():
         raise InputError(
             f"{project.uri} has no MLflow store of its own: run its sweep first, or look where its "
             "--tracking-uri says"
         )
-    if moved := keep_inside(project):
-        console.print(moved)
     _require_free(port)
     for number in (signal.SIGINT, signal.SIGTERM):  # either way the server must not outlive us
         signal.signal(number, signal.default_int_handler)
     password = None
     if ask_password or not can_tell_users():
         password = secrets.token_urlsafe(PASSWORD_BYTES)
+    # In a directory of its own: Gunicorn imports from, and reads settings in, where it is started,
+    # which may be somebody else's project.
+    with tempfile.TemporaryDirectory(prefix="isoflop-ui-") as directory:
+        _serve(project, project.local, Path(directory), port, password, console)
+
+
+def _store(project: Project, root: Path, directory: Path, console: Console) -> str:
+    """Return the store to show: the project's own or, where that cannot be written, a copy."""
+    if can_write(root):
+        if moved := keep_inside(project):
+            console.print(moved)
+        return store_uri(project)
+    copy_inside(root, directory / DATABASE)
+    console.print(
+        f"{root / DATABASE} cannot be written by this user: you see a copy, and changes that you "
+        "make in it are lost when the UI ends"
+    )
+    return f"sqlite:///{directory / DATABASE}"
+
+
+def _serve(
+    project: Project,
+    root: Path,
+    directory: Path,
+    port: int,
+    password: str | None,
+    console: Console,
+) -> None:
+    store = _store(project, root, directory, console)
     command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
-    command += ["--backend-store-uri", store_uri(project), "--workers", "1"]
-    command += ["--default-artifact-root", artifacts_uri(project.local), *SERVER, GUNICORN]
+    command += ["--backend-store-uri", store, "--workers", "1"]
+    command += ["--default-artifact-root", artifacts_uri(root), *SERVER, GUNICORN]
     environment = {**os.environ, **ENVIRONMENT}
     environment.pop(PASSWORD_VARIABLE, None)
     if password is not None:
         environment[PASSWORD_VARIABLE] = password
-    # In a directory of its own: Gunicorn imports from, and reads settings in, where it is started,
-    # which may be somebody else's project.
-    with tempfile.TemporaryDirectory(prefix="isoflop-ui-") as directory:
-        log = Path(directory, "log")
-        with log.open("w") as stream:
-            process = subprocess.Popen(
-                command, env=environment, cwd=directory, stdout=stream, stderr=subprocess.STDOUT
-            )
-        try:
-            with console.status("starting MLflow"):
-                _wait_until_healthy(process, port, password)
-            if process.poll() is None:
-                address = f"http://{HOST}:{port}/#/experiments"
-                if experiment := _experiment(project, port, password):
-                    address += f"/{experiment}/runs"
-                where = (f"MLflow for {project.name}: ", (address, "bold"), "  (Ctrl-C ends)")
-                console.print(Text.assemble(*where))
-                if password is not None:
-                    console.print(f"user {USER_NAME}, password {password}")
-            code = process.wait()
-            last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        except KeyboardInterrupt:
-            return
-        finally:
-            process.terminate()
-            process.wait()
-        raise InputError(f"the MLflow server ended with exit code {code}: {' '.join(last)}")
+    log = directory / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, env=environment, cwd=directory, stdout=stream, stderr=subprocess.STDOUT
+        )
+    try:
+        with console.status("starting MLflow"):
+            _wait_until_healthy(process, port, password)
+        if process.poll() is None:
+            address = f"http://{HOST}:{port}/#/experiments"
+            if experiment := _experiment(project, port, password):
+                address += f"/{experiment}/runs"
+            where = (f"MLflow for {project.name}: ", (address, "bold"), "  (Ctrl-C ends)")
+            console.print(Text.assemble(*where))
+            if password is not None:
+                console.print(f"user {USER_NAME}, password {password}")
+        code = process.wait()
+        last = log.read_text(errors="replace").strip().splitlines()[-1:]
+    except KeyboardInterrupt:
+        return
+    finally:
+        process.terminate()
+        process.wait()
+    raise InputError(f"the MLflow server ended with exit code {code}: {' '.join(last)}")
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, password: str | None) -> None:

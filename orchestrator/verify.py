@@ -2,7 +2,7 @@
 
 It finds what somebody changed, renamed, mixed up or planted, as far as files contradict each other.
 Whoever can write to a project can still write a row that nothing contradicts: a measurement that
-never took place is not to be told from one that did. See docs/trust.md.
+never took place looks like one that did. See docs/trust.md.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import os
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
 from analysis.errors import InputError, first_line
 from analysis.observations import LATER, SCHEMA, ObservationId, observation_ids
+from analysis.wording import plural
 from orchestrator import evaluations, ledger, models
+from orchestrator.artifacts import DATABASE, places_outside
+from orchestrator.artifacts import DIRECTORY as ARTIFACTS
 from orchestrator.compaction import DIRECTORY as COMPACTED
 from orchestrator.compaction import MARK, copies, read_copy
 from orchestrator.exclusion import FILE as EXCLUSIONS
@@ -39,22 +40,12 @@ AT_ONCE = 500
 """Rows in memory at once, with their curves."""
 HEADER_BYTES = 100_000_000
 """The longest header of a safetensors file, as its own reader has it."""
-DATABASE = "mlflow.db"
-PLACES: Mapping[str, tuple[str, ...]] = {
-    "experiments": ("artifact_location",),
-    "runs": ("artifact_uri",),
-    "logged_models": ("artifact_location",),
-    "model_versions": ("source", "storage_location"),
-}
-"""Columns of MLflow's tables (MLflow 3.17) that say where files are."""
-WITHIN = ("mlflow-artifacts", "runs", "models")
-"""Schemes by which MLflow names what is in the store itself."""
 Moved = Callable[[int, int], None]
 
 
 @dataclass
 class Verified:
-    """What was found in a project."""
+    """Problems of a project, and how much of it was compared."""
 
     project: str
     """Its URI."""
@@ -66,9 +57,9 @@ class Verified:
     """Rows in compacted copies that were compared with their own files."""
     models: int = 0
     problems: list[LeftOut] = field(default_factory=list)
-    """What disagrees, or points outside of the project."""
+    """Files that disagree with others or point outside of the project, each with the reason."""
     notes: list[str] = field(default_factory=list)
-    """What is no disagreement, and should be known."""
+    """Sentences on matters that are no disagreement and that a person should know."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the contract of `isoflop verify --json`."""
@@ -248,7 +239,7 @@ class _Copy:
 
 
 def _copies(project: Project, result: Verified) -> list[_Copy]:
-    found = []
+    usable = []
     names = [f"{COMPACTED}/{name}" for name in copies(project.storage)]
     for file, data in project.storage.read_many(names).items():
         try:
@@ -262,8 +253,8 @@ def _copies(project: Project, result: Verified) -> list[_Copy]:
             continue
         marks = dict(zip(ids, rows[MARK].to_pylist(), strict=True))
         at = {name: i for i, name in enumerate(ids)}
-        found.append(_Copy(file, rows.drop_columns([MARK]), marks, at))
-    return found
+        usable.append(_Copy(file, rows.drop_columns([MARK]), marks, at))
+    return usable
 
 
 def _models(
@@ -278,16 +269,19 @@ def _models(
         if not bare.endswith(".safetensors"):
             result.problem(file, f"{file} is no model: move it elsewhere")
             continue
-        result.models += 1
         try:
-            told = _metadata(project, file)
-            trial = Trial.from_dict(json.loads(told["trial"]))
-            name, loss = (trial.key, int(told["tokens"])), float(told["loss"])
+            record = _metadata(project, file)
+            trial = Trial.from_dict(json.loads(record["trial"]))
+            name, loss = (trial.key, int(record["tokens"])), float(record["loss"])
+        except FileNotFoundError:  # removed since it was listed
+            continue
         except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
             why = f"{type(error).__name__}: {first_line(error)}"
+            result.models += 1
             result.problem(file, f"{file} is damaged, or no model of this version ({why})")
             continue
-        if models.file_name(name) != file or told.get("key") != trial.key:
+        result.models += 1
+        if models.file_name(name) != file or record.get("key") != trial.key:
             result.problem(file, f"{file}: it is the model of {name[0]} at {name[1]} tokens")
         elif name in losses and losses[name] != loss:
             result.problem(
@@ -316,7 +310,10 @@ def _links(directory: Path, result: Verified) -> None:
         for name in (*folders, *files):
             path = Path(where) / name
             file = path.relative_to(root).as_posix()
-            mode = path.lstat().st_mode
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # a temporary file of a sweep that runs
+                continue
             if stat.S_ISLNK(mode):
                 target = path.resolve()
                 if not target.is_relative_to(root):
@@ -328,41 +325,16 @@ def _links(directory: Path, result: Verified) -> None:
 def _database(directory: Path, result: Verified) -> None:
     """Find where MLflow's database has artifacts outside of the project."""
     path = directory / DATABASE
-    if not path.is_file() or path.is_symlink():  # a link is told of as such
+    if not path.is_file() or path.is_symlink():  # `_links` tells of a link
         return
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            connection.execute("PRAGMA trusted_schema = OFF")
-            for table, columns in PLACES.items():
-                for column in columns:
-                    _check_places(connection, table, column, directory.resolve(), result)
+        places = places_outside(directory)
     except sqlite3.Error as error:
         result.problem(DATABASE, f"{DATABASE} cannot be read ({error}): move it away, and sync")
-
-
-def _check_places(
-    connection: sqlite3.Connection, table: str, column: str, root: Path, result: Verified
-) -> None:
-    known = connection.execute(f"PRAGMA table_info({table})").fetchall()
-    if column not in {name for _, name, *_ in known}:
         return
-    # MLflow makes an experiment 0 below the working directory, which isoflop never uses.
-    unused = " WHERE experiment_id <> 0" if table == "experiments" else ""
-    query = f"SELECT DISTINCT {column} FROM {table}{unused}"
-    for (place,) in connection.execute(query):
-        if place is not None and not _is_within(str(place), root):
-            result.problem(
-                DATABASE,
-                f"{DATABASE}: {table}.{column} is {place!r}, which is not in this project: move "
-                f"the file away, and isoflop sync {root} writes it anew",
-            )
-
-
-def _is_within(place: str, root: Path) -> bool:
-    parts = urlsplit(place)
-    if parts.scheme in WITHIN:
-        return True
-    if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
-        return False
-    path = unquote(parts.path) if parts.scheme else place
-    return os.path.isabs(path) and Path(path).resolve().is_relative_to(root)
+    if places:
+        result.problem(
+            DATABASE,
+            f"{DATABASE}: {plural(len(places), 'place')} of files outside of the project's "
+            f"{ARTIFACTS}, such as {places[0]}: isoflop sync {directory} makes them lead into it",
+        )

@@ -105,7 +105,9 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A place for a project: a directory, then a prefix in a bucket."""
     if request.param == "local":
         return str(tmp_path / "project")
-    return f"{request.getfixturevalue('bucket')}/some/project"
+    bucket = request.getfixturevalue("bucket")
+    assert bucket.startswith("s3://"), "a parameter of the test hides the fixture `bucket`"
+    return f"{bucket}/some/project"
 
 
 @pytest.fixture

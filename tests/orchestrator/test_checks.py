@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from orchestrator.checks import Check
 from orchestrator.doctor import clock_of
 from orchestrator.storage import LocalStorage, Storage
 from orchestrator.tracking import Store
+from tests.strangers import STRANGER, needs_stranger
 from tests.waiting import free_ports, wait
 
 
@@ -110,24 +112,28 @@ import os, sys
 from pathlib import Path
 from orchestrator.checks import storage_checks
 from orchestrator.storage import LocalStorage
-os.setgid(65534)
-os.setuid(65534)
-(check,) = storage_checks(LocalStorage(Path(sys.argv[1])))
+directory, stranger = Path(sys.argv[1]), int(sys.argv[2])
+os.setgroups([])
+os.setgid(stranger)
+os.setuid(stranger)
+(check,) = storage_checks(LocalStorage(directory))
 print(check.status, check.value, check.remedy, sep="|")
 """
+"""Imports first: a stranger may not read where the modules lie."""
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become somebody else")
-def test_a_project_that_belongs_to_somebody_else(tmp_path: Path) -> None:
-    """Written by a process of another user's. Its way there is open to all, itself is not."""
-    project = tmp_path / "project"
-    project.mkdir(mode=0o755)
-    for parent in project.parents:
-        if parent.stat().st_mode & 0o005 != 0o005 and parent.is_relative_to("/tmp"):
-            parent.chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-c", READ_ONLY, str(project)], capture_output=True, text=True, check=True
-    )
+@needs_stranger
+def test_a_project_that_belongs_to_somebody_else() -> None:
+    """Its directory may be read by everybody and written by its owner alone."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as project:
+        Path(project).chmod(0o755)
+        done = subprocess.run(
+            [sys.executable, "-c", READ_ONLY, project, str(STRANGER)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert os.listdir(project) == []
     status, value, remedy = done.stdout.strip().split("|")
     assert status == "failure"
     assert "no permission" in value
@@ -135,16 +141,16 @@ def test_a_project_that_belongs_to_somebody_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("skew", "local", "bucket"),
+    ("skew", "on_a_disk", "on_s3"),
     [(0.0, "ok", "ok"), (60.0, "warning", "warning"), (-3600.0, "warning", "failure")],
 )
 def test_a_clock_that_differs_from_the_storages(
-    storage: Storage, skew: float, local: str, bucket: str
+    storage: Storage, skew: float, on_a_disk: str, on_s3: str
 ) -> None:
     """This machine's clock is wrong by `skew`; S3 itself refuses to answer one that is far off."""
     _, clock = checks.storage_checks(storage, lambda: time.time() - skew)
     assert clock.name == "clock of the storage"
-    assert clock.status == (bucket if storage.local is None else local)
+    assert clock.status == (on_s3 if storage.local is None else on_a_disk)
     assert ("chrony" in clock.remedy) == (clock.status != "ok")
 
 

@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.errors import InputError
+from orchestrator.artifacts import keep_inside
 from orchestrator.lease import hold
 from orchestrator.planner import Plan, make_plan
 from orchestrator.project import Project, create_project
 from orchestrator.spec import parse_spec, read_spec
+from orchestrator.storage import LocalStorage
 from orchestrator.verify import verify
 from trainers.recipes import named
 from trainers.registry import trainer
@@ -520,12 +522,51 @@ def test_what_points_outside_of_a_project_is_found(project: Project, tmp_path: P
     assert f"symbolic link to {tmp_path}/theirs" in reasons["figures"]
 
 
+def test_files_that_a_running_sweep_removes_meanwhile_are_no_problem(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As between the moment when a directory is listed and the one when a file is looked at."""
+    names, walk = LocalStorage.names, os.walk
+
+    def names_and_one(storage: LocalStorage, directory: str, prefix: str = "") -> list[str]:
+        more = ["gone.safetensors"] if directory == "models" else []
+        return [*names(storage, directory, prefix), *more]
+
+    def walk_and_one(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        return ((where, folders, [*files, ".row.gone"]) for where, folders, files in walk(top))
+
+    monkeypatch.setattr(LocalStorage, "names", names_and_one)
+    monkeypatch.setattr(os, "walk", walk_and_one)
+    result = verify(project)
+    assert result.problems == []
+    assert result.models == 0
+
+
+@pytest.fixture
+def place_artifacts(project: Project, empty_store: Path) -> Callable[[str], None]:
+    """Gives the project a database that says that files of an experiment lie at a place."""
+
+    def place(uri: str) -> None:
+        path = project.local / "mlflow.db"
+        shutil.copy(empty_store, path)
+        with sqlite3.connect(path) as connection:
+            connection.execute(
+                "INSERT INTO experiments (experiment_id, name, artifact_location, "
+                "lifecycle_stage, workspace) VALUES (7, 'x', ?, 'active', 'default')",
+                [uri.format(project=project.local)],
+            )
+        connection.close()
+
+    return place
+
+
 @pytest.mark.parametrize(
     ("place", "within"),
     [
-        ("{project}/mlartifacts/1", True),
         ("file://{project}/mlartifacts/1", True),
-        ("mlflow-artifacts:/1", True),
+        ("{project}/mlartifacts/1", False),
+        ("mlflow-artifacts:/1", False),
+        ("file://{project}/plans", False),
         ("file://{project}/../elsewhere", False),
         ("file://{project}-other/mlartifacts", False),
         ("/etc", False),
@@ -534,20 +575,37 @@ def test_what_points_outside_of_a_project_is_found(project: Project, tmp_path: P
         ("relative", False),
     ],
 )
-def test_an_artifact_place_outside_of_a_project_is_found(
-    project: Project, empty_store: Path, place: str, within: bool
+def test_an_artifact_place_outside_of_a_project_is_found_and_mended(
+    project: Project, place_artifacts: Callable[[str], None], place: str, within: bool
 ) -> None:
-    path = project.local / "mlflow.db"
-    shutil.copy(empty_store, path)
-    assert verify(project).problems == []
-    with sqlite3.connect(path) as connection:
-        connection.execute(
-            "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, "
-            "workspace) VALUES (7, 'x', ?, 'active', 'default')",
-            [place.format(project=project.local)],
-        )
+    """As `run`, `tune`, `sync` and `ui` mend it, and only where they would."""
+    place_artifacts(place)
     problems = verify(project).problems
     assert [p.file for p in problems] == ([] if within else ["mlflow.db"])
+    keep_inside(project)
+    assert verify(project).problems == []
+
+
+def test_places_of_many_runs_are_one_line_with_one_remedy(
+    project: Project, place_artifacts: Callable[[str], None], tmp_path: Path
+) -> None:
+    place_artifacts("file://{project}/mlartifacts/7")
+    (tmp_path / "theirs").mkdir()
+    (project.local / "mlartifacts").symlink_to(tmp_path / "theirs")
+    inside = f"{(project.local / 'mlartifacts').as_uri()}/7/artifacts"
+    with sqlite3.connect(project.local / "mlflow.db") as connection:
+        connection.executemany(
+            "INSERT INTO runs (run_uuid, artifact_uri, experiment_id) VALUES (?, ?, 7)",
+            [(f"{i:032x}", inside) for i in range(20)],
+        )
+        assert [p.file for p in verify(project).problems] == ["mlartifacts"]  # the link itself
+        (project.local / "mlartifacts").unlink()
+        connection.execute("UPDATE runs SET artifact_uri = 'mlflow-artifacts:/x'")
+        connection.execute("UPDATE workspaces SET default_artifact_root = 'file:///etc'")
+    connection.close()
+    (problem,) = verify(project).problems
+    assert "21 places of files outside" in problem.reason
+    assert f"isoflop sync {project.local}" in problem.reason
 
 
 def test_who_else_can_write_to_a_project_is_said(project: Project) -> None:

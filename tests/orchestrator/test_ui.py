@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -176,6 +177,45 @@ def test_a_password_refuses_others_and_is_in_no_list_of_processes(
         commands = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
         assert any(address.rpartition(":")[2] in command for command in commands)
         assert not [command for command in commands if password in command]
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and shutil.which("setpriv") is None,
+    reason="needs setpriv, since root may write everywhere",
+)
+def test_a_project_that_cannot_be_written_is_shown_from_a_copy(
+    project: Project, tmp_path: Path
+) -> None:
+    """Its database has the places of the project that it was copied from."""
+    copy, port = tmp_path / "copies/shown", free_ports(1)[0]
+    shutil.copytree(project.local, copy)
+    before = (copy / "mlflow.db").read_bytes()
+    (copy / "mlflow.db").chmod(0o444)
+    copy.chmod(0o555)
+    powerless = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-all"]
+    command = [*(powerless if os.geteuid() == 0 else []), sys.executable, "-m", "orchestrator"]
+    with subprocess.Popen(
+        [*command, "ui", str(copy), "--port", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "500"},
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            first, second = process.stdout.readline(), process.stdout.readline()
+            assert f"{copy}/mlflow.db cannot be written by this user: you see a copy" in first
+            assert "Ctrl-C" in second
+            identity = second.partition("experiments/")[2].partition("/")[0]
+            address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id="
+            with urllib.request.urlopen(f"{address}{identity}", timeout=60) as answer:
+                experiment = json.load(answer)["experiment"]
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+            copy.chmod(0o755)
+    assert experiment["artifact_location"].startswith(f"{copy.as_uri()}/mlartifacts")
+    assert (copy / "mlflow.db").read_bytes() == before
 
 
 def test_the_server_that_the_documents_tell_to_run_has_no_assistant(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ and serves all. What is between them is a few kernels.
 
 from __future__ import annotations
 
-import warnings
+import os
+import socket
 from functools import partial
 
 import torch
@@ -22,6 +23,9 @@ from trainers.transformer import Block, Transformer
 from trainers.trial import Trial
 
 BACKEND = "inductor"
+NO_COMPILATION = "TORCHDYNAMO_DISABLE"
+"""Environment variable at which torch.compile leaves functions as they are (torch/_dynamo/
+eval_frame.py)."""
 EAGER_UTILISATION = 0.3
 """Share of a GPU's peak that eager training is taken to reach at most; own allowance."""
 
@@ -31,7 +35,7 @@ def pays(trial: Trial, device: torch.device, passes: Passes, gpus: int = 1) -> b
 
     It goes by the trial's whole length, so that all of its attempts compute alike.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or os.environ.get(NO_COMPILATION) == "1":
         return False
     h, shape = trial.hyperparameters, trial.shape
     share = -(-h.batch_tokens // (shape.context * gpus))
@@ -52,16 +56,16 @@ def compiled() -> tuple[ComputeBlock, ChunkLoss]:
     return make(Block.forward), make(chunk_loss)
 
 
-def make_eager(model: Transformer, error: Exception) -> None:
-    """Go on without compiling, since it failed, and warn of it."""
+def make_eager(model: Transformer, error: Exception) -> str:
+    """Go on without compiling, since it failed, and return a sentence on that for a person."""
     cause = getattr(error, "inner_exception", error)  # of torch's own, the compiler's
     reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
-    warnings.warn(
-        f"torch.compile failed here ({reason}): this trial trains without it, up to twice as long. "
-        "It needs a C compiler and Python's headers on each machine that trains",
-        stacklevel=2,
-    )
     for block in model.blocks:
         if isinstance(block, Prepared):
             block.compute = Block.forward
     model.chunk = chunk_loss
+    return (
+        f"torch.compile failed on {socket.gethostname()} ({reason}): its trials train without it, "
+        "up to twice as long. It needs a C compiler and Python's headers on each machine that "
+        "trains"
+    )

@@ -13,11 +13,10 @@ from functools import partial
 
 import torch
 
-from trainers.compile_costs import COMPILE_SECONDS, EAGER_FACTOR, LAUNCH_SECONDS_PER_BLOCK
-from trainers.device import peak_flops
-from trainers.flops import trial_flops
+from trainers.compile_costs import compiling_pays
+from trainers.flops import params, trial_flops
+from trainers.gpus import known_type
 from trainers.head_loss import ChunkLoss, chunk_loss
-from trainers.memory import Passes
 from trainers.passes import ComputeBlock, Prepared
 from trainers.transformer import Block, Transformer
 from trainers.trial import Trial
@@ -26,23 +25,24 @@ BACKEND = "inductor"
 NO_COMPILATION = "TORCHDYNAMO_DISABLE"
 """Environment variable at which torch.compile leaves functions as they are (torch/_dynamo/
 eval_frame.py)."""
-EAGER_UTILISATION = 0.3
-"""Share of a GPU's peak that eager training is taken to reach at most; own allowance."""
 
 
-def pays(trial: Trial, device: torch.device, passes: Passes, gpus: int = 1) -> bool:
-    """Return whether compiling a trial on a GPU is expected to save more time than it takes.
-
-    It goes by the trial's whole length, so that all of its attempts compute alike.
-    """
+def pays(trial: Trial, device: torch.device, gpus: int = 1) -> bool:
+    """Return whether a trial is compiled: on a GPU, where that is expected to pay."""
     if device.type != "cuda" or os.environ.get(NO_COMPILATION) == "1":
         return False
     h, shape = trial.hyperparameters, trial.shape
-    share = -(-h.batch_tokens // (shape.context * gpus))
-    launched = trial.total_steps * -(-share // passes.sequences) * shape.depth
-    computed = trial_flops(trial) / gpus / (EAGER_UTILISATION * peak_flops(device, h.precision))
-    eager = max(launched * LAUNCH_SECONDS_PER_BLOCK, computed)
-    return eager * (1 - 1 / EAGER_FACTOR) > COMPILE_SECONDS
+    return compiling_pays(
+        known_type(torch.cuda.get_device_name(device)),
+        gpus,
+        params_total=params(shape).total,
+        flops=trial_flops(trial),
+        steps=trial.total_steps,
+        batch_tokens=h.batch_tokens,
+        context=shape.context,
+        depth=shape.depth,
+        precision=h.precision,
+    )
 
 
 def compiled() -> tuple[ComputeBlock, ChunkLoss]:

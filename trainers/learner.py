@@ -70,7 +70,7 @@ class Learner:
         large = _is_large(trial, device, ranks) if sharded is None else sharded
         self._sharded = large and ranks.count > 1
         self._passes = passes_on(device, shape, h, ranks, sharded=self._sharded, halvings=halvings)
-        self._compiles = compiling.pays(trial, device, self._passes, ranks.count)
+        self._compiles = compiling.pays(trial, device, ranks.count)
         compute, chunk = compiling.compiled() if self._compiles else (None, chunk_loss)
         if self._sharded:
             from trainers.sharded import ShardedOptimizer, sharded_model

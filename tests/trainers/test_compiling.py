@@ -227,19 +227,19 @@ def test_nothing_is_compiled_where_torch_is_told_not_to(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
     monkeypatch.setenv(compiling.NO_COMPILATION, "1")
     long = _trial(64, depth=8, steps=100_000)
-    assert not compiling.pays(long, torch.device("cuda"), Passes(sequences=SEQUENCES))
+    assert not compiling.pays(long, torch.device("cuda"))
 
 
 def test_only_trials_that_are_long_enough_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """By steps and size, on an H100."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
-    gpu, one = torch.device("cuda"), Passes(sequences=SEQUENCES)
+    gpu = torch.device("cuda")
     long = _trial(64, depth=8, steps=100_000)
-    assert compiling.pays(long, gpu, one)
-    assert not compiling.pays(_trial(64, depth=8, steps=1000), gpu, one)
-    assert not compiling.pays(long, CPU, one)
+    assert compiling.pays(long, gpu)
+    assert not compiling.pays(_trial(64, depth=8, steps=1000), gpu)
+    assert not compiling.pays(long, CPU)
     # A large model pays by its products, however few its steps.
-    assert compiling.pays(_trial(4096, depth=32, context=2048, steps=100), gpu, one)
+    assert compiling.pays(_trial(4096, depth=32, context=2048, steps=100), gpu)
 
 
 @pytest.mark.parametrize("share", [1, 5, 16, 17, 26, 37, 100])

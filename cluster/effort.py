@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from trainers.compile_costs import COMPILE_SECONDS, LAUNCH_SECONDS_PER_BLOCK
+from trainers.compile_costs import COMPILE_SECONDS, LAUNCH_SECONDS_PER_BLOCK, compiling_pays
 from trainers.corpus import HELDOUT_WINDOWS
+from trainers.expected_mfu import expected_mfu, filled
 from trainers.flops import params, pass_sequences, trial_flops
 from trainers.gpus import GpuType
 from trainers.trial import Precision, Trial
@@ -30,43 +31,6 @@ CPU_SECONDS_PER_TOKEN = 2.74e-6
 CPU_FLOPS_PER_SECOND = 68e9
 """Fitted to 28 trials of widths 12 to 128 on one core: within 10% rms. Overhead of a step, its
 Newton-Schulz (x width^3), work of a token that no matmul does, and the matmuls."""
-
-MFU_TOP = 0.66
-MFU_SLOPE = 0.65
-MFU_HALF_PARAMS = 40e6
-MFU_REFERENCE_FLOPS = 312e12
-MFU_TOP_EXPONENT = 0.28
-MFU_HALF_EXPONENT = 0.6
-"""See `expected_mfu`."""
-
-
-def expected_mfu(total_params: float, peak_flops: float) -> float:
-    """Share of a GPU's peak FLOP/s that training reaches, before anything was measured.
-
-    MFU = top / (1 + (half / N)^0.65), N total parameters. On an A100 in bf16 top is 0.66 and half
-    40e6; at r times its 312e12 FLOP/s half is times r^0.6, and top, for r > 1, over r^0.28, as
-    memory does not keep up. Fitted by hand to the benchmark tables of MosaicML's llm-foundry (bf16,
-    2048 tokens of context, 125M to 7B parameters on A100 80GB and H100): within 5% of them. Other
-    types, models below 1e8 and fp32, whose peak is 2 to 30 times lower, are extrapolated; the one
-    published time in fp32 that is known is 13% shorter (`tests/cluster/test_effort.py`). The
-    ledger's own measurements take its place.
-
-    Examples
-    --------
-    >>> [round(expected_mfu(n, 989e12), 3) for n in (1e7, 1e8, 1.3e9)]  # H100, bf16
-    [0.098, 0.256, 0.411]
-    >>> [round(expected_mfu(n, 67e12), 3) for n in (1e7, 1e8, 1.3e9)]  # H100, fp32
-    [0.281, 0.507, 0.624]
-    """
-    stronger = peak_flops / MFU_REFERENCE_FLOPS
-    top = MFU_TOP / max(1.0, stronger) ** MFU_TOP_EXPONENT
-    return float(top * _filled(total_params, peak_flops))
-
-
-def _filled(total_params: float, peak_flops: float) -> float:
-    """Expected MFU over that of the largest models on the same GPU."""
-    half = MFU_HALF_PARAMS * (peak_flops / MFU_REFERENCE_FLOPS) ** MFU_HALF_EXPONENT
-    return float(1 / (1 + (half / total_params) ** MFU_SLOPE))
 
 
 def expected_compile_seconds(depth: int) -> float:
@@ -147,8 +111,22 @@ class Effort:
         share = computing / max(computing, self._launching(1.0))
         if not mps:
             return share
-        filled = _filled(self.params_total, gpu.training_flops(self.precision))
-        return float(share * filled**MPS_OVERLAP)
+        part = filled(self.params_total, gpu.training_flops(self.precision))
+        return float(share * part**MPS_OVERLAP)
+
+    def is_compiled(self, gpu: GpuType, gpus: float = 1.0) -> bool:
+        """Whether the trainer compiles this training, by the rule that it follows itself."""
+        return compiling_pays(
+            gpu,
+            max(1.0, gpus),
+            params_total=self.params_total,
+            flops=self.flops,
+            steps=self.tokens / self.batch_tokens,
+            batch_tokens=self.batch_tokens,
+            context=self.context,
+            depth=self.depth,
+            precision=self.precision,
+        )
 
     def on_a_core(self) -> float:
         """Expected seconds on one core of the machine of the fit."""

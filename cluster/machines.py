@@ -12,7 +12,7 @@ import psutil
 
 from cluster.gpus import ray_name, reported_type
 from cluster.nvidia import GpuReport
-from trainers.gpus import GpuType, gpu_type, known_type
+from trainers.gpus import UNKNOWN_TYPE, GpuType, gpu_type, known_type
 
 WORKER_BYTES = 1.5e9
 """Memory to allow a CPU worker: Ray and torch take 0.6 GB of it, a mini trial the rest."""
@@ -30,7 +30,7 @@ def unknown_gpu(name: str = UNKNOWN, memory_bytes: float | None = None) -> GpuTy
     >>> unknown_gpu("NVIDIA X1", 24e9).memory_bytes, unknown_gpu().memory_bytes
     (24000000000.0, 16000000000.0)
     """
-    least = gpu_type("T4")
+    least = gpu_type(UNKNOWN_TYPE)
     return replace(
         least, name=name, source=_ASSUMED, memory_bytes=memory_bytes or least.memory_bytes
     )

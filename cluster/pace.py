@@ -39,7 +39,7 @@ class Times:
     """Seconds that a training takes."""
 
     compiling: float
-    """Before its first step; 0 where compiling would take longer than it saves."""
+    """Seconds before its first step; 0 where compiling would take longer than it saves."""
     training: float
 
     @property
@@ -107,11 +107,9 @@ class Pace:
     ) -> Times:
         """Times of a training on so many GPUs, or on a share of one, compiled where that pays."""
         training = self.other_on_gpus(effort, gpu, gpus, mps=mps)
-        alone = self.other_on_gpus(effort, gpu, max(1.0, gpus))
-        compiling = self.compile_seconds(effort.depth)
-        if (EAGER_FACTOR - 1) * alone <= compiling:
+        if not effort.is_compiled(gpu, gpus):
             return Times(compiling=0.0, training=EAGER_FACTOR * training)
-        return Times(compiling=compiling, training=training)
+        return Times(compiling=self.compile_seconds(effort.depth), training=training)
 
     def other_on_gpus(
         self, effort: Effort, gpu: GpuType, gpus: float = 1.0, *, mps: bool = False

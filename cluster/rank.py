@@ -202,6 +202,9 @@ class _RankWorkspace:
     def paused(self) -> AbstractContextManager[None]:
         return self.waiting()
 
+    def tell(self, message: str, /) -> None:
+        self.inner.tell(message)
+
     def out_of_memory(self) -> int:
         with self.waiting():
             return self.inner.out_of_memory()

@@ -21,7 +21,7 @@ MOST_HELD = 0.5
 """Largest part of a cluster's GPUs that is held at once: where more fail, it is not the GPUs."""
 _FAULT = re.compile(
     r"""
-      uncorrectable\ ECC | \bECC\ error | fallen\ off\ the\ bus | \bGPU\ is\ lost | \bXid\b
+      uncorrectable\ ECC | \bECC\ error | fallen\ off\ the\ bus | \bGPU\ is\ lost | NVRM:\ Xid
     | (?: CUDA | HIP | CUDA\ driver ) \ error: \ (?!
           out\ of\ memory | device-side\ assert | no\ kernel\ image | invalid\ \w+ )
     | unhandled\ (?:cuda|hip)\ error | ncclUnhandledCudaError  # of NCCL's, others are the network's
@@ -58,6 +58,9 @@ def fault_line(text: str) -> str | None:
     'RuntimeError: CUDA error: uncorrectable ECC error encountered'
     >>> fault_line("torch.AcceleratorError: CUDA error: out of memory")
     >>> fault_line("CUDA error: device-side assert triggered")
+    >>> fault_line("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.") is None
+    False
+    >>> fault_line("KeyError: no row with xid=42")
     """
     return next((line.strip() for line in text.splitlines() if _FAULT.search(line)), None)
 

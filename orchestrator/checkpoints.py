@@ -46,7 +46,7 @@ class StoredWorkspace:
     stop: Callable[[], bool]
     """Whether the sweep wants this trial to stop."""
     tell: Callable[[str], None] = warnings.warn
-    """Told what the storage does not do now."""
+    """Gets sentences for a person: what the storage does not do now, and what a trainer says."""
     paused: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, init=False)
     """Entered while the storage takes its time, or the trainer compiles."""
     resumed_from: int | None = field(default=None, init=False)
@@ -94,7 +94,7 @@ class StoredWorkspace:
                 for old in before[: -self.settings.keep]:
                     self.storage.remove(f"{directory_of(self.key)}/{old}")
             except OSError as error:
-                self.tell(f"cannot store checkpoints: {reason_of(error)}")
+                self.tell(f"cannot store checkpoints: {reason_of(error)}; trying again")
             finally:
                 path.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
@@ -151,7 +151,7 @@ class StoredWorkspace:
         with self.paused():
             return patiently(
                 action,
-                tell=lambda error: self.tell(f"cannot {what}: {reason_of(error)}"),
+                tell=lambda error: self.tell(f"cannot {what}: {reason_of(error)}; trying again"),
                 unless=self.stop,
             )
 

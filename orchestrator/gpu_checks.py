@@ -1,7 +1,7 @@
 """Whether the GPUs of this machine can be trained on: found out by a process that may hang.
 
-Doctor, the driver of a sweep and its workers use the same checks. None of them imports torch here,
-and none leaves a CUDA context behind.
+Doctor and the driver of a sweep try everything. They do not import torch here, and leave no CUDA
+context behind. A worker, which does both anyway, tries only what its trial cannot do without.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -317,34 +316,45 @@ def _modes(gpus: list[Smi]) -> list[Check]:
     return [*checks, Check.ok("MPS", text)]
 
 
-def require_gpu(use: Use) -> str | None:
-    """Check, once a process, that the GPUs granted to it work; None where all is well.
+def require_gpu(use: Use) -> None:
+    """Check, once a process, that the GPUs granted to it work.
 
-    Returns a sentence if they work but nothing can be compiled for them.
+    Only the driver is tried by a process of its own. CUDA and a matrix product are tried here,
+    where a trial would use them next, and nothing is compiled: many workers begin at once, and
+    training goes on where compiling fails.
 
     Raises
     ------
     InputError
         If they do not work, with the versions of driver, CUDA and torch.
     """
-    return _required(use, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    _required(use, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 @cache
-def _required(use: Use, visible: str | None) -> str | None:
+def _required(use: Use, visible: str | None) -> None:
     """Try the GPUs; `visible` says which they are, so that others are tried anew."""
-    report = probe(use)
-    check = driver_check(report, driver_version(smi()), 0, use)
-    if check.status == "failure":
+    report = probe("driver")
+    if use == "torch" and report.ended is None:
+        report = _with_torch(report)
+    if driver_check(report, None, 0, use).status == "failure":
+        check = driver_check(report, driver_version(smi()), 0, use)
         raise InputError(f"a trial was given a GPU here, and {check.value}: {check.remedy}")
-    for gpu in report.gpus:
-        if gpu.product_error is not None:
-            name = f"{gpu.name} (CUDA_VISIBLE_DEVICES={visible})"
-            raise InputError(f"a matrix product fails on {name}: {gpu.product_error}")
-    for gpu in report.gpus:
-        if gpu.compile_error is not None:
-            return (
-                f"nothing can be compiled for the GPU on {socket.gethostname()} "
-                f"({gpu.compile_error}): its trials train without compilation, more slowly"
-            )
-    return None
+    for index in range(report.torch_gpus):
+        error = gpu_probe.product_error(f"cuda:{index}")
+        if error is not None:
+            name = f"GPU {index} of those in CUDA_VISIBLE_DEVICES={visible}"
+            raise InputError(f"a matrix product fails on {name}: {error}")
+
+
+def _with_torch(report: Probe) -> Probe:
+    """Return a report with what torch sees in this process."""
+    import torch
+
+    return replace(
+        report,
+        torch=torch.__version__,
+        torch_cuda=torch.version.cuda,
+        torch_hip=torch.version.hip,
+        torch_gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0,
+    )

@@ -60,22 +60,28 @@ def torch_devices() -> list[str]:
 
 
 def product(device: str) -> None:
-    """Report whether a matrix product on a device is right, in fp32 and bf16."""
+    """Report whether a matrix product on a device is right."""
     import torch
 
     say(stage=f"a matrix product on {device}")
     properties = torch.cuda.get_device_properties(device) if device != "cpu" else None
     if properties is not None:
         say(device=device, name=properties.name, memory_bytes=properties.total_memory)
+    say(device=device, product_error=product_error(device))
+
+
+def product_error(device: str) -> str | None:
+    """Return why a matrix product on a device is not right, in fp32 or bf16; None if it is."""
+    import torch
+
     try:
         for dtype in (torch.float32, torch.bfloat16):
             ones = torch.ones(SIZE, SIZE, device=device, dtype=dtype)
             if not bool((ones @ ones == SIZE).all()):
                 raise ArithmeticError(f"a product of ones in {dtype} is wrong")
     except Exception as error:  # whatever a broken GPU raises is what is reported
-        say(device=device, product_error=_sentence(error))
-    else:
-        say(device=device, product_error=None)
+        return _sentence(error)
+    return None
 
 
 def compiled(device: str) -> None:

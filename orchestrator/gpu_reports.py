@@ -12,7 +12,7 @@ from typing import Any
 from cluster.nvidia import GpuReport, gpu_report
 
 PATIENCE_SECONDS = 20.0
-"""For the nodes that are there at the start of a sweep; later ones are not waited for."""
+"""Longest wait for nodes that are there at the start of a sweep; later ones are not waited for."""
 
 
 class GpuReports:

@@ -27,10 +27,10 @@ from orchestrator.gpu_checks import (
 from orchestrator.storage import Storage, open_storage
 
 PROOF_SECONDS = 300.0
-"""For all nodes to answer. A new worker process takes a second or two, but minutes where Python and
-its packages come from a network file system that has nothing in its cache."""
+"""Time limit for the answers of all nodes. A new worker process takes a second or two, but minutes
+where Python and its packages come from a network file system that has nothing in its cache."""
 GPU_PROOF_SECONDS = PROBE_SECONDS + SMI_SECONDS + PROOF_SECONDS
-"""For all nodes to try their GPUs, each in a process with a time limit of its own."""
+"""Time limit for all nodes to try their GPUs, each in a process with a limit of its own."""
 REMEDY = "put the project on storage that all nodes share, or at an s3:// or gs:// URI"
 Node = dict[str, Any]
 """A node as `ray.nodes()` describes it."""

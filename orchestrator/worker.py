@@ -61,9 +61,6 @@ from trainers.trial import Event, Measurement, Progress, Step, Trial
 
 LOOK_SECONDS, FAR_LOOK_SECONDS = 1.0, 10.0
 """Between looks at the driver's lease, in a directory and in an object store."""
-NO_COMPILATION = "TORCHDYNAMO_DISABLE"
-"""Environment variable at which torch.compile leaves functions as they are (torch/_dynamo/
-eval_frame.py)."""
 UNFIT_SECONDS = 60.0
 """That a node may take to see the project."""
 
@@ -178,20 +175,18 @@ class Work:
                 return
             except (InputError, OSError) as error:
                 why = error if isinstance(error, InputError) else reason_of(error)
-                said = f"{socket.gethostname()} cannot work on the sweep: {why}"
+                message = f"{socket.gethostname()} cannot work on the sweep: {why}"
                 if self.will.stop():
-                    raise Interrupted(said) from error
+                    raise Interrupted(message) from error
                 if time.monotonic() > until:
-                    raise UnfitNodeError(said) from error
-                self._tell(said)
+                    raise UnfitNodeError(message) from error
+                self._tell(message)
                 time.sleep(min(LONGEST_WAIT, UNFIT_SECONDS / 4))
 
     def _require_gpu(self) -> None:
         """See that the GPU works that this process was given; a gang's ranks see to theirs."""
         if self.order.ranks == 1:
-            shortcoming = _require_gpu(self.order)
-            if shortcoming is not None:
-                self.report({"trouble": shortcoming})
+            _require_gpu(self.order)
 
     def _attempt(self, trial: Trial) -> None:
         """One attempt at what is left of the trial, from its record to its rows."""
@@ -227,7 +222,7 @@ class Work:
         try:
             # What the storage takes is no silence of the trial's.
             self.workspace.paused = self.will.paused = watchdog.paused
-            self.workspace.tell = self._tell
+            self.workspace.tell = self._say
             with _printing_to(log), watchdog:
                 self._train(trial, watchdog)
             self._patiently("remove the attempt", lambda: self.attempts.succeed(attempt))
@@ -285,7 +280,7 @@ class Work:
                 self.step = max(self.step, event.step)
             else:
                 for trouble in event.troubles:
-                    self._tell(trouble)
+                    self._say(trouble)
             self._require_wanted()
             if time.monotonic() - reported > self.order.report_seconds:
                 with watchdog.paused():
@@ -327,9 +322,13 @@ class Work:
         except OSError as error:
             raise Interrupted(f"cannot {what}: {error}") from error
 
+    def _say(self, trouble: str) -> None:
+        """Have a person know of something that does not stop the trial."""
+        self.report({"trouble": trouble})
+
     def _tell(self, trouble: str) -> None:
         """Have a person know what does not work now and is tried again."""
-        self.report({"trouble": f"{trouble}; trying again"})
+        self._say(f"{trouble}; trying again")
 
 
 class DriversWill:
@@ -430,8 +429,8 @@ def _compile_threads(gpus: float) -> int:
     return max(1, int(resources.get("CPU", 1) / max(1, resources.get("GPU", 1))))
 
 
-def _require_gpu(order: Order) -> str | None:
-    """See that this process's GPU works; say, once, if nothing can be compiled for it.
+def _require_gpu(order: Order) -> None:
+    """See that this process's GPU works.
 
     Raises
     ------
@@ -440,12 +439,12 @@ def _require_gpu(order: Order) -> str | None:
     """
     use = use_of(order.trial.trainer)
     if not order.gpus or use is None:
-        return None
-    shortcoming = require_gpu(use)
-    if shortcoming is None or os.environ.get(NO_COMPILATION) == "1":
-        return None
-    os.environ[NO_COMPILATION] = "1"
-    return shortcoming
+        return
+    if order.trial.deterministic:
+        from trainers.device import require_reproducible_products
+
+        require_reproducible_products()
+    require_gpu(use)
 
 
 @cache

@@ -7,38 +7,42 @@ and serves all. What is between them is a few kernels.
 
 from __future__ import annotations
 
-import warnings
+import os
+import socket
 from functools import partial
 
 import torch
 
-from trainers.compile_costs import COMPILE_SECONDS, EAGER_FACTOR, LAUNCH_SECONDS_PER_BLOCK
-from trainers.device import peak_flops
-from trainers.flops import trial_flops
+from trainers.compile_costs import compiling_pays
+from trainers.flops import params, trial_flops
+from trainers.gpus import known_type
 from trainers.head_loss import ChunkLoss, chunk_loss
-from trainers.memory import Passes
 from trainers.passes import ComputeBlock, Prepared
 from trainers.transformer import Block, Transformer
 from trainers.trial import Trial
 
 BACKEND = "inductor"
-EAGER_UTILISATION = 0.3
-"""Share of a GPU's peak that eager training is taken to reach at most; own allowance."""
+NO_COMPILATION = "TORCHDYNAMO_DISABLE"
+"""Environment variable at which torch.compile leaves functions as they are (torch/_dynamo/
+eval_frame.py)."""
 
 
-def pays(trial: Trial, device: torch.device, passes: Passes, gpus: int = 1) -> bool:
-    """Return whether compiling a trial on a GPU is expected to save more time than it takes.
-
-    It goes by the trial's whole length, so that all of its attempts compute alike.
-    """
-    if device.type != "cuda":
+def pays(trial: Trial, device: torch.device, gpus: int = 1) -> bool:
+    """Return whether a trial is compiled: on a GPU, where that is expected to pay."""
+    if device.type != "cuda" or os.environ.get(NO_COMPILATION) == "1":
         return False
     h, shape = trial.hyperparameters, trial.shape
-    share = -(-h.batch_tokens // (shape.context * gpus))
-    launched = trial.total_steps * -(-share // passes.sequences) * shape.depth
-    computed = trial_flops(trial) / gpus / (EAGER_UTILISATION * peak_flops(device, h.precision))
-    eager = max(launched * LAUNCH_SECONDS_PER_BLOCK, computed)
-    return eager * (1 - 1 / EAGER_FACTOR) > COMPILE_SECONDS
+    return compiling_pays(
+        known_type(torch.cuda.get_device_name(device)),
+        gpus,
+        params_total=params(shape).total,
+        flops=trial_flops(trial),
+        steps=trial.total_steps,
+        batch_tokens=h.batch_tokens,
+        context=shape.context,
+        depth=shape.depth,
+        precision=h.precision,
+    )
 
 
 def compiled() -> tuple[ComputeBlock, ChunkLoss]:
@@ -52,16 +56,16 @@ def compiled() -> tuple[ComputeBlock, ChunkLoss]:
     return make(Block.forward), make(chunk_loss)
 
 
-def make_eager(model: Transformer, error: Exception) -> None:
-    """Go on without compiling, since it failed, and warn of it."""
+def make_eager(model: Transformer, error: Exception) -> str:
+    """Go on without compiling, since it failed, and return a sentence on that for a person."""
     cause = getattr(error, "inner_exception", error)  # of torch's own, the compiler's
     reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
-    warnings.warn(
-        f"torch.compile failed here ({reason}): this trial trains without it, up to twice as long. "
-        "It needs a C compiler and Python's headers on each machine that trains",
-        stacklevel=2,
-    )
     for block in model.blocks:
         if isinstance(block, Prepared):
             block.compute = Block.forward
     model.chunk = chunk_loss
+    return (
+        f"torch.compile failed on {socket.gethostname()} ({reason}): its trials train without it, "
+        "up to twice as long. It needs a C compiler and Python's headers on each machine that "
+        "trains"
+    )

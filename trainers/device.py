@@ -113,7 +113,7 @@ def reproducible(device: torch.device, wanted: bool) -> Iterator[None]:
     if not wanted or device.type != "cuda":
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
+    require_reproducible_products()
     os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # kernels are not chosen by clock
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
@@ -121,6 +121,11 @@ def reproducible(device: torch.device, wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def require_reproducible_products() -> None:
+    """Have cuBLAS give the same bits again: before a process's first product, when torch looks."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def synchronise(device: torch.device) -> None:

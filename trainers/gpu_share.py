@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from trainers.device import this_device
@@ -21,8 +23,17 @@ def keep_to_share(share: float) -> None:
     device = this_device()
     if device.type != "cuda":
         return
-    # Torch has no public function for it after its start; the one with the older name warns.
-    torch._C._accelerator_setAllocatorSettings(EXPANDABLE)
+    # Torch has no public function for it after its start, and no promise to keep this one.
+    configure = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    if configure is None:
+        warnings.warn(
+            f"torch {torch.__version__} does not let a process choose {EXPANDABLE}: memory that "
+            "trials leave in pieces may run out earlier on a share of a GPU; set "
+            f"PYTORCH_ALLOC_CONF={EXPANDABLE} where Ray starts",
+            stacklevel=2,
+        )
+    else:
+        configure(EXPANDABLE)
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(allocator_fraction(share, total), device)
 

@@ -108,6 +108,8 @@ GPUS: tuple[GpuType, ...] = (
     _type("MI250X", 191.5, 23.95, 64, "AMD Instinct MI250X data sheet; each die is a GPU"),
 )
 """Types by what clouds call them. Measure the MFU against these numbers, not against a boost."""
+UNKNOWN_TYPE = "T4"
+"""Type whose speed is assumed of a GPU that is not in the table."""
 KNOWN = ", ".join(item.name for item in GPUS)
 """Their names, for errors."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -29,9 +29,10 @@ from trainers.transformer import Block, Transformer
 from trainers.trial import Trial
 
 SHARED_BYTES = 20
-"""Of a parameter that every rank has whole: weight, its rounded copy, gradients, two moments."""
+"""Bytes per parameter of a model that every rank has whole: weight, its rounded copy, gradients,
+two moments."""
 SHARED_PART = 0.4
-"""Of a GPU's memory: what takes more is shared out over the ranks."""
+"""Part of a GPU's memory above which a model is shared out over the ranks."""
 
 
 class Learner:
@@ -45,6 +46,7 @@ class Learner:
         *,
         sharded: bool | None = None,
         halvings: int = 0,
+        tell: Callable[[str], None] = warnings.warn,
     ) -> None:
         """Draw the model and place it.
 
@@ -57,16 +59,18 @@ class Learner:
             demands.
         halvings
             How many times to halve the passes that should fit: attempts that ran out of memory.
+        tell
+            Gets a sentence for a person where compiling fails.
         """
         h, shape = trial.hyperparameters, trial.shape
         self._context = shape.context
         self._share = math.ceil(h.batch_tokens / shape.context / ranks.count)
         """Sequences of a batch that are this rank's, or one more."""
-        self._device, self._ranks = device, ranks
+        self._device, self._ranks, self._tell = device, ranks, tell
         large = _is_large(trial, device, ranks) if sharded is None else sharded
         self._sharded = large and ranks.count > 1
         self._passes = passes_on(device, shape, h, ranks, sharded=self._sharded, halvings=halvings)
-        self._compiles = compiling.pays(trial, device, self._passes, ranks.count)
+        self._compiles = compiling.pays(trial, device, ranks.count)
         compute, chunk = compiling.compiled() if self._compiles else (None, chunk_loss)
         if self._sharded:
             from trainers.sharded import ShardedOptimizer, sharded_model
@@ -80,13 +84,19 @@ class Learner:
         model.chunk = chunk
         self._model = model
         self.compile_seconds = 0.0
-        """Taken so far by what is compiled, and by nothing else."""
+        """Seconds taken so far by what was compiled, and by nothing else."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether steps are compiled."""
+        return self._compiles
 
     def prepare(self) -> None:
         """Compile what a step needs, so that none takes longer; nothing is learnt from it.
 
         By a pass over a few zeros, whose gradient is dropped. Where compiling fails, training goes
-        on without; but not where a model is shared out, whose ranks must all compute alike.
+        on without, and the time that was lost counts as training: a training that has seconds of
+        compiling was compiled. Not where a model is shared out, whose ranks must all compute alike.
         """
         if not self._compiles:
             return
@@ -99,11 +109,12 @@ class Learner:
         except Exception as error:  # torch, Triton and compilers raise anything
             if self._sharded:
                 raise
-            compiling.make_eager(self._model, error)
+            self._tell(compiling.make_eager(self._model, error))
             self._compiles = False
         self._free()
         synchronise(self._device)
-        self.compile_seconds += time.perf_counter() - clock
+        if self._compiles:
+            self.compile_seconds += time.perf_counter() - clock
 
     def step(self, batch: NDArray[np.int64], rate: float) -> Tensor:
         """One optimiser step, `rate` as a fraction of the peak, on this rank's share of a batch.

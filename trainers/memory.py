@@ -72,7 +72,7 @@ class Passes:
 
     @property
     def smaller(self) -> Passes | None:
-        """Those of half as many sequences; None where there are none that take less memory."""
+        """Passes of half as many sequences; None where there are none that take less memory."""
         if self.sequences > 1:
             return replace(self, sequences=(self.sequences + 1) // 2, summed=False)
         return None if self.recomputed else replace(self, recomputed=True, summed=False)

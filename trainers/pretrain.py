@@ -70,7 +70,14 @@ class Pretrain:
             _require_shares(trial, ranks)
             corpus = _load_verified(trial)
             halvings = ranks.from_first(workspace.out_of_memory())
-            learner = Learner(trial, device, ranks, sharded=self._sharded, halvings=halvings)
+            learner = Learner(
+                trial,
+                device,
+                ranks,
+                sharded=self._sharded,
+                halvings=halvings,
+                tell=workspace.tell,
+            )
             with workspace.paused():  # that nothing is learnt meanwhile is no silence
                 learner.prepare()
             run = _Run(trial, corpus, learner, device, ranks, started)
@@ -184,7 +191,7 @@ class _Run:
             steps=self._done - self._begun_at,
             resumed_from=self._resumed_from,
             flops_spent=flops,
-            compile_seconds=self._learner.compile_seconds - self._compiled,
+            compile_seconds=self._compile_seconds,
         )
         if loss is not None:
             clock = time.perf_counter()
@@ -218,8 +225,14 @@ class _Run:
         return tuple(found)
 
     @property
+    def _compile_seconds(self) -> float | None:
+        """Seconds of compiling since the last row; None for a compiled training that had none."""
+        seconds = self._learner.compile_seconds - self._compiled
+        return None if self._learner.compiles and not seconds else seconds
+
+    @property
     def _seconds(self) -> float:
-        """Of training and evaluation so far, in all attempts, without those of compiling."""
+        """Seconds of training and evaluation so far, in all attempts, without compiling."""
         return time.perf_counter() - self._started - self._learner.compile_seconds
 
     @property

@@ -338,7 +338,8 @@ class Measurement:
     """Exact training FLOPs, where they are not those of the shape and the tokens."""
     compile_seconds: float | None = None
     """Seconds that compiling took in this attempt, of a trunk since its last horizon; in neither
-    `seconds` nor `mfu`. 0 where nothing was compiled, None where nobody knows."""
+    `seconds` nor `mfu`. 0 where training was not compiled; None where nobody knows, or where it was
+    compiled for an earlier horizon."""
 
 
 Event = Step | Progress | Measurement

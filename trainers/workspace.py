@@ -76,6 +76,10 @@ class Workspace(Protocol):
         """Return what is entered while a trainer is silent and yet at work, as when it compiles."""
         ...
 
+    def tell(self, message: str, /) -> None:
+        """Have a person know of something that does not stop the trial."""
+        ...
+
     def out_of_memory(self) -> int:
         """Count the earlier attempts at this trial that ended because memory ran out."""
         ...
@@ -183,6 +187,10 @@ class Scratch:
     def paused(self) -> AbstractContextManager[None]:
         """Return what does nothing: nobody watches."""
         return nullcontext()
+
+    def tell(self, message: str, /) -> None:
+        """Warn of it."""
+        warnings.warn(message, stacklevel=2)
 
     def out_of_memory(self) -> int:
         """Return 0: nobody keeps account of attempts."""

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.capacity import estimated_seconds, mfu, seconds, times
 from cluster.effort import Effort
@@ -12,6 +13,7 @@ from cluster.pace import Pace
 from cluster.placement import Placement
 from orchestrator.planner import make_plan
 from orchestrator.spec import read_spec
+from trainers import compiling
 from trainers.compile_costs import EAGER_FACTOR, LAUNCH_SECONDS_PER_BLOCK
 from trainers.flops import flops_per_token, params, trial_flops
 from trainers.gpus import gpu_type
@@ -163,6 +165,26 @@ def test_compilation_is_apart_from_training(make_trial) -> None:
     assert seconds(trial, WHOLE, H100S) == found.compiling + found.training
     peak = gpu_type("H100").fp32_flops
     assert mfu(trial, WHOLE, H100S) == pytest.approx(trial_flops(trial) / found.training / peak)
+
+
+@pytest.mark.parametrize("gpus", [1, 4])
+@pytest.mark.parametrize("device", ["NVIDIA H100 80GB HBM3", "NVIDIA L4", "NVIDIA X1"])
+def test_a_trial_is_compiled_where_its_forecast_says_so(
+    make_trial, monkeypatch: pytest.MonkeyPatch, device: str, gpus: int
+) -> None:
+    """By its numbers alone, so that all attempts and ranks decide alike: nothing is measured on a
+    GPU without a datasheet, and neither its memory nor a ledger counts."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: device)
+    cluster = uniform(gpus=8, gpu_type=device, gpu_memory=24e9)
+    decisions = []
+    for factor in (1, 3, 10, 12, 15, 20, 30, 60, 100, 1000):
+        trial = _long(make_trial(64, 1e11), factor)
+        row = _row(trial, device, 1e4) | {"compile_seconds": 70.0}
+        for pace in (Pace(), Pace.from_rows([row])):
+            found = times(trial, Placement(gpus=gpus), cluster, pace)
+            decisions.append(found.compiling > 0)
+            assert compiling.pays(trial, torch.device("cuda"), gpus) == decisions[-1]
+    assert set(decisions) == {True, False}
 
 
 def test_compile_times_of_a_ledger_take_the_place_of_the_allowance(make_trial) -> None:

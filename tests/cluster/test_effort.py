@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from cluster.effort import MPS_OVERLAP, Effort, expected_mfu, share_speed
+from cluster.effort import MPS_OVERLAP, Effort, share_speed
+from trainers.expected_mfu import expected_mfu
 from trainers.flops import flops_per_token, params
 from trainers.gpus import gpu_type
 from trainers.shape import Shape

@@ -82,6 +82,20 @@ class Using:
         yield Step(2)
 
 
+def test_what_a_ranks_trainer_tells_is_in_its_next_sign(make_trial, tmp_path: Path) -> None:
+    """As where nothing can be compiled for its GPU."""
+    rank, slow = Rank(), Slow(tmp_path)
+    trainer = Using(lambda workspace: workspace.tell("torch.compile failed"))
+
+    def workspace(tell: Callable[[str], None]) -> Workspace:
+        slow.tell = tell
+        return slow
+
+    trainer.over.set()
+    rank.follow({}, make_trial(16, 1e9), workspace, lambda name: trainer)
+    assert rank.sign() == Sign(troubles=("torch.compile failed",))
+
+
 @pytest.mark.parametrize(
     "use",
     [

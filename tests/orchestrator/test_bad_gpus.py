@@ -136,6 +136,8 @@ def test_room_that_is_set_apart_stays_taken_though_the_cluster_changes() -> None
         (RuntimeError("CUDA error: device-side assert triggered"), None, None),
         (RuntimeError("CUDA error: no kernel image is available for execution"), None, None),
         (ValueError("loss is nan"), "step 3", None),
+        (RuntimeError("exited with 1"), "NVRM: Xid (PCI:0000:3b:00): 48, DBE", "Xid (PCI"),
+        (KeyError("xid"), "transaction xid=42 is not there", None),
     ],
 )
 def test_what_a_gpu_did_is_told_from_what_a_program_did(

@@ -255,7 +255,7 @@ def test_a_storage_that_is_away_is_waited_for_to_read_but_not_after_an_interrupt
     workspace = make()
     workspace.tell, storage.left = told.append, 2
     assert resume(workspace, _read) == 1
-    assert told == ["cannot read checkpoints: Stale file handle"] * 2
+    assert told == ["cannot read checkpoints: Stale file handle; trying again"] * 2
     storage.left = 10**9
     with pytest.raises(OSError, match="Stale file handle"):
         resume(make(stop=lambda: True), _read)

@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from analysis.errors import InputError
+import orchestrator
 from cluster import nvidia
 from cluster.nvidia import smi
 from orchestrator import gpu_checks
 from orchestrator.checks import Check
-from orchestrator.gpu_checks import Gpu, Probe, driver_check, probe, require_gpu
+from orchestrator.gpu_checks import Gpu, driver_check, probe
 from tests.waiting import wait
 
 MakeTorch = Callable[..., dict[str, str]]
@@ -187,9 +187,6 @@ def test_one_bad_gpu_of_several_is_named(
     bad = by_name["GPU 1"]
     assert bad.status == "failure"
     assert "uncorrectable ECC error" in bad.value
-    gpu_checks._required.cache_clear()
-    with pytest.raises(InputError, match=r"matrix product fails on NVIDIA X .*ECC error"):
-        require_gpu("torch")
 
 
 def test_fewer_gpus_than_ray_offers_are_a_failure(
@@ -224,19 +221,66 @@ def test_where_no_compiler_is_torch_says_so_and_trains_without(tmp_path: Path) -
     assert probe(device="cpu").gpus == (Gpu(),)
 
 
-def test_a_gpu_for_which_nothing_compiles_is_fit_and_told_of(
-    monkeypatch: pytest.MonkeyPatch,
+REQUIRE = """
+from analysis.errors import InputError
+from orchestrator.gpu_checks import require_gpu
+
+for _ in range(2):
+    try:
+        require_gpu("torch")
+    except InputError as error:
+        print(error)
+"""
+LOGGED = """
+def log(word):
+    with open({log!r}, "a") as file:
+        file.write(word + " ")
+
+log("imported")
+
+def compile(function, dynamic):
+    log("compiled")
+    return function
+"""
+
+
+def _required(environment: dict[str, str]) -> str:
+    """Return what a worker's check prints in a process of its own."""
+    root = Path(orchestrator.__file__).parents[1]
+    environment = environment | {"PYTHONPATH": f"{environment['PYTHONPATH']}{os.pathsep}{root}"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", REQUIRE],
+        env=environment | {"CUDA_VISIBLE_DEVICES": "7"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_a_worker_imports_torch_once_and_compiles_nothing(
+    torch_of: MakeTorch, driver_of: MakeDriver, tmp_path: Path
 ) -> None:
-    error = "RuntimeError: Failed to find C compiler. Please specify via CC environment variable"
-    gpu = Gpu(name="NVIDIA X", compile_error=error)
-    found = Probe(torch="2.13.0", torch_cuda="13.0", torch_gpus=1, gpus=(gpu,))
-    monkeypatch.setattr(gpu_checks, "probe", lambda *_, **__: found)
-    gpu_checks._required.cache_clear()
-    told = require_gpu("torch")
-    gpu_checks._required.cache_clear()
-    assert told is not None
-    assert error in told
-    assert "train without compilation" in told
+    """With shares of GPUs 64 workers begin at once on a node: each tries what it needs itself."""
+    log = tmp_path / "log"
+    text = TORCH + LOGGED.replace("{log!r}", repr(str(log)))
+    assert _required(torch_of(text, count=1) | driver_of(13000, count=1)) == ""
+    assert log.read_text().split() == ["imported"]
+
+
+def test_a_worker_refuses_a_gpu_whose_product_fails_and_a_torch_that_sees_none(
+    torch_of: MakeTorch, driver_of: MakeDriver
+) -> None:
+    driver = driver_of(12040, count=1)
+    for line in _required(torch_of(count=1, bad=("cuda:0",)) | driver).splitlines():
+        assert "a matrix product fails on GPU 0 of those in CUDA_VISIBLE_DEVICES=7" in line
+        assert "uncorrectable ECC error" in line
+    first, second = _required(torch_of() | driver).splitlines()  # it is asked again until it works
+    assert first == second
+    assert "a trial was given a GPU here, and torch sees no GPU" in first
+    assert "torch 2.13.0 for CUDA 13.0" in first
+    assert "install driver 580 or newer, or a torch for CUDA 12" in first
 
 
 def _program(path: Path, script: str) -> None:

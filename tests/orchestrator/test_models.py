@@ -100,7 +100,7 @@ def test_a_model_waits_for_a_storage_that_fails(
     workspace = _workspace(storage, tmp_path / "scratch")
     workspace.tell = told.append
     workspace.keep_model(7, lambda path: path.write_text("weights"))
-    assert told == ["cannot store the model: No space left"]
+    assert told == ["cannot store the model: No space left; trying again"]
     assert storage.read(file_name((KEY, 7))) == b"weights"
 
 

@@ -13,22 +13,22 @@ import torch
 
 from analysis.errors import InputError
 from cluster.machines import UnfitNodeError
+from cluster.rank import Sign
 from orchestrator import gpu_checks, worker
-from orchestrator.gpu_checks import Gpu, Probe
 from orchestrator.storage import LocalStorage
-from tests.orchestrator.workers import Bench, Tiny, bench_at
+from tests.orchestrator.workers import Bench, Tiny, bench_at, measurement
 from trainers.command import Commanded
 from trainers.device import this_device
 from trainers.template import GRANTED, Command
-from trainers.trial import Measurement, Trial
-from trainers.workspace import Scratch
+from trainers.trial import Event, Measurement, Trial
+from trainers.workspace import Scratch, Workspace
 
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     gpu_checks._required.cache_clear()
     monkeypatch.setattr(worker, "UNFIT_SECONDS", 0.0)
-    for name in (GRANTED, worker.NO_COMPILATION, "TORCHINDUCTOR_COMPILE_THREADS"):
+    for name in (GRANTED, "TORCHINDUCTOR_COMPILE_THREADS"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     with bench_at(LocalStorage(tmp_path / "project"), tmp_path, monkeypatch) as made:
@@ -67,20 +67,53 @@ def test_where_no_gpu_is_given_or_needed_none_is_looked_for(
     assert bench.row is not None
 
 
-def test_where_nothing_compiles_a_trial_trains_and_it_is_said_once(
+class Telling(Tiny):
+    """A trainer that has something to say to a person."""
+
+    def train(self, trial: Trial, workspace: Workspace) -> Iterator[Event]:
+        workspace.tell("torch.compile failed")
+        yield from super().train(trial, workspace)
+
+
+def test_what_a_trainer_tells_is_told_and_its_trial_trains(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = Gpu(name="NVIDIA X", compile_error="RuntimeError: Failed to find C compiler")
-    found = Probe(torch="2.13.0", torch_cuda="13.0", torch_gpus=1, gpus=(gpu,))
-    monkeypatch.setattr(gpu_checks, "probe", lambda *_, **__: found)
+    """As where nothing can be compiled."""
+    monkeypatch.setattr(worker, "require_gpu", lambda _: None)
     bench.trial = replace(bench.trial, trainer="pretrain")
-    bench.run(Tiny(), gpus=1.0)
-    bench.run(Tiny(), gpus=1.0)
-    assert os.environ[worker.NO_COMPILATION] == "1"
-    (told,) = [report["trouble"] for report in bench.told if "trouble" in report]
-    assert "Failed to find C compiler" in told
-    assert "train without compilation" in told
+    bench.run(Telling(), gpus=1.0)
+    assert [report for report in bench.told if "trouble" in report] == [
+        {"trouble": "torch.compile failed"}
+    ]
     assert bench.row is not None
+
+
+def test_what_a_gangs_rank_tells_is_told_as_it_is(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gang(trial: Trial, make: Any, **_: Any) -> Iterator[Any]:
+        yield Sign(troubles=("torch.compile failed",))
+        yield measurement(trial)
+
+    monkeypatch.setattr(worker, "train_in_gang", gang)
+    bench.run(Tiny(), gpus=2.0, ranks=2)
+    assert {"trouble": "torch.compile failed"} in bench.told
+
+
+def test_a_reproducible_trial_has_its_workspace_chosen_before_the_first_product(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch looks at it once a process: training would be refused later."""
+    name, seen = "CUBLAS_WORKSPACE_CONFIG", []
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+    monkeypatch.setattr(worker, "require_gpu", lambda _: seen.append(os.environ.get(name)))
+    for deterministic in (False, True):
+        bench.trial = replace(
+            bench.trial, trainer="pretrain", deterministic=deterministic, seed=int(deterministic)
+        )
+        bench.run(Tiny(), gpus=1.0)
+    assert seen == [None, ":4096:8"]
 
 
 def test_a_gangs_rank_on_a_node_that_is_unfit_is_no_fault_of_the_trial(

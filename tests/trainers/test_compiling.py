@@ -165,22 +165,81 @@ def test_where_compiling_fails_training_goes_on_and_says_so(
     expected = Learner(trial, CPU, Ranks()).step(_batch(trial), 0.5)
     monkeypatch.setattr(compiling, "BACKEND", broken)
     monkeypatch.setattr(compiling, "pays", lambda *_: True)
-    learner = Learner(trial, CPU, Ranks())
-    with pytest.warns(UserWarning, match="torch.compile failed here.*Failed to find C compiler"):
-        learner.prepare()
+    told: list[str] = []
+    learner = Learner(trial, CPU, Ranks(), tell=told.append)
+    learner.prepare()
     assert learner.step(_batch(trial), 0.5) == expected
+    (message,) = told
+    assert "torch.compile failed on" in message
+    assert "Failed to find C compiler" in message
+    assert learner.compile_seconds == 0  # a training that has any was compiled
+
+
+def test_what_failed_to_compile_is_told_by_the_workspace_and_counts_as_training(
+    make_trial, tmp_path: Path, as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So its row says nothing of the time that compiling takes, and is taken for an eager one."""
+
+    def broken(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        time.sleep(0.5)
+        raise RuntimeError("Failed to find C compiler")
+
+    class Told(Scratch):
+        def tell(self, message: str, /) -> None:
+            told.append(message)
+
+    told: list[str] = []
+    monkeypatch.setattr(compiling, "BACKEND", broken)
+    monkeypatch.setattr(compiling, "pays", lambda *_: True)
+    trial = make_trial(16, 1e9)
+    h = dataclasses.replace(trial.hyperparameters, batch_tokens=320, steps=4)
+    *_, row = Pretrain().train(dataclasses.replace(trial, hyperparameters=h), Told(tmp_path))
+    assert isinstance(row, Measurement)
+    assert row.compile_seconds == 0
+    assert row.seconds >= 0.5
+    assert ["Failed to find C compiler" in message for message in told] == [True]
+
+
+def test_a_horizon_that_was_compiled_for_an_earlier_one_is_not_taken_for_eager(
+    make_trial, tmp_path: Path, counting: Counting
+) -> None:
+    trial = make_trial(16, 1e9)
+    h = dataclasses.replace(
+        trial.hyperparameters,
+        batch_tokens=320,
+        steps=20,
+        warmup_steps=2,
+        schedule="wsd",
+        decay_fraction=0.2,
+    )
+    trial = dataclasses.replace(trial, hyperparameters=h, horizons=(10 * 320, 20 * 320))
+    rows = [
+        event
+        for event in Pretrain().train(trial, Scratch(tmp_path))
+        if isinstance(event, Measurement)
+    ]
+    assert [row.compile_seconds is None for row in rows] == [False, True]
+    assert rows[0].compile_seconds
+
+
+def test_nothing_is_compiled_where_torch_is_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial would be taken for a compiled one otherwise."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setenv(compiling.NO_COMPILATION, "1")
+    long = _trial(64, depth=8, steps=100_000)
+    assert not compiling.pays(long, torch.device("cuda"))
 
 
 def test_only_trials_that_are_long_enough_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """By steps and size, on an H100."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
-    gpu, one = torch.device("cuda"), Passes(sequences=SEQUENCES)
+    gpu = torch.device("cuda")
     long = _trial(64, depth=8, steps=100_000)
-    assert compiling.pays(long, gpu, one)
-    assert not compiling.pays(_trial(64, depth=8, steps=1000), gpu, one)
-    assert not compiling.pays(long, CPU, one)
+    assert compiling.pays(long, gpu)
+    assert not compiling.pays(_trial(64, depth=8, steps=1000), gpu)
+    assert not compiling.pays(long, CPU)
     # A large model pays by its products, however few its steps.
-    assert compiling.pays(_trial(4096, depth=32, context=2048, steps=100), gpu, one)
+    assert compiling.pays(_trial(4096, depth=32, context=2048, steps=100), gpu)
 
 
 @pytest.mark.parametrize("share", [1, 5, 16, 17, 26, 37, 100])

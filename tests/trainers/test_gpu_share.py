@@ -38,6 +38,25 @@ def test_torch_takes_the_setting_of_the_allocator_in_a_process_that_runs() -> No
     assert callable(torch.cuda.set_per_process_memory_fraction)
 
 
+def test_a_torch_without_that_function_bounds_the_share_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[float] = []
+
+    class Properties:
+        total_memory = 80e9
+
+    monkeypatch.setattr("trainers.gpu_share.this_device", lambda: torch.device("cuda"))
+    monkeypatch.delattr(torch._C, "_accelerator_setAllocatorSettings")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda fraction, _: told.append(fraction)
+    )
+    with pytest.warns(UserWarning, match="PYTORCH_ALLOC_CONF=expandable_segments:True"):
+        keep_to_share(1 / 4)
+    assert told == [pytest.approx(0.24)]
+
+
 def test_a_gpu_is_bounded_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU that is none: what torch is told of it, in order."""
     told: list[object] = []

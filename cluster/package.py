@@ -19,14 +19,14 @@ from analysis.errors import InputError
 from analysis.wording import plural
 
 USER_DIRECTORY = "user"
-"""Where the user's own directory is, in the job's working directory."""
+"""Place of the user's own directory in the job's working directory."""
 MAX_BYTES = 64 << 20
 """Bytes of the files that a sweep names and that travel with its job. They go through the head's
 memory to every node."""
 LEFT_OUT = frozenset(("venv", "__pycache__"))
 """Names in the user's directory that Ray leaves out, too, besides those that begin with a dot."""
 _TIME = (1980, 1, 1, 0, 0, 0)
-"""Of every file in a package, so that equal content is an equal package, which Ray keeps."""
+"""Time of every file in a package: equal content is then an equal package, which Ray keeps."""
 
 Rule = Callable[[Path], bool]
 
@@ -42,7 +42,7 @@ class Package:
 
     @property
     def summary(self) -> str:
-        """How many files of the user's are sent, how much that is, and which is the largest."""
+        """Sentence with the number of files that are sent, their size and the largest of them."""
         sizes = [size for _, size in self.files]
         text = f"{plural(len(sizes), 'file')} of yours, {sum(sizes):,} bytes"
         if len(sizes) > 1:

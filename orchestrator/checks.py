@@ -25,7 +25,7 @@ import psutil
 from analysis.errors import InputError
 from cluster.dashboard import loose_token_file, token_file
 from cluster.machines import WORKER_BYTES
-from orchestrator.connection import private_directory
+from orchestrator.connection import DIRECTORY_REMEDY, private_directory
 from orchestrator.project import require_no_way_out
 from orchestrator.storage import NO_WAY_OUT, Outside, Storage, prove, reason_of
 
@@ -156,7 +156,8 @@ def sockets() -> Check:
             place = directory.parent.parent
             return Check.ok(name, f"{usual} does not do for Ray's sockets: {place} is used")
     except InputError as error:
-        return Check.failure(name, str(error), "set RAY_TMPDIR to a short path, such as /tmp")
+        reasons = str(error).removesuffix(f": {DIRECTORY_REMEDY}")
+        return Check.failure(name, reasons, DIRECTORY_REMEDY)
 
 
 def token() -> Check:

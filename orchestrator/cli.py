@@ -205,7 +205,11 @@ def ui(
     ] = 5000,
     password: Annotated[
         bool,
-        typer.Option("--password", help="Let in whoever knows a new password, which is printed."),
+        typer.Option(
+            "--password",
+            help="Let in whoever knows a new password, which is printed; for browsers of Windows "
+            "under WSL.",
+        ),
     ] = False,
 ) -> None:
     """Open the project in the MLflow UI, on this machine only. Ctrl-C ends it.

@@ -22,7 +22,7 @@ import psutil
 from analysis.errors import InputError, first_line
 from cluster.machines import Cluster, cluster_from_ray, cpu_slots
 from orchestrator.gpu_reports import GpuReports
-from orchestrator.scratch import only_we_can_rename_in, scratch
+from orchestrator.scratch import scratch, who_can_rename_in
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -47,6 +47,8 @@ LONGEST_SOCKET = "session_2026-11-30_23-59-59_999999_4194304/sockets/plasma_stor
 """Longest path of a socket below Ray's directory, with the largest process id."""
 PREFIX = "isoflop-r-"
 """Prefix of the directory of a Ray of this machine; short, for the paths of its sockets."""
+DIRECTORY_REMEDY = "set RAY_TMPDIR to a short path, of a directory of yours (mkdir -m 700 DIR)"
+"""What to do where no directory for temporary files does for Ray."""
 RAYLET = "raylet"
 """Name of the program that runs on each node of a Ray cluster."""
 CONNECT_SECONDS = 5.0
@@ -215,27 +217,31 @@ def private_directory() -> Iterator[Path]:
         If the path in RAY_TMPDIR is too long or not safe, or no directory can be written to.
     """
     chosen = os.environ.get("RAY_TMPDIR")
-    for place in [Path(chosen)] if chosen else _temporary_directories():
-        if _holds_sockets(_session_parent(place / f"{PREFIX}12345678")) and _is_usable(place):
-            with scratch(place, PREFIX) as directory:
-                yield _session_parent(directory)
-            return
-    name, value = ("RAY_TMPDIR", chosen) if chosen else ("TMPDIR", os.environ.get("TMPDIR", "/tmp"))
-    raise InputError(
-        f"{name} is {value}, but Ray needs an absolute path whose sockets' names have at most "
-        f"{SOCKET_PATH_BYTES} bytes, in which you can write and other users cannot rename what is "
-        "yours: set RAY_TMPDIR to a short path, such as /tmp"
-    )
+    reasons = []
+    for place in [Path(chosen)] if chosen else dict.fromkeys(_temporary_directories()):
+        if reason := _unfit(place):
+            reasons.append(reason)
+            continue
+        with scratch(place, PREFIX) as directory:
+            yield _session_parent(directory)
+        return
+    which = "the directory in RAY_TMPDIR does not do" if chosen else "no directory does"
+    raise InputError(f"{which} for Ray's sockets: {'; '.join(reasons)}: {DIRECTORY_REMEDY}")
 
 
 def _session_parent(private: Path) -> Path:
     return private / "r"
 
 
-def _is_usable(place: Path) -> bool:
-    # Ray takes a relative path for one in the directory of each of its processes.
-    writable = place.is_absolute() and os.access(place, os.W_OK | os.X_OK)
-    return writable and only_we_can_rename_in(place)
+def _unfit(place: Path) -> str | None:
+    """Return why Ray's directory cannot be made in another one; None if it can."""
+    if not place.is_absolute():  # Ray takes it for one in the directory of each of its processes
+        return f"{place} is no absolute path"
+    if not _holds_sockets(_session_parent(place / f"{PREFIX}12345678")):
+        return f"{place} is too long: sockets' paths have at most {SOCKET_PATH_BYTES} bytes"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{place} is not there, or you may not write in it"
+    return who_can_rename_in(place)
 
 
 def _temporary_directories() -> Iterator[Path]:

@@ -37,11 +37,11 @@ class Placed:
 
     trial: Trial
     job: Job
-    """It as the queue sees it."""
+    """The trial as the queue sees it."""
     mfu: float | None
     """Share of its GPUs' peak in its precision while it trains; None on a core."""
     compile_seconds: float
-    """Of `seconds`, those before it trains; 0 on a core."""
+    """Seconds, of those that it takes, before it trains; 0 on a core."""
 
     @property
     def placement(self) -> Placement:
@@ -50,23 +50,23 @@ class Placed:
 
     @property
     def seconds(self) -> float:
-        """How long it is expected to take."""
+        """Seconds that it is expected to take."""
         return self.job.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What trials take."""
+    """Work, time, money and disk that trials take."""
 
     flops: float
     """Exact."""
     gpu_hours: float
     core_hours: float
-    """Of the trials on cores."""
+    """Core-hours of the trials on cores."""
     money: float | None
     """What the GPU-hours cost; None where no price is told."""
     checkpoint_bytes: float
-    """When every trial that writes any has all that are kept."""
+    """Bytes on disk once every trial that writes checkpoints has as many as are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +80,10 @@ class Estimate:
     measured: bool
     """Whether times rest on trials of the ledger."""
     placed: dict[str, Placed]
-    """By key."""
+    """Trial's key -> where it is expected to run."""
     unplaceable: tuple[Unplaceable, ...]
     schedule: Schedule
-    """With the spec's caps kept."""
+    """Schedule that keeps the spec's caps."""
     sharing: Sharing | None
     """What shares of GPUs save, or would; None where no trial would share one by choice."""
     with_mps: Sharing | None
@@ -91,18 +91,18 @@ class Estimate:
 
     @property
     def precision(self) -> Precision:
-        """In which its trials are trained: a recipe has one."""
+        """Precision in which its trials are trained: a recipe has one."""
         return self.plan.planned[0].trial.hyperparameters.precision
 
     @cached_property
     def cost(self) -> Cost:
-        """Of the trials that are started within the limits."""
+        """Cost of the trials that are started within the limits."""
         held = self.schedule.held
         return self._of(item for key, item in self.placed.items() if key not in held)
 
     @cached_property
     def unlimited(self) -> Cost:
-        """Of every trial that fits."""
+        """Cost of every trial that fits."""
         return self._of(self.placed.values())
 
     def _of(self, items: Iterable[Placed]) -> Cost:
@@ -212,13 +212,13 @@ def estimate(plan: Plan, cluster: Cluster | None = None, pace: Pace | None = Non
 
 
 def class_counts(placed: Iterable[Placed]) -> dict[str, int]:
-    """How many are of each class, the smallest class first."""
+    """Return the number of trials of each class, the smallest class first."""
     placed = sorted(placed, key=lambda item: item.placement.size)
     return dict(Counter(item.placement.label for item in placed))
 
 
 def measured_pace(sweep_file: str | Path, name: str, project: str | Path | None) -> Pace:
-    """The pace of what is in the ledger of `project`, by default of the one the sweep would use.
+    """Return the pace of the ledger of `project`, by default of the one the sweep would use.
 
     Nothing is known where there is no such project yet.
 

@@ -20,18 +20,20 @@ Adjust = Callable[[list[Job]], list[Job]]
 
 @dataclass(frozen=True, kw_only=True)
 class Sharing:
-    """What shares of GPUs were expected to save, where some trials could have had them."""
+    """Forecasts with and without shares of GPUs, where some trials could have had them."""
 
     trials: int
-    """Trials that would share a GPU by choice."""
+    """Number of trials that would share a GPU by choice."""
     used: bool
-    """Whether they do: only if fewer trials are held back, or all are done sooner."""
+    """Whether they share: only if fewer trials are held back, or all are done sooner."""
     makespan: float
+    """Seconds until all is done with shares."""
     gpu_seconds: float
-    """With shares."""
+    """GPU-seconds that all trials take with shares."""
     makespan_unshared: float
+    """Seconds until all is done on whole GPUs."""
     gpu_seconds_unshared: float
-    """On whole GPUs."""
+    """GPU-seconds that all trials take on whole GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ def lay_out(
 def jobs_of(
     trials: Iterable[Trial], cluster: Cluster, pace: Pace, *, shares: bool = True
 ) -> tuple[list[Job], list[Unplaceable]]:
-    """Trials as the queue sees them, each in its class; and those that fit nowhere on `cluster`."""
+    """Return the trials as the queue sees them, and those that fit nowhere on `cluster`."""
     jobs, refused = [], []
     for trial in trials:
         placement = place(trial, cluster, pace, shares=shares)

@@ -32,6 +32,8 @@ where Python and its packages come from a network file system that has nothing i
 GPU_PROOF_SECONDS = PROBE_SECONDS + SMI_SECONDS + PROOF_SECONDS
 """Time limit for all nodes to try their GPUs, each in a process with a limit of its own."""
 REMEDY = "put the project on storage that all nodes share, or at an s3:// or gs:// URI"
+ON_CORES = "; or train on cores: CUDA_VISIBLE_DEVICES= isoflop run ..."
+"""What also helps with a Ray that isoflop starts: it offers the GPUs that this variable names."""
 Node = dict[str, Any]
 """A node as `ray.nodes()` describes it."""
 ROOMS = ("analysis", "trainers", "cluster", "orchestrator")
@@ -145,11 +147,18 @@ def _require_same(storage: Storage, sources: Any, node: Node, nonce: str, genera
         )
 
 
-def prove_gpus(use: Use) -> list[str]:
+def prove_gpus(use: Use, *, own: bool = False) -> list[str]:
     """Have every node that offers GPUs to Ray try them; return lines for a person.
 
     Where some nodes' GPUs work, the others' are no more than a line: their workers find out by
     themselves, and the nodes are left out.
+
+    Parameters
+    ----------
+    use
+        What trials need of them.
+    own
+        Whether isoflop started this Ray, on this machine.
 
     Raises
     ------
@@ -174,7 +183,7 @@ def prove_gpus(use: Use) -> list[str]:
         troubles += lines
     if unusable and not works:
         count = f"none of {len(answers)} nodes has a GPU that works; " if len(answers) > 1 else ""
-        raise InputError(f"{count}{unusable[0]}")
+        raise InputError(f"{count}{unusable[0]}{ON_CORES if own and use == 'torch' else ''}")
     lines = [f"GPUs of {n} node{'s' * (n > 1)}: {text}" for text, n in works.items()]
     return lines + troubles + unusable
 

@@ -42,21 +42,22 @@ def scratch(parent: Path | None = None, prefix: str = PREFIX) -> Iterator[Path]:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def only_we_can_rename_in(directory: Path) -> bool:
-    """Return whether no other user can put something else in the place of what lies in `directory`.
+def who_can_rename_in(directory: Path) -> str | None:
+    """Return how other users could replace what lies in `directory`; None if they cannot.
 
     They could where they may write and no sticky bit forbids it, here or in a directory above.
     """
     try:
         path = directory.resolve(strict=True)
-        above = [place.stat() for place in (path, *path.parents)]
-    except OSError:
-        return False
-    return all(
-        status.st_uid in (os.geteuid(), *_SYSTEM)
-        and (not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or status.st_mode & stat.S_ISVTX)
-        for status in above
-    )
+        above = [(place, place.stat()) for place in (path, *path.parents)]
+    except OSError as error:
+        return f"{directory} cannot be looked at ({error.strerror})"
+    for place, status in above:
+        if status.st_uid not in (os.geteuid(), *_SYSTEM):
+            return f"{place} belongs to another user"
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+            return f"{place} is writable by others and has no sticky bit (chmod +t {place})"
+    return None
 
 
 def _remove_orphans(parent: Path, prefix: str) -> None:

@@ -73,8 +73,8 @@ def _require_allowed(path: Path, allowed: list[Path]) -> None:
         if not inside:
             raise InputError(
                 f"the sweep names {shown} which is not in {' or '.join(map(str, allowed))} and is "
-                "not sent: give --working-dir DIR, a directory that it is in, or name it by its "
-                "absolute path on storage that all nodes share"
+                "not sent: name it by its absolute path on storage that all nodes share, or give "
+                "--working-dir DIR, a directory that it is in and that is sent as a whole"
             )
         if all(map(is_hidden, inside)):
             raise InputError(

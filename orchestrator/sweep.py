@@ -123,7 +123,7 @@ def train(
             progress.trouble(warning)
         stop = Stop(lease)
         with _shared(project, lease) as nonce, wish(work.named) as wished:
-            for line in _try_gpus(work):
+            for line in _try_gpus(work, own=address is None):
                 progress.say(line, style="dim")
             orders = _orders(project, plan, lease, nonce, work)
             grid = Grid(
@@ -246,7 +246,7 @@ def _orders(
     }
 
 
-def _try_gpus(work: _Work) -> list[str]:
+def _try_gpus(work: _Work, *, own: bool) -> list[str]:
     """Have nodes try the GPUs that the trials are to run on; return what a person should know.
 
     Raises
@@ -255,7 +255,8 @@ def _try_gpus(work: _Work) -> list[str]:
         If no node's GPUs work.
     """
     uses = {use_of(work.trials[job.key].trainer) for job in work.jobs if job.placement.gpus}
-    return [line for use in sorted(uses - {None}, key=str) if use for line in prove_gpus(use)]
+    tried = sorted(filter(None, uses))
+    return [line for use in tried for line in prove_gpus(use, own=own)]
 
 
 def _machines(plan: Plan, reports: GpuReports, *, wait: float = 0.0) -> Cluster:

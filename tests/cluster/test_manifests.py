@@ -292,7 +292,9 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
         "scontrol": "seq -f node%g 20000",  # more than a pipe holds: who hears one line stops it
         "hostname": "echo 10.0.0.1 172.17.0.1",
         "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
-        "nvidia-cuda-mps-control": 'stat -c "%a" "$CUDA_MPS_PIPE_DIRECTORY" > "$HOME/mps"',
+        "nvidia-cuda-mps-control": '[[ $1 == -d ]] || exec cat > "$HOME/quit"\n'
+        'stat -c "%a" "$CUDA_MPS_PIPE_DIRECTORY" > "$HOME/mps"\n'
+        'touch "$CUDA_MPS_PIPE_DIRECTORY/control"',
         "ray": f'[[ $1 == symmetric-run ]] || exit 0; printf "%s\\n" "$@" > {tmp_path}/told',
         # The directory of this machine's own is left alone.
         "mkdir": f'[[ $* != *-mps-* ]] || exec {shutil.which("mkdir")} "$@"',
@@ -337,19 +339,31 @@ def test_the_batch_script_runs_a_sweep_on_the_first_node(
 def test_the_batch_script_starts_mps_in_a_directory_of_its_own(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
-    """A directory that somebody made first is left alone, and the sweep runs without MPS."""
+    """It goes with the job. One that others can enter is left alone, and MPS is done without."""
     pipes, noted = Path(f"/tmp/isoflop-mps-{slurm['SLURM_JOB_ID']}"), tmp_path / "pipes"
     script = (tmp_path / "ray").read_text() + f'echo "$CUDA_MPS_PIPE_DIRECTORY" > {noted}\n'
     (tmp_path / "ray").write_text(script)
-    run = partial(subprocess.run, ["bash", SBATCH, "sweep.toml"], env=slurm, timeout=60, check=True)
-    run()
-    assert (tmp_path / "mps").read_text() == "700\n"
-    assert noted.read_text() == f"{pipes}\n"
-    (tmp_path / "mps").unlink()
-    run()  # the directory is there
+    run = partial(subprocess.run, ["bash", SBATCH, "sweep.toml"], env=slurm, timeout=60)
+    run = partial(run, check=True, stderr=-1, text=True)
+    for requeued in (False, True):
+        if requeued:  # the job was killed, and has the same number
+            pipes.mkdir(mode=0o700)
+        assert "no MPS" not in run().stderr
+        assert (tmp_path / "mps").read_text() == "700\n"
+        assert noted.read_text() == f"{pipes}\n"
+        assert (tmp_path / "quit").read_text() == "quit\n"
+        assert not pipes.exists()
+        (tmp_path / "mps").unlink()
+    pipes.mkdir()
+    pipes.chmod(0o755)
+    assert "no MPS: trials that share a GPU take turns" in run().stderr
+    assert pipes.exists()
     assert not (tmp_path / "mps").exists()
     assert noted.read_text() == "\n"
-    assert (tmp_path / "told").exists()
+    (tmp_path / "ray").write_text("#!/bin/bash\n[[ $1 != symmetric-run ]] || exit 124\n")
+    pipes.chmod(0o700)
+    assert run(check=False).returncode == 124  # the time was up
+    assert not pipes.exists()
 
 
 @pytest.mark.parametrize("name", sorted(LAUNCHERS))
@@ -385,6 +399,32 @@ def test_a_launched_worker_starts_mps_and_then_ray_with_or_without_it(
     where = f" {pipes}" if name == "onpremise" else " "
     expected = [f"mps -d{where}"] * there + [f"ray{where}"]
     assert done.stdout.splitlines() == expected
+
+
+def test_a_launched_worker_starts_no_mps_where_others_have_made_its_directory(
+    tmp_path: Path,
+) -> None:
+    """Its pipes would lie in NVIDIA's own directory, in which everybody may write."""
+    user = f"test-{uuid.uuid4().hex}"
+    played = {"id": f"echo {user}", "ray": "echo ray", "nvidia-cuda-mps-control": "echo mps"}
+    for program, script in played.items():
+        (tmp_path / program).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / program).chmod(0o755)
+    pipes = Path(f"/tmp/isoflop-mps-{user}")
+    pipes.mkdir()
+    try:
+        pipes.chmod(0o777)
+        done = subprocess.run(
+            ["bash", "-c", LAUNCHERS["onpremise"]["worker_start_ray_commands"][-1]],
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "RAY_HEAD_IP": "x"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    finally:
+        pipes.rmdir()
+    assert done.stdout == "ray\n"
 
 
 def test_pods_with_gpus_start_mps_and_run_without_it_too(tmp_path: Path) -> None:

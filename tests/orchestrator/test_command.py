@@ -141,7 +141,7 @@ def test_a_secret_in_env_is_refused_without_being_shown(isoflop: Run, sweep, nam
     assert "tr0ub4dor" not in err
 
 
-@pytest.mark.parametrize("name", ["TOKENS", "BATCH_TOKENS", "TOKENIZERS_PARALLELISM"])
+@pytest.mark.parametrize("name", ["BATCH_TOKENS", "NUM_KEY_VALUE_HEADS"])
 def test_a_number_of_tokens_is_no_secret(sweep, name: str) -> None:
     env = f'env = {{ TRIAL = {TRIAL}, {name} = "{{tokens}}" }}'
     assert make_plan(read_spec(sweep(table=f'files = ["train.py"]\n{env}'))).trials

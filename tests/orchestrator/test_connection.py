@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from analysis.errors import InputError
-from orchestrator import connection
+from orchestrator import checks, connection
 from orchestrator.connection import check
 from tests.strangers import STRANGER, needs_stranger, run
 
@@ -322,12 +322,14 @@ def test_a_directory_that_is_too_long_is_named(
 ) -> None:
     long = str(_long(tmp_path))
     monkeypatch.setenv("RAY_TMPDIR", long)
-    with pytest.raises(InputError, match=f"RAY_TMPDIR is {long}.*set RAY_TMPDIR to a short path"):
+    with pytest.raises(
+        InputError, match=f"RAY_TMPDIR does.*{long} is too long.*set RAY_TMPDIR to a short path"
+    ):
         connection.private_directory().__enter__()
     monkeypatch.delenv("RAY_TMPDIR")
     monkeypatch.setenv("TMPDIR", long)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(InputError, match=f"TMPDIR is {long}.*set RAY_TMPDIR to a short path"):
+    with pytest.raises(InputError, match=f"{long} is too long.*; /tmp is not there, or"):
         connection.private_directory().__enter__()
     monkeypatch.undo()
 
@@ -345,8 +347,15 @@ def test_a_directory_where_others_can_rename_what_is_ours_is_not_used(
             with connection.private_directory() as directory:
                 assert not directory.is_relative_to(loose)
             monkeypatch.setenv("RAY_TMPDIR", place)
-            with pytest.raises(InputError, match=f"RAY_TMPDIR is {place}.*other users"):
+            with pytest.raises(InputError, match=rf": {loose} is writable by others and has no st"):
                 connection.private_directory().__enter__()
+            check = checks.sockets()
+            assert f"(chmod +t {loose})" in check.value
+            assert "RAY_TMPDIR to" in check.remedy
+            assert check.remedy not in check.value
+            Path(loose).chmod(0o1777)  # what the message says helps
+            assert checks.sockets().status == "ok"
+            Path(loose).chmod(0o777)
 
 
 @pytest.mark.parametrize("value", ["/tmp", "", "relative"])

@@ -82,6 +82,25 @@ def test_warnings_alone_are_exit_code_0(
     assert "2 warnings: nothing would stop a sweep" in out
 
 
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="this machine has GPUs")
+def test_a_machine_with_nvidia_smi_and_no_gpu_gets_a_warning(
+    isoflop: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep runs on its cores."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexit 9\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    code, out, _ = isoflop("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(out)["machines"][0]["checks"]}
+    assert code == 0
+    assert checks["driver"]["status"] == "warning"
+    assert "torch sees no GPU" in checks["driver"]["value"]
+    offered = {check.name: check for check in gpu_checks.gpu_checks("torch", 1)}
+    assert offered["driver"].status == "failure"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -261,6 +262,44 @@ gpus = 1.0
 """
 
 
+NVML = """
+int nvmlInit_v2(void) { return 0; }
+int nvmlInitWithFlags(unsigned int flags) { return 0; }
+int nvmlShutdown(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned int *count) { *count = 1; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device) { *device = 0; return 0; }
+int nvmlDeviceGetName(void *device, char *name, unsigned int length) {
+    __builtin_strcpy(name, "NVIDIA A100-SXM4-40GB");
+    return 0;
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to build a library of NVIDIA's")
+def test_a_laptop_whose_gpu_torch_cannot_use_trains_on_cores_as_the_message_says(
+    tmp_path: Path,
+) -> None:
+    """NVIDIA's library tells Ray of a GPU that no driver and no torch here can use."""
+    (tmp_path / "nvml.c").write_text(NVML)
+    build = ["gcc", "-shared", "-fPIC", "-o", "libnvidia-ml.so.1", "nvml.c"]
+    subprocess.run(build, cwd=tmp_path, check=True)
+    # A recipe in bf16, which goes to no core beside a GPU.
+    (tmp_path / "a.toml").write_text(PRETRAIN.replace("mini", "llama-adamw"))
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"LD_LIBRARY_PATH": str(tmp_path)}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    command = [sys.executable, "-P", "-m", "orchestrator", "run", str(tmp_path / "a.toml")]
+    command += ["--project", str(tmp_path / "project")]
+    run = partial(subprocess.run, command, capture_output=True, text=True, timeout=600, check=False)
+    refused = run(env=environment)
+    assert refused.returncode == 2
+    assert "torch sees no GPU" in refused.stderr
+    assert "train on cores: CUDA_VISIBLE_DEVICES= isoflop run" in refused.stderr
+    run(env=environment | {"CUDA_VISIBLE_DEVICES": ""})
+    assert any((tmp_path / "project" / "ledger").iterdir())
+
+
 @pytest.mark.slow
 def test_gpus_that_are_none_are_refused_before_anything_trains(tmp_path: Path) -> None:
     """Ray believes whoever starts it; torch then trains on the CPU, and raises nothing."""
@@ -275,3 +314,4 @@ def test_gpus_that_are_none_are_refused_before_anything_trains(tmp_path: Path) -
             assert ("no GPU answers" if driver else "torch sees no GPU") in last
             assert driver or f"torch {version('torch')}" in last
             assert "driver" in last
+            assert "on cores" not in last

@@ -255,8 +255,8 @@ def _try_gpus(work: _Work, *, own: bool) -> list[str]:
         If no node's GPUs work.
     """
     uses = {use_of(work.trials[job.key].trainer) for job in work.jobs if job.placement.gpus}
-    tried = sorted(filter(None, uses))
-    return [line for use in tried for line in prove_gpus(use, own=own)]
+    tried = [use for use in uses if use is not None]
+    return [line for use in sorted(tried) for line in prove_gpus(use, own=own)]
 
 
 def _machines(plan: Plan, reports: GpuReports, *, wait: float = 0.0) -> Cluster:

@@ -152,6 +152,7 @@ def test_a_driver_that_hangs_does_not_hang_doctor(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(nvidia, "SMI_SECONDS", 0.5)
+    monkeypatch.setattr(gpu_checks, "_device_files", lambda: True)
     probe = gpu_checks.probe
     monkeypatch.setattr(gpu_checks, "probe", lambda use, **rest: probe(use, seconds=10, **rest))
     found = {check.name: check for check in doctor.examine().machines[0].checks}

@@ -234,7 +234,7 @@ def test_a_sweep_does_not_begin_where_no_gpu_works(
 
 PRETRAIN = """
 name = "test"
-recipe = "llama-adamw"
+recipe = "llama-adamw"  # in bf16: small trials in fp32 are placed on cores
 budgets = [1e10]
 sizes = 3
 span = 4

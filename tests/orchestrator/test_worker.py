@@ -274,7 +274,9 @@ def test_a_gang_that_waits_for_the_storage_lives_tells_why_and_hears_an_interrup
         try:
             for i in range(8):
                 time.sleep(0.2)
-                yield Sign(troubles=("cannot store the model: away",) if i == 1 else ())
+                yield Sign(
+                    troubles=("cannot store the model: away; trying again",) if i == 1 else ()
+                )
             bench.interrupt()
             yield Sign()
         finally:
@@ -307,7 +309,7 @@ def test_what_a_rank_is_told_of_the_storage_goes_to_its_leader(
     away = OSError(5, "Input/output error")
     monkeypatch.setattr(made[0].storage, "upload", partial(_raise, away))
     made[0].save(3, lambda path: path.write_text("3"))
-    assert told == ["cannot store checkpoints: Input/output error"]
+    assert told == ["cannot store checkpoints: Input/output error; trying again"]
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ REPEAT_NATS = 0.02
 """Largest difference allowed between repetitions on a GPU, whose sums differ in their order."""
 LEAST_EFFICIENCY = 0.75
 """Least speed of a gang over that of as many single GPUs."""
-GANG_RANK = "gang-rank"
+GANG_TRIAL, GANG_SPEED = "gang-trial", "gang-speed"
 RECKONED = (0.95, 1.5)
 """Range allowed for the predicted peak memory over the measured one."""
 
@@ -78,12 +78,12 @@ RECKONED = (0.95, 1.5)
 def main() -> None:
     """Run one stage and print its report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=[*STAGES, GANG_RANK])
+    parser.add_argument("stage", choices=[*STAGES, *GANG_PARTS])
     parser.add_argument("--gpus", type=int, default=2, help="number of ranks of the gang")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.stage == GANG_RANK:
-        gang_rank()
+    if arguments.stage in GANG_PARTS:
+        GANG_PARTS[arguments.stage]()
         return
     report = STAGES[arguments.stage](arguments.gpus)
     print(json.dumps({"bad": [], **report}), flush=True)
@@ -536,9 +536,8 @@ def large(_gpus: int) -> Report:
 
 def gang(gpus: int) -> Report:
     """Compare a gang with one process: the loss of a trial, and the speed of a step."""
-    alone, together = _gang(1)[0], _gang(gpus)
+    alone, first = _gang(1), _gang(gpus)
     bad = []
-    first = together[0]
     difference = abs(first["loss"] - alone["loss"])
     if not difference <= REPEAT_NATS:
         bad.append(f"a gang of {gpus} ends {difference:.2g} nats from one process")
@@ -548,8 +547,16 @@ def gang(gpus: int) -> Report:
     return {"ranks": gpus, "alone": alone, "gang": first, "efficiency": efficiency, "bad": bad}
 
 
-def _gang(count: int) -> list[Report]:
-    """Return what each rank of a gang reports; each sees its own GPU alone, as in a sweep."""
+def _gang(count: int) -> Report:
+    """Return what the first rank of a gang reports of a trial, and of the speed of a step.
+
+    Each part has processes of its own, since ranks meet once in the life of theirs.
+    """
+    return _gang_part(count, GANG_TRIAL) | _gang_part(count, GANG_SPEED)
+
+
+def _gang_part(count: int, part: str) -> Report:
+    """Run the ranks of a gang, each of which sees its own GPU alone, as in a sweep."""
     on_gpu, port = this_device().type == "cuda", _free_port()
     processes = []
     for rank in range(count):
@@ -562,7 +569,7 @@ def _gang(count: int) -> list[Report]:
         }
         if on_gpu:
             environment["CUDA_VISIBLE_DEVICES"] = str(rank)
-        command = [sys.executable, "-m", "benchmarks.gpu_stages", GANG_RANK]
+        command = [sys.executable, "-m", "benchmarks.gpu_stages", part]
         processes.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         )
@@ -570,13 +577,13 @@ def _gang(count: int) -> list[Report]:
     if any(process.returncode for process in processes):
         codes = [process.returncode for process in processes]
         raise RuntimeError(f"the ranks of a gang of {count} ended with exit codes {codes}")
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    report: Report = json.loads(outputs[0].splitlines()[-1])
+    return report
 
 
-def gang_rank() -> None:
-    """Train a small trial and time a larger model's step as one rank of a gang."""
-    device = this_device()
-    on_gpu = device.type == "cuda"
+def gang_trial() -> None:
+    """Train a small trial as one rank of a gang."""
+    on_gpu = this_device().type == "cuda"
     shape, h = _model(width=64, depth=2, sequences=16)
     report: Report = {"loss": None}
     planned = pretraining(shape, dataclasses.replace(h, steps=50 if on_gpu else 4, warmup_steps=2))
@@ -584,17 +591,23 @@ def gang_rank() -> None:
         for event in Pretrain().train(planned, Scratch(Path(directory))):
             if isinstance(event, Measurement):
                 report["loss"] = event.loss
+    print(json.dumps(report), flush=True)
+
+
+def gang_speed() -> None:
+    """Time a larger model's step as one rank of a gang."""
+    device = this_device()
+    on_gpu = device.type == "cuda"
     shape = gpu_shapes()[0] if on_gpu else mini_shape(24)
     large = dataclasses.replace(
-        h,
+        named("llama-adamw").resolve(shape, 1e7),
         batch_tokens=shape.context * (2 * GPU_SEQUENCES if on_gpu else 8),
         precision="bf16" if on_gpu else "fp32",
     )
     with joined(device) as ranks:
         learner, windows = Learner(_trial(shape, large), device, ranks), _windows(shape, large)
         seconds = _seconds(partial(learner.step, windows, 0.1), device, times=10)
-        report["tokens_per_s"] = large.batch_tokens / seconds
-    print(json.dumps(report), flush=True)
+    print(json.dumps({"tokens_per_s": large.batch_tokens / seconds}), flush=True)
 
 
 STAGES: dict[str, Callable[[int], Report]] = {
@@ -610,6 +623,9 @@ STAGES: dict[str, Callable[[int], Report]] = {
     "large": large,
     "gang": gang,
 }
+
+
+GANG_PARTS = {GANG_TRIAL: gang_trial, GANG_SPEED: gang_speed}
 
 
 def _model(

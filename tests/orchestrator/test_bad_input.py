@@ -186,5 +186,5 @@ def test_a_directory_too_long_for_rays_sockets_is_named(
     monkeypatch.setenv("RAY_TMPDIR", f"/tmp/{'x' * 90}")
     code, out, err = isoflop("run", sweep_file(), "--project", tmp_path / "p")
     assert (code, out) == (2, "")
-    assert f"RAY_TMPDIR is /tmp/{'x' * 90}" in err
+    assert f"/tmp/{'x' * 90}" in "".join(err.split())
     assert "set RAY_TMPDIR to a short path" in err

@@ -207,7 +207,10 @@ def test_the_ray_of_another_sweep_on_this_machine_is_no_cluster_to_join(
     """Its raylet is a real one, which `auto` would find if it were called otherwise."""
     import ray
 
-    seen += [process.pid for process in psutil.Process().children(recursive=True)]
+    session = ray._private.worker._global_node.get_session_dir_path()
+    for process in psutil.Process().children(recursive=True):  # of other tests' clusters, too
+        if any(session in word for word in process.cmdline()):
+            seen.append(process.pid)
     with pytest.raises(InputError, match="you run no node of a Ray cluster"):
         check("auto")
     monkeypatch.setattr(connection, "PREFIX", "another-")

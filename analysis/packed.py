@@ -23,7 +23,7 @@ class Packed:
     """An open Parquet file, and what is needed to look at it before it is read."""
 
     name: str
-    """What it is called in errors."""
+    """Name of the file in errors."""
     file: pq.ParquetFile
     head: Callable[[int], bytes]
     """Gives the first bytes from a place on."""

@@ -37,7 +37,7 @@ class Stage:
 
     name: str
     seconds: float
-    """Its time limit."""
+    """Time limit of the stage, in seconds."""
 
 
 STAGES = (

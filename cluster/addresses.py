@@ -1,4 +1,4 @@
-"""Where on its network a gang's rank is: the interface that has its node's address, and a port."""
+"""Finds a rank's place on its network: the interface with its node's address, and a free port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a trial takes where it is placed, expected or as measured."""
+"""Estimates how long a trial takes where it is placed, from published or measured speeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a training takes by its numbers alone: FLOPs, launches, compilation, sharing of a GPU.
+"""Predicts the time of a training from its numbers: FLOPs, launches, compiling, shares of a GPU.
 
 Pure arithmetic on one training and one type of device. Where a trial is placed, and what a ledger
 has measured instead, are the business of other modules.
@@ -17,7 +17,7 @@ from trainers.gpus import GpuType
 from trainers.trial import Precision, Trial
 
 COMPILE_SECONDS_PER_BLOCK = 0.3
-"""What each block adds to `COMPILE_SECONDS`, though one function is compiled for all: own
+"""Seconds that each block adds to `COMPILE_SECONDS`, though one function serves all blocks: own
 allowance, between the 0 of that and 25 s for 14 more blocks, measured on a busy core."""
 
 MPS_OVERLAP = 0.25

@@ -35,7 +35,7 @@ GRACE_SECONDS = 120.0
 ANSWER_SECONDS = 5.0
 """For a living rank to say that it lives, once another has raised."""
 OTHERS_SECONDS = 2.0
-"""How long the errors of other ranks are waited for, once one has raised: the first to be heard is
+"""Seconds to wait for the errors of other ranks once one has raised, since the first to be heard is
 often of one that only lost its connection to the one that failed."""
 SIGN_SECONDS = 2.0
 """Between questions to the ranks whether they wait for the storage: a small part of any silence
@@ -54,7 +54,7 @@ class GangError(Exception):
     lost: bool = False
     """Whether a process died or never started, no fault of the trial's; otherwise it raised."""
     home: Home | None = None
-    """Where the rank is that raised or died first, if it is known."""
+    """Place of the rank that raised or died first, if it is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +306,7 @@ class _Gang:
             raise self._death(rank, error) from error
 
     def _other_errors(self, failed: int) -> Iterator[RankError]:
-        """What other ranks raise within `OTHERS_SECONDS` after one has `failed`."""
+        """Yield errors that other ranks raise within `OTHERS_SECONDS` after one has `failed`."""
         import ray
 
         deadline = time.monotonic() + OTHERS_SECONDS

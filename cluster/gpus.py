@@ -1,4 +1,4 @@
-"""How Ray, drivers and nodes name the types of GPU of `trainers.gpus`."""
+"""Names by which Ray, drivers and nodes know the types of GPU in `trainers.gpus`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the errors of a gang's ranks is the cause, and how all of them are told in a sentence.
+"""Tells the cause among the errors of a gang's ranks, and puts all of them into a sentence.
 
 Where one rank raises, the others lose their connections to it and raise as well, often earlier.
 """
@@ -25,7 +25,7 @@ _CONNECTION_TYPES = frozenset({"DistNetworkError", "DistStoreError", "DistBacken
 
 @dataclass(frozen=True)
 class RankError:
-    """What a rank raised."""
+    """The error of one rank."""
 
     rank: int
     cause: BaseException

@@ -48,7 +48,7 @@ class GpuReports:
         for node_id in [n for n, reference in self._asked.items() if reference in done]:
             try:
                 report = ray.get(self._asked.pop(node_id))
-            except Exception:
+            except ray.exceptions.RayError:  # its node is taken for what Ray says of it
                 continue
             if report is not None:
                 self.known[node_id] = report

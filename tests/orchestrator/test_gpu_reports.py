@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 
 from cluster.nvidia import GpuReport
 from orchestrator import gpu_reports
 from orchestrator.connection import machines, nodes
 from orchestrator.gpu_reports import GpuReports
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import tests
 PATIENCE = 120.0
 
 
